@@ -1,0 +1,1 @@
+"""Rows to tensors: encode, prove, cache, batch."""

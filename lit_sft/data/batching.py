@@ -1,0 +1,54 @@
+"""Examples to batches. Pure functions: no loader, no device, no Lightning."""
+
+from collections.abc import Sequence
+
+import torch
+
+from lit_sft.types import IGNORE_INDEX, Batch, Example, PromptBatch
+
+
+def pad_batch(examples: Sequence[Example], pad_token_id: int) -> Batch:
+    """Lay examples side by side, padded on the right to the longest.
+
+    There is no attention mask: with causal attention no real token looks to its right, where the
+    padding is, and no label stands on padding. The batch is exact, and attention keeps its fastest
+    path.
+
+    Args:
+        examples: At least one.
+        pad_token_id: Fills `input_ids`; `labels` are filled with `IGNORE_INDEX`.
+
+    Returns:
+        Tensors `[batch, tokens]` and their counts.
+    """
+    longest = max(len(example.input_ids) for example in examples)
+    input_ids = torch.full((len(examples), longest), pad_token_id, dtype=torch.int64)
+    labels = torch.full((len(examples), longest), IGNORE_INDEX, dtype=torch.int64)
+    for row, example in enumerate(examples):
+        length = len(example.input_ids)
+        input_ids[row, :length] = torch.tensor(example.input_ids)
+        labels[row, :length] = torch.tensor(example.labels)
+    return Batch(
+        input_ids=input_ids,
+        labels=labels,
+        num_tokens=sum(len(example.input_ids) for example in examples),
+        num_supervised=int((labels[:, 1:] != IGNORE_INDEX).sum()),
+    )
+
+
+def pad_prompts(prompts: Sequence[tuple[int, list[int]]], pad_token_id: int) -> PromptBatch:
+    """Lay prompts side by side, padded on the left so that generation starts at one position.
+
+    Args:
+        prompts: Row numbers and their token ids.
+        pad_token_id: Fills `input_ids` where `attention_mask` is 0.
+    """
+    longest = max(len(ids) for _, ids in prompts)
+    input_ids = torch.full((len(prompts), longest), pad_token_id, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for place, (_, ids) in enumerate(prompts):
+        input_ids[place, longest - len(ids) :] = torch.tensor(ids)
+        attention_mask[place, longest - len(ids) :] = 1
+    return PromptBatch(
+        input_ids=input_ids, attention_mask=attention_mask, rows=[row for row, _ in prompts]
+    )

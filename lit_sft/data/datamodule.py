@@ -1,0 +1,178 @@
+"""The Lightning shell around encoding and batching."""
+
+import os
+import random
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader, DistributedSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+from transformers import PreTrainedTokenizerBase
+
+from lit_sft.data.batching import pad_batch, pad_prompts
+from lit_sft.data.dataset import EncodedRows, NamedRow, load_or_encode, read_conversations
+from lit_sft.data.encode import encode_prompt
+from lit_sft.data.ledger import Ledger, format_ledgers, make_ledger
+from lit_sft.data.tokenizer import load_tokenizer
+from lit_sft.errors import InputError, require
+from lit_sft.tasks.base import ChatTask
+from lit_sft.types import Split
+
+HELD_OUT_SEED = 0
+"""Fixed, so that runs with different seeds are validated on the same rows."""
+
+
+class SFTDataModule(pl.LightningDataModule):
+    """Chat rows, encoded once with the loss mask proven, as batches of `lit_sft.types.Batch`.
+
+    Args:
+        task: Where the rows come from, and how a row reads as a conversation.
+        tokenizer: A Hub id or folder; without one, the base model's own.
+        batch_size: Rows a device sees at once.
+        max_length: In tokens; a longer row is dropped and counted, never cut.
+        val_rows: Rows held out of `train` for validation where the task has no `val` split; with
+            one, how many of it to use. 0 trains without validation.
+        num_workers: Loader processes; 0 loads in the training process.
+        seed: Decides the order of the training rows.
+        cache_dir: Where encoded rows are kept between runs; without one, `LIT_SFT_CACHE` or
+            `~/.cache/lit_sft`.
+    """
+
+    def __init__(
+        self,
+        task: ChatTask,
+        tokenizer: str | None = None,
+        batch_size: int = 4,
+        max_length: int = 512,
+        val_rows: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        require(batch_size > 0, f"data.batch_size must be positive, got {batch_size}")
+        require(max_length > 1, f"data.max_length must be at least 2 tokens, got {max_length}")
+        require(val_rows >= 0, f"data.val_rows must not be negative, got {val_rows}")
+        require(num_workers >= 0, f"data.num_workers must not be negative, got {num_workers}")
+        self.task, self.batch_size, self.max_length = task, batch_size, max_length
+        self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
+        self.tokenizer_path = tokenizer
+        default_cache = os.environ.get("LIT_SFT_CACHE", "~/.cache/lit_sft")
+        self.cache_dir = Path(cache_dir or default_cache).expanduser()
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._encoded: dict[Split, EncodedRows] = {}
+        self._announced: set[Split] = set()
+        self.ledgers: dict[Split, Ledger] = {}
+        self.fingerprints: dict[Split, str] = {}
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, loaded at first use."""
+        if self._tokenizer is None:
+            path = self.tokenizer_path or self._base_model_of_trainer()
+            self._tokenizer = load_tokenizer(path)
+        return self._tokenizer
+
+    def prepare_data(self) -> None:
+        """Encode on one process of a node, so that the others find the rows in the cache."""
+        self._load_splits(self._stage_of_trainer())
+
+    def setup(self, stage: str) -> None:
+        """Load the splits that a stage needs, and print their ledger once."""
+        self._load_splits(stage)
+        unseen = [ledger for split, ledger in self.ledgers.items() if split not in self._announced]
+        if unseen:
+            self._announced |= set(self.ledgers)
+            _print_ledgers(unseen)
+
+    def train_dataloader(self) -> DataLoader:
+        """Return shuffled batches; the last one may be short, and none is dropped."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Return the held-out rows in order, or no loader at all with `val_rows=0`."""
+        return self._loader("val", shuffle=False) if "val" in self._encoded else []
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the rows of the test split in order."""
+        return self._loader("test", shuffle=False)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Return the prompts of the test split, as batches of `lit_sft.types.PromptBatch`."""
+        conversations = read_conversations(self.task, self._named_rows("test"))
+        prompts = [
+            (row, encode_prompt(self.tokenizer, messages))
+            for row, (_, messages) in enumerate(conversations)
+        ]
+        collate = partial(pad_prompts, pad_token_id=self.tokenizer.pad_token_id)
+        return DataLoader(prompts, batch_size=self.batch_size, collate_fn=collate)
+
+    def _load_splits(self, stage: str) -> None:
+        needed: dict[str, tuple[Split, ...]] = {
+            "fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()
+        }  # fmt: skip
+        for split in needed[stage]:
+            if split in self.ledgers or (split == "val" and self.val_rows == 0):
+                continue
+            conversations = read_conversations(self.task, self._named_rows(split))
+            self._encoded[split], self.fingerprints[split] = load_or_encode(
+                self.tokenizer, conversations, self.max_length, self.cache_dir
+            )
+            self.ledgers[split] = make_ledger(split, self._encoded[split], self.batch_size)
+
+    def _named_rows(self, split: Split) -> list[NamedRow]:
+        """Return the rows of a split; `val` is held out of `train` where the task has none."""
+        if split == "test":
+            return self._read("test")
+        if self.task.rows("val") is not None:
+            return self._read("train") if split == "train" else self._read("val")[: self.val_rows]
+        rows = self._read("train")
+        require(
+            self.val_rows < len(rows),
+            f"data.val_rows={self.val_rows} leaves nothing to train on: train has {len(rows)} rows",
+        )
+        held_out = set(random.Random(HELD_OUT_SEED).sample(range(len(rows)), self.val_rows))
+        return [row for i, row in enumerate(rows) if (i in held_out) == (split == "val")]
+
+    def _read(self, split: Split) -> list[NamedRow]:
+        rows = self.task.rows(split)
+        if not rows:
+            raise InputError(f"the {split} split of {type(self.task).__name__} has no rows")
+        return [(f"{split} row {number}", row) for number, row in enumerate(rows)]
+
+    def _loader(self, split: Split, shuffle: bool) -> DataLoader:
+        rows = self._encoded[split]
+        trainer = self.trainer
+        sampler = DistributedSampler(
+            rows,
+            num_replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            shuffle=shuffle,
+            seed=self.seed,
+        )
+        return StatefulDataLoader(
+            rows,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=partial(pad_batch, pad_token_id=self.tokenizer.pad_token_id),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _base_model_of_trainer(self) -> str:
+        base_model = getattr(self.trainer and self.trainer.lightning_module, "base_model", None)
+        if base_model is None:
+            raise InputError("data.tokenizer: name the tokenizer; there is no base model to ask")
+        return str(base_model)
+
+    def _stage_of_trainer(self) -> str:
+        stage = self.trainer and self.trainer.state.fn
+        return stage.value if stage else "fit"
+
+
+@rank_zero_only
+def _print_ledgers(ledgers: list[Ledger]) -> None:
+    print(format_ledgers(ledgers), flush=True)

@@ -1,0 +1,68 @@
+"""Count what a split holds: what was kept, how long it is, how much of it carries loss."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from lit_sft.data.dataset import EncodedRows
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The figures of one encoded split. Lengths are in tokens, shares between 0 and 1."""
+
+    split: str
+    rows: int
+    kept: int
+    dropped: int
+    """Rows longer than `max_length`."""
+    mean: float
+    p50: int
+    p95: int
+    p99: int
+    max: int
+    supervised_share: float
+    """Of the real tokens, those that carry loss."""
+    padding_share: float
+    """Of all positions, those that padding fills when rows are batched in file order."""
+
+    def as_dict(self) -> dict[str, int | float | str]:
+        """Return the figures as plain values, for a logger or a model card."""
+        return asdict(self)
+
+
+def make_ledger(split: str, encoded: EncodedRows, batch_size: int) -> Ledger:
+    """Measure an encoded split that has at least one row."""
+    lengths = encoded.lengths()
+    ranked = sorted(lengths)
+    positions = sum(
+        max(lengths[i : i + batch_size]) * len(lengths[i : i + batch_size])
+        for i in range(0, len(lengths), batch_size)
+    )
+    return Ledger(
+        split=split,
+        rows=len(encoded) + len(encoded.dropped),
+        kept=len(encoded),
+        dropped=len(encoded.dropped),
+        mean=sum(lengths) / len(lengths),
+        p50=_quantile(ranked, 0.50),
+        p95=_quantile(ranked, 0.95),
+        p99=_quantile(ranked, 0.99),
+        max=ranked[-1],
+        supervised_share=encoded.num_supervised() / sum(lengths),
+        padding_share=1 - sum(lengths) / positions,
+    )
+
+
+def format_ledgers(ledgers: Sequence[Ledger]) -> str:
+    """Return the ledgers as a plain-text table, one line a split."""
+    lines = ["split    rows   kept  dropped   mean   p50   p95   max  supervised  padding"]
+    lines += [
+        f"{x.split:<5}{x.rows:>8,}{x.kept:>7,}{x.dropped:>9,}{x.mean:>7.1f}{x.p50:>6}{x.p95:>6}"
+        f"{x.max:>6}{x.supervised_share:>11.1%}{x.padding_share:>9.1%}"
+        for x in ledgers
+    ]
+    return "\n".join(lines)
+
+
+def _quantile(ranked: Sequence[int], share: float) -> int:
+    return ranked[min(int(share * len(ranked)), len(ranked) - 1)]

@@ -1,0 +1,72 @@
+"""Load a tokenizer that is ready to chat and to pad."""
+
+import hashlib
+from importlib.resources import files
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lit_sft.errors import InputError, require
+from lit_sft.paths import is_local, require_folder
+
+LLAMA3_TURN_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>")
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a base model, with a pad token and a chat template.
+
+    A tokenizer without a chat template gets the Llama 3 one, and then ends a turn, and so a
+    generation, with `<|eot_id|>`. The template writes the BOS token itself: encode what it renders
+    with `add_special_tokens=False`, or there are two.
+
+    Args:
+        path: A Hub id, or a folder with `tokenizer.json`.
+
+    Raises:
+        InputError: If there is no such tokenizer, it gives no character offsets, it has neither a
+            template nor the Llama 3 turn tokens, or nothing but EOS to pad with.
+    """
+    if is_local(path):
+        require_folder(path, holding="tokenizer.json", option="tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, TypeError here
+        raise InputError(
+            f"the tokenizer {path!r} could not be loaded ({type(error).__name__}: {error})"
+        ) from error
+    require(tokenizer.is_fast, f"the tokenizer {path!r} is not a fast one: it gives no offsets")
+    if tokenizer.chat_template is None:
+        _install_llama3_template(tokenizer, path)
+    tokenizer.pad_token = _choose_pad_token(tokenizer, path)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def hash_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 of the chat template, in hexadecimal."""
+    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+
+
+def _install_llama3_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in LLAMA3_TURN_TOKENS if token not in vocabulary]
+    require(
+        not missing,
+        f"the tokenizer {path!r} has no chat template, and the Llama 3 template cannot stand in: "
+        f"the vocabulary lacks {', '.join(missing)}; use a tokenizer with a chat_template",
+    )
+    tokenizer.chat_template = files("lit_sft.data").joinpath("templates/llama3.jinja").read_text()
+    tokenizer.eos_token = "<|eot_id|>"
+
+
+def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, path: str) -> str:
+    vocabulary = tokenizer.get_vocab()
+    known = [token for token in (PAD_TOKENS[0], tokenizer.pad_token, *PAD_TOKENS[1:]) if token]
+    for token in known:
+        if token in vocabulary and token != tokenizer.eos_token:
+            return token
+    raise InputError(
+        f"the tokenizer {path!r} has no token to pad with: EOS must stay a token to learn, and "
+        f"none of {', '.join(PAD_TOKENS)} is in its vocabulary; set pad_token in its "
+        "tokenizer_config.json"
+    )

@@ -1,0 +1,28 @@
+"""The one exception that means "what was given is wrong", as opposed to "the code is wrong"."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A mistake in a config, a file, a row or a path.
+
+    The message says what was expected, what came, and what to do. The command line prints it
+    without a traceback; a library user catches it as a `ValueError`.
+    """
+
+
+class UploadError(RuntimeError):
+    """The trained adapter is safe on disk, but it did not reach the Hub."""
+
+
+def suggest(wrong: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest known name, or an empty string."""
+    nearest = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{nearest[0]}'?" if nearest else ""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `InputError(message)` unless the condition holds."""
+    if not condition:
+        raise InputError(message)

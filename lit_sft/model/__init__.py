@@ -1,0 +1,1 @@
+"""Tensors to gradients: load, attach, loss, optimizer."""

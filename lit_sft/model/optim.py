@@ -1,0 +1,60 @@
+"""Optimizers by name, and the schedule of the learning rate."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lit_sft.errors import InputError, suggest
+
+OptimizerName = Literal["paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw"]
+
+
+def build_optimizer(
+    name: OptimizerName,
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+) -> Optimizer:
+    """Return an AdamW over the parameters.
+
+    Args:
+        name: `paged_*` and `*_8bit` are bitsandbytes', whose pages exist on CUDA alone; `adamw` is
+            torch's, fused.
+        parameters: Those to train.
+        learning_rate: The peak, which a schedule scales.
+        weight_decay: Decoupled (Loshchilov and Hutter, 2019).
+
+    Raises:
+        InputError: If there is no optimizer of that name.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(
+            parameters, lr=learning_rate, weight_decay=weight_decay, fused=True
+        )
+    if name not in get_args(OptimizerName):
+        known = get_args(OptimizerName)
+        raise InputError(f"unknown optimizer {name!r}; use one of {known}.{suggest(name, known)}")
+    from bitsandbytes import optim
+
+    optimizer: type[Optimizer] = {
+        "paged_adamw_32bit": optim.PagedAdamW32bit,
+        "paged_adamw_8bit": optim.PagedAdamW8bit,
+        "adamw_8bit": optim.AdamW8bit,
+    }[name]
+    return optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)  # type: ignore[call-arg]
+
+
+def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Return the factor of the peak learning rate at an optimizer step.
+
+    It rises linearly from 0 over the warmup and falls as half a cosine to 0 at `total_steps`, as
+    `transformers.get_cosine_schedule_with_warmup` does.
+    """
+    if step < warmup_steps:
+        return step / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))

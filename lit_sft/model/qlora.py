@@ -1,0 +1,155 @@
+"""Load a base model in four bits, and attach LoRA to it (Dettmers et al., 2023; Hu et al., 2021)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from lit_sft.errors import InputError, require
+from lit_sft.paths import is_local, require_folder
+
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Config entries of models whose logits are more than head(hidden), which the loss relies on."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the frozen base is stored.
+
+    Args:
+        format: `nf4` and `fp4` store four bits a weight; `none` keeps the compute dtype.
+        double_quant: Whether the scales of the four-bit blocks are quantised too.
+    """
+
+    format: Literal["nf4", "fp4", "none"] = "nf4"
+    double_quant: bool = True
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The shape of the adapter.
+
+    Args:
+        r: The rank.
+        alpha: The update is scaled by `alpha / r`.
+        dropout: Of the adapter's input, in training.
+        target_modules: Names of the linear layers that get an adapter.
+    """
+
+    r: int = 32
+    alpha: int = 64
+    dropout: float = 0.1
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    def __post_init__(self) -> None:
+        require(self.r > 0, f"lora.r must be positive, got {self.r}")
+        require(self.alpha > 0, f"lora.alpha must be positive, got {self.alpha}")
+        require(0 <= self.dropout < 1, f"lora.dropout must be in [0, 1), got {self.dropout}")
+        require(bool(self.target_modules), "lora.target_modules must name at least one layer")
+
+
+def read_base_config(base_model: str) -> PretrainedConfig:
+    """Read the config of a base model; no weights are touched.
+
+    Raises:
+        InputError: If there is none, or the model is one that this trainer would train wrongly.
+    """
+    if is_local(base_model):
+        require_folder(base_model, holding="config.json", option="model.base_model")
+    try:
+        config = AutoConfig.from_pretrained(base_model)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError here
+        raise InputError(
+            f"model.base_model: no config of {base_model!r} could be read "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    changed = [name for name in LOGIT_CHANGES if getattr(config, name, None) not in (None, 1.0)]
+    require(
+        not changed,
+        f"model.base_model: {base_model!r} rescales its logits ({', '.join(changed)}), which the "
+        "loss here does not do; training it would be silently wrong",
+    )
+    return config
+
+
+def require_targets(config: PretrainedConfig, lora: Lora) -> None:
+    """Raise `InputError` if a LoRA target names no linear layer; builds the model without memory."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    linear = {
+        name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)
+    }
+    missing = [name for name in lora.target_modules if name not in linear]
+    require(
+        not missing,
+        f"lora.target_modules: the model has no linear layer {', '.join(missing)}; it has "
+        f"{', '.join(sorted(linear))}",
+    )
+
+
+def load_base(
+    base_model: str, quantization: Quantization, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    """Load the frozen base onto a device.
+
+    Args:
+        base_model: A Hub id or a folder.
+        quantization: Of the linear layers; embedding, head and norms stay in `dtype`.
+        dtype: What the weights are computed in.
+        device: Where they go, straight from the file.
+    """
+    kwargs = {}
+    if quantization.format != "none":
+        from transformers import BitsAndBytesConfig
+
+        kwargs["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.format,
+            bnb_4bit_use_double_quant=quantization.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        base_model, dtype=dtype, device_map={"": device}, **kwargs
+    )
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    _forbid_packing(model)
+    return model
+
+
+def attach_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
+    """Return the base as a `peft.PeftModel` in training mode; only the adapter asks for gradients.
+
+    `from_pretrained` leaves a model in eval mode, where dropout and gradient checkpointing are
+    silently off.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config).train()
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """Return the dtype that a Lightning precision computes in, such as bfloat16 for `bf16-mixed`."""
+    if precision.startswith("bf16"):
+        return torch.bfloat16
+    return torch.float16 if precision.startswith("16") else torch.float32
+
+
+def _forbid_packing(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from packing the weights of a CPU model for inference.
+
+    On a CPU with AVX512-BF16 the first forward in eval mode packs them in a layout that has no
+    backward: from then on training drops the gradient through every quantised layer, silently.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -1,0 +1,45 @@
+"""The one abstract class of the package: a data set that can be chatted about."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lit_sft.errors import InputError
+from lit_sft.types import Message, Split
+
+Row = Mapping[str, Any]
+
+
+class ChatTask(ABC):
+    """Rows, how a row reads as a conversation, and, optionally, how an answer is graded."""
+
+    @abstractmethod
+    def rows(self, split: Split) -> Sequence[Row] | None:
+        """Return the rows of `"train"`, `"val"` or `"test"`, or None where there is no such split.
+
+        Without a `val` split, the data module holds a fixed slice of `train` out for validation.
+        """
+
+    @abstractmethod
+    def messages(self, row: Row) -> list[Message]:
+        """Return the conversation of one row; its assistant turns are what training learns."""
+
+    def grade(self, row: Row, text: str) -> bool:
+        """Return whether `text` answers `row`. Optional: only graded evaluation calls it."""
+        raise NotImplementedError(f"{type(self).__name__} does not grade answers")
+
+
+def read_text(row: Row, column: str) -> str:
+    """Return the string in a column of a row.
+
+    Raises:
+        InputError: If the column is missing or holds something other than a string.
+    """
+    if column not in row:
+        raise InputError(f"there is no column {column!r}; the columns are {', '.join(row)}")
+    value = row[column]
+    if not isinstance(value, str):
+        raise InputError(
+            f"column {column!r} must hold a string, but holds {type(value).__name__} {value!r:.60}"
+        )
+    return value

@@ -1,0 +1,50 @@
+"""GSM8K: grade-school word problems with worked solutions (Cobbe et al., 2021)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_sft.errors import InputError
+from lit_sft.paths import is_local
+from lit_sft.tasks.base import ChatTask, Row, read_text
+from lit_sft.tasks.jsonl import read_jsonl
+from lit_sft.types import Message, Split
+
+
+class GSM8K(ChatTask):
+    """The question as the user's turn, the worked solution as the assistant's.
+
+    Args:
+        path: The Hub id, or a folder with `train.jsonl` and `test.jsonl`.
+    """
+
+    def __init__(self, path: str = "openai/gsm8k") -> None:
+        self.path = path
+
+    def rows(self, split: Split) -> Sequence[Row] | None:
+        """Return `train` (7,473 rows) or `test` (1,319 rows); GSM8K has no validation split."""
+        if split == "val":
+            return None
+        if is_local(self.path):
+            return read_jsonl(Path(self.path).expanduser() / f"{split}.jsonl")
+        return _download(self.path, split)
+
+    def messages(self, row: Row) -> list[Message]:
+        """Return a user turn and an assistant turn, without a system turn."""
+        return [
+            {"role": "user", "content": read_text(row, "question")},
+            {"role": "assistant", "content": read_text(row, "answer")},
+        ]
+
+
+def _download(path: str, split: Split) -> Sequence[Row]:
+    from datasets import load_dataset
+
+    try:
+        rows: list[Row] = load_dataset(path, "main", split=split).to_list()
+    except Exception as error:  # the Hub fails in a dozen types, none of them the user's concern
+        raise InputError(
+            f"the data set {path!r} could not be loaded from the Hub ({type(error).__name__}: "
+            f"{error}); check the id and the network, or set data.task.init_args.path to a folder "
+            "with train.jsonl and test.jsonl"
+        ) from error
+    return rows

@@ -1,0 +1,60 @@
+"""The words that every room of the package shares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORE_INDEX = -100
+"""The label of a position that carries no loss; `torch.nn.functional.cross_entropy`'s own."""
+
+ROLES = ("system", "user", "assistant", "tool")
+
+Split = Literal["train", "val", "test"]
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    """One of `ROLES`."""
+    content: str
+
+
+class Example(NamedTuple):
+    """One conversation as the model sees it."""
+
+    input_ids: list[int]
+    """Token ids, `[tokens]`."""
+    labels: list[int]
+    """Unshifted: `input_ids` where the assistant speaks, `IGNORE_INDEX` elsewhere, `[tokens]`."""
+
+
+class Batch(TypedDict):
+    """Examples laid side by side, padded on the right.
+
+    The counts are Python integers, made where the batch is made, so that the training loop never
+    waits for the device to learn them.
+    """
+
+    input_ids: Tensor
+    """int64 `[batch, tokens]`."""
+    labels: Tensor
+    """int64 `[batch, tokens]`, unshifted; `IGNORE_INDEX` outside assistant turns."""
+    num_tokens: int
+    """Tokens that are not padding."""
+    num_supervised: int
+    """Labels that carry loss once shifted."""
+
+
+class PromptBatch(TypedDict):
+    """Prompts to continue, padded on the left so that all end at the same position."""
+
+    input_ids: Tensor
+    """int64 `[batch, tokens]`."""
+    attention_mask: Tensor
+    """int64 `[batch, tokens]`; 0 on padding."""
+    rows: list[int]
+    """Row numbers within their split, `[batch]`."""
