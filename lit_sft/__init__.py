@@ -1,0 +1,56 @@
+"""Supervised fine-tuning of chat models with QLoRA, on PyTorch Lightning."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_sft.data.datamodule import SFTDataModule
+    from lit_sft.data.encode import encode_chat
+    from lit_sft.data.tokenizer import load_tokenizer
+    from lit_sft.model.module import SFTModule
+    from lit_sft.model.qlora import Lora, Quantization
+    from lit_sft.tasks.base import ChatTask
+    from lit_sft.tasks.gsm8k import GSM8K
+    from lit_sft.tasks.word_problems import WordProblems
+    from lit_sft.types import IGNORE_INDEX, Batch, Example, Message, Window
+
+_HOMES = {
+    "SFTDataModule": "lit_sft.data.datamodule",
+    "encode_chat": "lit_sft.data.encode",
+    "load_tokenizer": "lit_sft.data.tokenizer",
+    "SFTModule": "lit_sft.model.module",
+    "Lora": "lit_sft.model.qlora",
+    "Quantization": "lit_sft.model.qlora",
+    "ChatTask": "lit_sft.tasks.base",
+    "GSM8K": "lit_sft.tasks.gsm8k",
+    "WordProblems": "lit_sft.tasks.word_problems",
+    "IGNORE_INDEX": "lit_sft.types",
+    "Batch": "lit_sft.types",
+    "Example": "lit_sft.types",
+    "Message": "lit_sft.types",
+    "Window": "lit_sft.types",
+}
+"""Imported at first use: torch and Lightning take seconds that `lit-sft --help` need not wait for."""
+
+__all__ = [
+    "GSM8K",
+    "IGNORE_INDEX",
+    "Batch",
+    "ChatTask",
+    "Example",
+    "Lora",
+    "Message",
+    "Quantization",
+    "SFTDataModule",
+    "SFTModule",
+    "Window",
+    "WordProblems",
+    "encode_chat",
+    "load_tokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

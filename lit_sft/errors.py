@@ -12,6 +12,10 @@ class InputError(ValueError):
     """
 
 
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient is NaN or infinite; the weights are still the last good ones."""
+
+
 class UploadError(RuntimeError):
     """The trained adapter is safe on disk, but it did not reach the Hub."""
 

@@ -8,8 +8,8 @@ from lit_sft.errors import InputError
 def is_local(path: str) -> bool:
     """Return whether `path` names this machine rather than the Hub.
 
-    A Hub id is `name` or `owner/name`; whatever exists here, starts like a path, or has more parts
-    is local.
+    A Hub id reads `owner/name`; whatever exists here, starts like a path, or has another number of
+    parts is local.
     """
     return (
         path.startswith((".", "/", "~"))

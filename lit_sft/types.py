@@ -49,6 +49,10 @@ class Batch(TypedDict):
     """Labels that carry loss once shifted."""
 
 
+Window = list[Batch]
+"""What one rank sees in one optimizer step: the micro-batches whose gradients are summed."""
+
+
 class PromptBatch(TypedDict):
     """Prompts to continue, padded on the left so that all end at the same position."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from lit_sft.types import IGNORE_INDEX, Batch, Example, PromptBatch
@@ -22,15 +23,15 @@ def pad_batch(examples: Sequence[Example], pad_token_id: int) -> Batch:
         Tensors `[batch, tokens]` and their counts.
     """
     longest = max(len(example.input_ids) for example in examples)
-    input_ids = torch.full((len(examples), longest), pad_token_id, dtype=torch.int64)
-    labels = torch.full((len(examples), longest), IGNORE_INDEX, dtype=torch.int64)
+    # NumPy reads a Python list several times faster than torch does.
+    input_ids = np.full((len(examples), longest), pad_token_id, dtype=np.int64)
+    labels = np.full((len(examples), longest), IGNORE_INDEX, dtype=np.int64)
     for row, example in enumerate(examples):
-        length = len(example.input_ids)
-        input_ids[row, :length] = torch.tensor(example.input_ids)
-        labels[row, :length] = torch.tensor(example.labels)
+        input_ids[row, : len(example.input_ids)] = example.input_ids
+        labels[row, : len(example.labels)] = example.labels
     return Batch(
-        input_ids=input_ids,
-        labels=labels,
+        input_ids=torch.from_numpy(input_ids),
+        labels=torch.from_numpy(labels),
         num_tokens=sum(len(example.input_ids) for example in examples),
         num_supervised=int((labels[:, 1:] != IGNORE_INDEX).sum()),
     )

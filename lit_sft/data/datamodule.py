@@ -8,15 +8,16 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.batching import pad_batch, pad_prompts
+from lit_sft.data.batching import pad_prompts
 from lit_sft.data.dataset import EncodedRows, NamedRow, load_or_encode, read_conversations
 from lit_sft.data.encode import encode_prompt
 from lit_sft.data.ledger import Ledger, format_ledgers, make_ledger
 from lit_sft.data.tokenizer import load_tokenizer
+from lit_sft.data.windows import Windows, WindowSampler
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask
 from lit_sft.types import Split
@@ -26,12 +27,13 @@ HELD_OUT_SEED = 0
 
 
 class SFTDataModule(pl.LightningDataModule):
-    """Chat rows, encoded once with the loss mask proven, as batches of `lit_sft.types.Batch`.
+    """Chat rows, encoded once with the loss mask proven, as `lit_sft.types.Window`s.
 
     Args:
         task: Where the rows come from, and how a row reads as a conversation.
         tokenizer: A Hub id or folder; without one, the base model's own.
         batch_size: Rows a device sees at once.
+        accumulate_grad_batches: Such batches an optimizer step, on every device.
         max_length: In tokens; a longer row is dropped and counted, never cut.
         val_rows: Rows held out of `train` for validation where the task has no `val` split; with
             one, how many of it to use. 0 trains without validation.
@@ -46,6 +48,7 @@ class SFTDataModule(pl.LightningDataModule):
         task: ChatTask,
         tokenizer: str | None = None,
         batch_size: int = 4,
+        accumulate_grad_batches: int = 4,
         max_length: int = 512,
         val_rows: int = 256,
         num_workers: int = 0,
@@ -54,10 +57,15 @@ class SFTDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         require(batch_size > 0, f"data.batch_size must be positive, got {batch_size}")
+        require(
+            accumulate_grad_batches > 0,
+            f"data.accumulate_grad_batches must be positive, got {accumulate_grad_batches}",
+        )
         require(max_length > 1, f"data.max_length must be at least 2 tokens, got {max_length}")
         require(val_rows >= 0, f"data.val_rows must not be negative, got {val_rows}")
         require(num_workers >= 0, f"data.num_workers must not be negative, got {num_workers}")
         self.task, self.batch_size, self.max_length = task, batch_size, max_length
+        self.accumulate_grad_batches = accumulate_grad_batches
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
         self.tokenizer_path = tokenizer
         default_cache = os.environ.get("LIT_SFT_CACHE", "~/.cache/lit_sft")
@@ -89,16 +97,16 @@ class SFTDataModule(pl.LightningDataModule):
             _print_ledgers(unseen)
 
     def train_dataloader(self) -> DataLoader:
-        """Return shuffled batches; the last one may be short, and none is dropped."""
-        return self._loader("train", shuffle=True)
+        """Return shuffled windows; the last one may be short, and no row is dropped."""
+        return self._loader("train")
 
     def val_dataloader(self) -> DataLoader | list:
         """Return the held-out rows in order, or no loader at all with `val_rows=0`."""
-        return self._loader("val", shuffle=False) if "val" in self._encoded else []
+        return self._loader("val") if "val" in self._encoded else []
 
     def test_dataloader(self) -> DataLoader:
         """Return the rows of the test split in order."""
-        return self._loader("test", shuffle=False)
+        return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader:
         """Return the prompts of the test split, as batches of `lit_sft.types.PromptBatch`."""
@@ -143,21 +151,22 @@ class SFTDataModule(pl.LightningDataModule):
             raise InputError(f"the {split} split of {type(self.task).__name__} has no rows")
         return [(f"{split} row {number}", row) for number, row in enumerate(rows)]
 
-    def _loader(self, split: Split, shuffle: bool) -> DataLoader:
-        rows = self._encoded[split]
-        trainer = self.trainer
-        sampler = DistributedSampler(
-            rows,
-            num_replicas=trainer.world_size if trainer else 1,
+    def _loader(self, split: Split) -> DataLoader:
+        training = split == "train"
+        rows, trainer = self._encoded[split], self.trainer
+        world_size = trainer.world_size if trainer else 1
+        window_rows = self.batch_size * world_size
+        sampler = WindowSampler(
+            num_rows=len(rows),
+            window_rows=window_rows * (self.accumulate_grad_batches if training else 1),
+            seed=self.seed if training else None,
             rank=trainer.global_rank if trainer else 0,
-            shuffle=shuffle,
-            seed=self.seed,
+            world_size=world_size,
         )
         return StatefulDataLoader(
-            rows,
-            batch_size=self.batch_size,
+            Windows(rows, self.batch_size, self.tokenizer.pad_token_id),
+            batch_size=None,
             sampler=sampler,
-            collate_fn=partial(pad_batch, pad_token_id=self.tokenizer.pad_token_id),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )

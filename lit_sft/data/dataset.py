@@ -1,30 +1,35 @@
 """Encoded rows as flat tensors, and the cache that spares encoding them twice.
 
-A row costs five bytes a token on disk, is mapped rather than read, and is shared by loader workers.
+A row costs five bytes a token, in memory that loader workers share.
 """
 
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+import zlib
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.encode import encode_chat
+from lit_sft.data.encode import encode_chats, naming, plain_backend
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask, Row
 from lit_sft.types import IGNORE_INDEX, Example, Message
 
 ENCODING_VERSION = 1
 """Part of every fingerprint: raise it when `encode_chat` gives other ids or labels than before."""
+CHUNK_ROWS = 1024
+"""Rows encoded at once: enough to share the costs of a call, few enough to hold as Python lists."""
 
 NamedRow = tuple[str, Row]
 """A row and what to call it in an error, such as `"train row 17"`."""
@@ -39,12 +44,17 @@ class EncodedRows(Dataset[Example]):
         input_ids: int32 `[all_tokens]`, the rows end to end.
         supervised: bool `[all_tokens]`, where a label is not `IGNORE_INDEX`.
         offsets: int64 `[kept + 1]`, where each row starts, and the end of the last.
-        dropped: int64 `[dropped]`, the numbers of the rows that were too long.
+        dropped: int64 `[dropped]`, the positions of the rows that were too long, among those given.
+
+    Raises:
+        ValueError: If the tensors do not fit each other.
     """
 
     def __init__(
         self, input_ids: Tensor, supervised: Tensor, offsets: Tensor, dropped: Tensor
     ) -> None:
+        if not len(input_ids) == len(supervised) == offsets[-1] or (offsets.diff() < 0).any():
+            raise ValueError("the tensors of the encoded rows do not fit each other")
         self.input_ids, self.supervised, self.offsets = input_ids, supervised, offsets
         self.dropped = dropped
 
@@ -52,9 +62,9 @@ class EncodedRows(Dataset[Example]):
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> Example:
-        row = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        ids = self.input_ids[row]
-        labels = torch.where(self.supervised[row], ids, IGNORE_INDEX)
+        start, stop = self.offsets[index : index + 2].tolist()
+        ids = self.input_ids[start:stop]
+        labels = torch.where(self.supervised[start:stop], ids, IGNORE_INDEX)
         return Example(ids.tolist(), labels.tolist())
 
     def lengths(self) -> list[int]:
@@ -75,8 +85,12 @@ def read_conversations(task: ChatTask, rows: Sequence[NamedRow]) -> list[Convers
     """
     conversations = []
     for name, row in rows:
-        with _naming(name):
-            conversations.append((name, task.messages(row)))
+        with naming(name):
+            try:
+                conversations.append((name, task.messages(row)))
+            except (KeyError, IndexError, TypeError, AttributeError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                raise InputError(f"{type(task).__name__} cannot read it ({reason})") from error
     return conversations
 
 
@@ -89,26 +103,29 @@ def encode_rows(
         InputError: If a row's mask cannot be proven (the message names the row), or if every row
             is too long.
     """
-    kept: list[Example] = []
+    ids, labels = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    lengths: list[int] = []
     dropped: list[int] = []
-    for number, (name, messages) in enumerate(conversations):
-        with _naming(name):
-            example = encode_chat(tokenizer, messages)
-        if len(example.input_ids) > max_length:
-            dropped.append(number)
-        else:
-            kept.append(example)
+    for first in range(0, len(conversations), CHUNK_ROWS):
+        names, chats = zip(*conversations[first : first + CHUNK_ROWS], strict=True)
+        kept = []
+        for position, example in enumerate(encode_chats(tokenizer, chats, names), start=first):
+            if len(example.input_ids) > max_length:
+                dropped.append(position)
+            else:
+                kept.append(example)
+        lengths += [len(example.input_ids) for example in kept]
+        ids.append(_join([example.input_ids for example in kept]))
+        labels.append(_join([example.labels for example in kept]))
     require(
-        bool(kept),
+        bool(lengths),
         f"all {len(dropped)} rows, from {conversations[0][0]} on, are longer than "
         f"data.max_length={max_length} tokens; raise it",
     )
-    ids = [token for example in kept for token in example.input_ids]
-    labels = [label for example in kept for label in example.labels]
     return EncodedRows(
-        input_ids=torch.tensor(ids, dtype=torch.int32),
-        supervised=torch.tensor(labels) != IGNORE_INDEX,
-        offsets=torch.tensor([0, *(len(example.input_ids) for example in kept)]).cumsum(0),
+        input_ids=torch.from_numpy(np.concatenate(ids)),
+        supervised=torch.from_numpy(np.concatenate(labels) != IGNORE_INDEX),
+        offsets=torch.tensor([0, *lengths]).cumsum(0),
         dropped=torch.tensor(dropped, dtype=torch.int64),
     )
 
@@ -118,12 +135,12 @@ def fingerprint(
 ) -> str:
     """Return a SHA-256 over all that decides the encoding, in hexadecimal."""
     digest = hashlib.sha256(f"{ENCODING_VERSION} {max_length}\n".encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(plain_backend(tokenizer).to_str().encode())
     digest.update(str(tokenizer.chat_template).encode())
     digest.update(json.dumps(tokenizer.special_tokens_map, sort_keys=True).encode())
-    for name, messages in conversations:
-        with _naming(name):
-            digest.update(json.dumps(messages).encode())
+    for _, messages in conversations:
+        # What is no JSON is for the encoding to refuse, which says what is wrong with it.
+        digest.update(json.dumps(messages, default=repr).encode())
     return digest.hexdigest()
 
 
@@ -133,44 +150,60 @@ def load_or_encode(
     max_length: int,
     cache_dir: Path,
 ) -> tuple[EncodedRows, str]:
-    """Return the encoded rows and their fingerprint, from the cache where it knows them."""
+    """Return the encoded rows and their fingerprint, from the cache where it knows them.
+
+    A damaged cache file is made again; a cache that cannot be written is a warning.
+
+    Raises:
+        InputError: As `encode_rows`.
+    """
     key = fingerprint(tokenizer, conversations, max_length)
     path = cache_dir / f"{key}.safetensors"
-    if path.is_file():
+    encoded = _load(path)
+    if encoded is None:
+        encoded = encode_rows(tokenizer, conversations, max_length)
         try:
-            return EncodedRows(**load_file(path)), key
-        except (SafetensorError, TypeError, OSError):
-            pass  # a damaged cache costs an encoding, never a run
-    encoded = encode_rows(tokenizer, conversations, max_length)
-    _save_atomically(encoded, path)
+            _save_atomically(encoded, path)
+        except (OSError, SafetensorError) as error:
+            warnings.warn(
+                f"the token cache {cache_dir} cannot be written ({error}): this run goes on "
+                "without it, and the next one encodes again; set data.cache_dir to another folder",
+                stacklevel=2,
+            )
     return encoded, key
+
+
+def _load(path: Path) -> EncodedRows | None:
+    """Return the rows of a cache file, or None where it is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            if (file.metadata() or {}).get("crc32") == _checksum(tensors):
+                return EncodedRows(**tensors)
+    except (SafetensorError, TypeError, ValueError, OSError):
+        pass  # a damaged cache costs an encoding, never a run
+    return None
 
 
 def _save_atomically(encoded: EncodedRows, path: Path) -> None:
     """Two runs may fill one cache at once: each writes its own file, the last rename wins."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, staged = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    except OSError as error:
-        raise InputError(
-            f"the token cache {path.parent} cannot be written ({error.strerror}); set "
-            "data.cache_dir to a folder that can"
-        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, staged = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     os.close(handle)
     try:
-        save_file(vars(encoded), staged)
+        tensors = vars(encoded)
+        save_file(tensors, staged, metadata={"crc32": _checksum(tensors)})
         Path(staged).replace(path)
     finally:
         Path(staged).unlink(missing_ok=True)
 
 
-@contextmanager
-def _naming(row: str) -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{row}: {error}") from error
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{row}: the task cannot read it ({type(error).__name__}: {error})"
-        ) from error
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].numpy().data, crc)
+    return f"{crc:08x}"
+
+
+def _join(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=sum(map(len, rows)))

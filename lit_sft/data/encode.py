@@ -1,34 +1,27 @@
 """Messages to token ids and labels, with the loss mask proven for every row.
 
-The tokenizer's chat template decides what an assistant turn is. The text of turn `i` is what the
-template adds when it renders `messages[: i + 1]` rather than `messages[:i]` with the generation
-prompt, or, where the template has `{% generation %}` marks, what stands between them. That text is
-found in the tokens by character offsets, cut after its stop token, decoded again and compared with
-what the message says. A row for which any of this fails is an error, never a silent mask.
+`render` says where in the text the assistant speaks. Here the text becomes tokens, the spans are
+found in them by character offsets, decoded again and compared with what the assistant said. A row
+for which any of this fails is an error, never a silent mask.
 """
 
-import re
-from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple
 
+from tokenizers import Encoding, Tokenizer, normalizers
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
-from lit_sft.errors import InputError, require, suggest
-from lit_sft.types import IGNORE_INDEX, ROLES, Example, Message
-
-GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-class Span(NamedTuple):
-    """Where an assistant turn stands in the rendered text, in characters."""
-
-    start: int
-    """The first character that the model must generate."""
-    stop: int
-    """The first character of the stop token."""
+from lit_sft.data.render import (
+    BREAKER,
+    RenderedChat,
+    Span,
+    find_control_tokens,
+    render_conversation,
+    render_prompt,
+)
+from lit_sft.errors import InputError, require
+from lit_sft.types import IGNORE_INDEX, Example, Message
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Example:
@@ -36,7 +29,8 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
 
     Args:
         tokenizer: A fast tokenizer with a chat template, as `load_tokenizer` returns it.
-        messages: Turns in order; any number of them may be the assistant's.
+        messages: Turns in order; any number of them may be the assistant's. A control token that
+            one of them spells is encoded as the text that it is.
 
     Returns:
         `input_ids [tokens]` and unshifted `labels [tokens]`: the assistant's turns with the stop
@@ -46,21 +40,45 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
         InputError: If a message is malformed, the template refuses or rewrites the conversation,
             a turn ends without a stop token, or a span does not decode to what was said.
     """
-    check_messages(messages)
-    _check_no_control_tokens(tokenizer, messages)
-    text = render_chat(tokenizer, messages)
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    input_ids: list[int] = encoding["input_ids"]
-    starts = [start for start, _ in encoding["offset_mapping"]]
-    bos_count = input_ids.count(tokenizer.bos_token_id) if tokenizer.bos_token else 0
-    require(bos_count < 2, f"the template writes {bos_count} BOS tokens; a row must have one")
+    return encode_chats(tokenizer, [messages])[0]
 
-    labels = [IGNORE_INDEX] * len(input_ids)
-    for span in find_assistant_spans(tokenizer, messages, text):
-        first, last = bisect_left(starts, span.start), bisect_left(starts, span.stop)
-        _prove_span(tokenizer, input_ids[first : last + 1], text[span.start : span.stop])
-        labels[first : last + 1] = input_ids[first : last + 1]
-    return Example(input_ids, labels)
+
+def encode_chats(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    names: Sequence[str] | None = None,
+) -> list[Example]:
+    """Encode conversations as `encode_chat` does, at a fraction of the cost of one at a time.
+
+    Args:
+        tokenizer: As for `encode_chat`.
+        conversations: All are held in memory, as text and as tokens.
+        names: What to call each in an error.
+
+    Raises:
+        InputError: As `encode_chat`, opening with the name of the first row that fails.
+    """
+    names = names or [""] * len(conversations)
+    chats = []
+    for name, messages in zip(names, conversations, strict=True):
+        with naming(name):
+            chats.append(render_conversation(tokenizer, messages))
+    encodings = _tokenize(tokenizer, chats)
+
+    examples: list[Example] = []
+    spoken: list[list[int]] = []
+    for name, chat, encoding in zip(names, chats, encodings, strict=True):
+        input_ids: list[int] = encoding.ids
+        labels = [IGNORE_INDEX] * len(input_ids)
+        with naming(name):
+            _check_control_ids(tokenizer, chat, input_ids)
+            for span in chat.spans:
+                place = _find_tokens(encoding, span)
+                labels[place] = input_ids[place]
+                spoken.append(input_ids[place])
+        examples.append(Example(input_ids, labels))
+    _prove_spans(tokenizer, chats, names, spoken)
+    return examples
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
@@ -68,149 +86,112 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
     Returns:
         Token ids `[tokens]`, rendered by the same template as training, generation prompt included.
-    """
-    check_messages(messages)
-    _check_no_control_tokens(tokenizer, messages)
-    asked = [m["role"] for m in messages]
-    turns = messages[: len(asked) - 1 - asked[::-1].index("assistant")]
-    text = render_chat(tokenizer, turns, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raise `InputError` unless every message has a known role and a string as its content."""
-    for number, message in enumerate(messages):
-        where = f"message {number}"
-        if not isinstance(message, dict) or set(message) < {"role", "content"}:
-            raise InputError(f"{where}: expected {{'role': …, 'content': …}}, got {message!r:.80}")
-        role, content = message["role"], message["content"]
-        if role not in ROLES:
-            hint = suggest(str(role), ROLES)
-            raise InputError(f"{where}: unknown role {role!r}; use one of {ROLES}.{hint}")
-        if not isinstance(content, str):
-            raise InputError(
-                f"{where} ({role}): content must be a string, got {type(content).__name__}"
-            )
-    require(
-        any(message["role"] == "assistant" for message in messages),
-        "the conversation has no assistant turn, so nothing to learn",
-    )
-
-
-def render_chat(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    add_generation_prompt: bool = False,
-) -> str:
-    """Return the text that the tokenizer's template makes of a conversation.
 
     Raises:
-        InputError: If the template refuses the conversation; the message carries its reason.
+        InputError: If a message is malformed, or the template refuses the conversation.
     """
+    chat = render_prompt(tokenizer, messages)
+    input_ids: list[int] = _tokenize(tokenizer, [chat])[0].ids
+    _check_control_ids(tokenizer, chat, input_ids)
+    return input_ids
+
+
+def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Return the tokenizer beneath, without the truncation or padding of an earlier call."""
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+@contextmanager
+def naming(row: str) -> Iterator[None]:
+    """Open the errors of a block with the name of a row, where it has one."""
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except Exception as error:  # a template is a program of somebody else's, in Jinja
-        roles = ", ".join(message["role"] for message in messages)
-        raise InputError(f"the chat template rejects the turns ({roles}): {error}") from error
-    return str(text)
+        yield
+    except InputError as error:
+        raise (InputError(f"{row}: {error}") if row else error) from error.__cause__
 
 
-def find_assistant_spans(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str
-) -> list[Span]:
-    """Return the span of every assistant turn in `text`, the rendering of `messages`.
-
-    Raises:
-        InputError: If a turn cannot be found as the message says it, followed by a stop token.
-    """
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if GENERATION_MARK.search(str(tokenizer.chat_template)):
-        regions = _find_marked_regions(tokenizer, messages, turns)
-    else:
-        regions = [_find_turn_region(tokenizer, messages, turn, text) for turn in turns]
-    control = _match_control_token(tokenizer)
-    return [
-        _cut_after_answer(text, start, end, messages[turn]["content"], turn, control)
-        for turn, (start, end) in zip(turns, regions, strict=True)
-    ]
-
-
-def _find_turn_region(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], turn: int, text: str
-) -> tuple[int, int]:
-    prompt = render_chat(tokenizer, messages[:turn], add_generation_prompt=True)
-    is_last = turn == len(messages) - 1
-    through = text if is_last else render_chat(tokenizer, messages[: turn + 1])
-    require(
-        text.startswith(through) and through.startswith(prompt),
-        f"message {turn} (assistant): the chat template renders it differently once later turns "
-        "follow, or not after its own generation prompt, so what the model must say is not defined",
+def _tokenize(tokenizer: PreTrainedTokenizerBase, chats: Sequence[RenderedChat]) -> list[Encoding]:
+    texts = [chat.text for chat in chats]
+    encodings: list[Encoding] = plain_backend(tokenizer).encode_batch(
+        texts, add_special_tokens=False
     )
-    return len(prompt), len(through)
+    for row, chat in enumerate(chats):
+        if chat.is_broken_up:
+            reader = _reader_of_broken_text(tokenizer)
+            encodings[row] = reader.encode(chat.text, add_special_tokens=False)
+    return encodings
 
 
-def _find_marked_regions(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], turns: list[int]
-) -> list[tuple[int, int]]:
-    _, regions = render_jinja_template(
-        [list(messages)],
-        chat_template=tokenizer.chat_template,
-        return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
-    )
-    require(
-        len(regions[0]) == len(turns),
-        f"the template's generation marks surround {len(regions[0])} spans, but the assistant "
-        f"speaks {len(turns)} times",
-    )
-    return regions[0]
+@lru_cache(maxsize=2)
+def _reader_of_broken_text(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Return a copy that drops `BREAKER`: after control tokens are found, before text is read."""
+    reader = Tokenizer.from_str(plain_backend(tokenizer).to_str())
+    own = [reader.normalizer] if reader.normalizer else []
+    reader.normalizer = normalizers.Sequence([normalizers.Replace(BREAKER, ""), *own])
+    return reader
 
 
-def _cut_after_answer(
-    text: str, start: int, end: int, content: str, turn: int, control: re.Pattern[str]
-) -> Span:
-    """Find `content`, stripped as the template strips it, and the stop token right after it."""
-    for said in (content, content.rstrip(), content.lstrip(), content.strip()):
-        at = text.find(said, start, end)
-        if at < 0 or text[start:at].strip():
-            continue
-        stop = at + len(said)
-        token = control.match(text, stop, end)
-        if token and not text[token.end() : end].strip():
-            return Span(start, stop)
-    raise InputError(
-        f"message {turn} (assistant): expected the answer and then a stop token, but the chat "
-        f"template renders {text[start:end]!r:.120}"
-    )
-
-
-def _prove_span(tokenizer: PreTrainedTokenizerBase, ids: list[int], said: str) -> None:
-    decoded = tokenizer.decode(
-        ids[:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-    require(
-        decoded == said and ids[-1:] != [] and ids[-1] in tokenizer.added_tokens_decoder,
-        f"the supervised tokens decode to {decoded!r:.120}, but the assistant said {said!r:.120}",
-    )
-
-
-@lru_cache(maxsize=8)
-def _match_control_token(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    tokens = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
-
-
-def _check_no_control_tokens(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+def _check_control_ids(
+    tokenizer: PreTrainedTokenizerBase, chat: RenderedChat, input_ids: list[int]
 ) -> None:
-    """A row that spells a control token could forge a turn: it is refused, not obeyed."""
-    control = _match_control_token(tokenizer)
-    for number, message in enumerate(messages):
-        if found := control.search(message["content"]):
-            raise InputError(
-                f"message {number} ({message['role']}): the text holds the control token "
-                f"{found.group()!r}, which would be read as a turn boundary; remove it"
-            )
+    if input_ids[:1] == input_ids[1:2] == [tokenizer.bos_token_id]:
+        raise InputError(f"the chat template writes the BOS token {tokenizer.bos_token!r} twice")
+    if chat.is_broken_up:
+        control = find_control_tokens(tokenizer)
+        written = len(control.pattern.findall(chat.text))
+        read = sum(token in control.ids for token in input_ids)
+        require(
+            read == written,
+            f"a message spells control tokens that the tokenizer obeys: the template wrote "
+            f"{written}, and {read} came out; remove them",
+        )
+
+
+def _find_tokens(encoding: Encoding, span: Span) -> slice:
+    """Return the tokens of a span and its stop token.
+
+    A character of several tokens begins at the first of them, which `char_to_token` returns.
+    """
+    first, last = encoding.char_to_token(span.start), encoding.char_to_token(span.stop)
+    if first is None or last is None:
+        raise InputError("the tokenizer drops characters at the edge of an assistant turn")
+    return slice(first, last + 1)
+
+
+def _prove_spans(
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[RenderedChat],
+    names: Sequence[str],
+    spoken: Sequence[list[int]],
+) -> None:
+    """Compare the tokens of all spans, in order, with what the assistant said."""
+    backend = plain_backend(tokenizer)
+    control = find_control_tokens(tokenizer)
+    texts = iter(backend.decode_batch([ids[:-1] for ids in spoken], skip_special_tokens=False))
+    stops = (ids[-1] for ids in spoken)
+    for name, chat in zip(names, chats, strict=True):
+        for span in chat.spans:
+            decoded, stop = next(texts), next(stops)
+            said = chat.text[span.start : span.stop].replace(BREAKER, "")
+            # A decoder of the SentencePiece kind drops the space that the template sets first.
+            answer = chat.text[span.answer : span.stop].replace(BREAKER, "")
+            if decoded not in (said, answer) and decoded != _normalize(backend, said):
+                raise _unproven(name, decoded, said)
+            if stop not in control.ids:
+                raise _unproven(name, decoded, said)
+
+
+def _normalize(backend: Tokenizer, text: str) -> str:
+    """Return `text` as the tokenizer reads it, such as in Unicode's composed form."""
+    normalized: str = backend.normalizer.normalize_str(text) if backend.normalizer else text
+    return normalized
+
+
+def _unproven(name: str, decoded: str, said: str) -> InputError:
+    return InputError(
+        f"{name + ': ' if name else ''}the supervised tokens decode to {decoded!r:.120}, but the "
+        f"assistant said {said!r:.120}; if the answer starts or ends with white space, strip it"
+    )

@@ -9,7 +9,16 @@ from lit_sft.errors import InputError, require
 from lit_sft.paths import is_local, require_folder
 
 LLAMA3_TURN_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>")
+PAD_TOKENS = (
+    "<|finetune_right_pad_id|>",
+    "<|pad|>",
+    "<pad>",
+    "[PAD]",
+    "<|fim_pad|>",
+    "<|endoftext|>",
+    "<unk>",
+)
+"""Tokens that exist to pad with, or that a chat never needs; the tokenizer's own comes second."""
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -26,15 +35,19 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         InputError: If there is no such tokenizer, it gives no character offsets, it has neither a
             template nor the Llama 3 turn tokens, or nothing but EOS to pad with.
     """
+    place = path
     if is_local(path):
-        require_folder(path, holding="tokenizer.json", option="tokenizer")
+        place = str(require_folder(path, holding="tokenizer.json", option="tokenizer"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(place)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, TypeError here
         raise InputError(
             f"the tokenizer {path!r} could not be loaded ({type(error).__name__}: {error})"
         ) from error
-    require(tokenizer.is_fast, f"the tokenizer {path!r} is not a fast one: it gives no offsets")
+    require(
+        bool(getattr(tokenizer, "is_fast", False)),
+        f"the tokenizer {path!r} has no fast version, and so gives no character offsets",
+    )
     if tokenizer.chat_template is None:
         _install_llama3_template(tokenizer, path)
     tokenizer.pad_token = _choose_pad_token(tokenizer, path)
@@ -60,13 +73,13 @@ def _install_llama3_template(tokenizer: PreTrainedTokenizerBase, path: str) -> N
 
 
 def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, path: str) -> str:
-    vocabulary = tokenizer.get_vocab()
-    known = [token for token in (PAD_TOKENS[0], tokenizer.pad_token, *PAD_TOKENS[1:]) if token]
-    for token in known:
-        if token in vocabulary and token != tokenizer.eos_token:
-            return token
+    vocabulary, template = tokenizer.get_vocab(), str(tokenizer.chat_template)
+    for token in (PAD_TOKENS[0], tokenizer.pad_token, *PAD_TOKENS[1:]):
+        # A pad token that ends turns would be masked where it must be learnt.
+        if token in vocabulary and token != tokenizer.eos_token and token not in template:
+            return str(token)
     raise InputError(
-        f"the tokenizer {path!r} has no token to pad with: EOS must stay a token to learn, and "
-        f"none of {', '.join(PAD_TOKENS)} is in its vocabulary; set pad_token in its "
-        "tokenizer_config.json"
+        f"the tokenizer {path!r} has no token to pad with: EOS and the tokens of the chat template "
+        f"must stay tokens to learn, and its vocabulary has none of {', '.join(PAD_TOKENS)}; set "
+        "another pad_token in its tokenizer_config.json"
     )

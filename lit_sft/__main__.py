@@ -1,0 +1,32 @@
+"""The door: help at once, everything else through `lit_sft.cli`."""
+
+import sys
+
+HELP = """usage: lit-sft COMMAND --config FILE [--any.option VALUE ...]
+
+Supervised fine-tuning of chat models with QLoRA, on PyTorch Lightning.
+
+commands:
+  fit        train, and leave a run folder with checkpoints, figures and the adapter
+  validate   the loss on the held-out rows
+  test       the loss on the rows of the test split
+  predict    answers to the prompts of the test split
+
+Every option of a command, with its default: lit-sft COMMAND --help
+The config that a command line makes:        lit-sft COMMAND ... --print_config
+"""
+
+
+def main() -> None:
+    """Run the command line; the exit status is 0, 1 for a failed run, 2 for a wrong input."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return
+    from lit_sft.cli import run
+
+    sys.exit(run(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Checkpoints that are the old one or the new one, whole, and that cannot run code when loaded."""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import CheckpointIO
+
+from lit_sft.errors import InputError
+from lit_sft.files import replace_file
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Save through a temporary file beside the target; verify every checksum before loading.
+
+    A checkpoint of torch is a zip archive, which holds a CRC-32 of each of its members; torch
+    itself does not look at them.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; a full disk or a kill leaves the previous one as it was."""
+        with replace_file(Path(path)) as staged:
+            torch.save(checkpoint, staged)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Return a checkpoint that is whole and holds nothing but tensors and plain values.
+
+        Raises:
+            InputError: If the file is missing, damaged, or would run code.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
+            checkpoint: dict[str, Any] = torch.load(
+                path, map_location=map_location, weights_only=True
+            )
+        except FileNotFoundError as error:
+            raise InputError(f"there is no checkpoint {str(path)!r}") from error
+        except Exception as error:  # a damaged archive fails in as many ways as it has bytes
+            raise InputError(
+                f"the checkpoint {str(path)!r} is damaged, or is none of this trainer's "
+                f"({type(error).__name__}: {str(error).splitlines()[0]})"
+            ) from error
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | os.PathLike) -> None:
+        """Delete a checkpoint that is no longer wanted."""
+        Path(path).unlink(missing_ok=True)

@@ -1,0 +1,130 @@
+"""The command line: a LightningCLI over `SFTModule` and `SFTDataModule`.
+
+`lit-sft fit` parses, checks what can be checked without weights, and calls `Trainer.fit`, which
+calls `SFTModule.training_step`: from here to the loss there is nothing else of this package.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lit_sft.callbacks.checkpoint import LAST, LastCheckpoint
+from lit_sft.callbacks.progress import Progress
+from lit_sft.callbacks.record_run import RecordRun
+from lit_sft.callbacks.save_adapter import SaveAdapter
+from lit_sft.callbacks.summary import Summary
+from lit_sft.checkpoint import AtomicCheckpointIO
+from lit_sft.data.datamodule import SFTDataModule
+from lit_sft.errors import InputError, NonFiniteError, UploadError, require
+from lit_sft.files import replace_file, require_writable
+from lit_sft.model.module import SFTModule
+from lit_sft.notices import silence_known_notices
+from lit_sft.tracking.metrics_file import MetricsFile
+
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs/latest",
+    "logger": False,  # `logs/metrics.csv` is always written; this adds others
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "enable_checkpointing": True,
+    "use_distributed_sampler": False,  # windows are shared out by SFTDataModule
+    "max_epochs": 1,
+}
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write `config.yaml`, the exact run, under the run's folder before training."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write it when the run trains; other commands leave the folder's config alone."""
+        if stage == "fit":
+            with replace_file(Path(trainer.default_root_dir) / "config.yaml") as staged:
+                staged.write_text(self.parser.dump(self.config, skip_none=False))
+
+
+class SFTCommandLine(LightningCLI):
+    """`lit-sft fit | validate | test | predict`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the resume checkpoint's options, and let one seed decide all."""
+        parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
+        for seeded in ("data.seed", "model.seed"):
+            parser.link_arguments("seed_everything", seeded, compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: what the command line says wins over what a checkpoint remembers."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse, before any class is built, what Lightning would refuse late or not at all."""
+        config = self.config[self.subcommand]
+        trainer, root = config.trainer, Path(config.trainer.default_root_dir)
+        require(
+            trainer.accumulate_grad_batches == 1 and not trainer.gradient_clip_val,
+            "trainer.accumulate_grad_batches and trainer.gradient_clip_val are set by "
+            "data.accumulate_grad_batches and model.max_grad_norm here",
+        )
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = str(root / LAST)
+        if path := config.get("ckpt_path"):
+            require(Path(path).is_file(), f"ckpt_path: there is no checkpoint {path!r}")
+        if self.subcommand == "fit":
+            require(
+                bool(path) or not (root / "config.yaml").exists(),
+                f"trainer.default_root_dir: {str(root)!r} holds a run already; go on with it "
+                "(--ckpt_path last), choose another folder, or delete it",
+            )
+            require_writable(root, "trainer.default_root_dir")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Add what every run has: checkpoints that survive a crash, and a file of figures."""
+        config = self._get(self.config_init, "trainer")
+        plugins, loggers = _as_list(config.plugins), _as_list(config.logger)
+        if self.subcommand == "fit":
+            loggers = [MetricsFile(config.default_root_dir), *loggers]
+        return super().instantiate_trainer(
+            plugins=[*plugins, AtomicCheckpointIO()], logger=loggers, **kwargs
+        )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line, and return its exit status.
+
+    What the user can mend is one line on stderr, without a traceback.
+
+    Args:
+        arguments: Those after the program's name.
+    """
+    silence_known_notices()
+    sys.path.insert(0, "")  # as `python -m` does, so that a task of one's own is found
+    sys.argv[1:] = arguments
+    try:
+        SFTCommandLine(
+            SFTModule,
+            SFTDataModule,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS
+            | {"callbacks": [Progress(), RecordRun(), SaveAdapter(), Summary()]},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except (InputError, MisconfigurationException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (NonFiniteError, UploadError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value in (None, False, True):
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]

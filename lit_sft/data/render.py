@@ -1,0 +1,239 @@
+"""Messages to text, and where in the text the assistant speaks. No token ids.
+
+The chat template decides what an assistant turn is. Where it has `{% generation %}` marks, a turn
+is what stands between them; elsewhere it is what the template adds to its own generation prompt
+when it renders the turn. Either must hold what the message says, and then a stop token.
+
+A message that spells a control token, such as `<|eot_id|>`, could forge a turn. A character that no
+text holds is put inside the spelling before the template sees it, so that the control tokens of
+the rendering are the template's own; the character is taken out again when the text is tokenised.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from lit_sft.errors import InputError, require, suggest
+from lit_sft.types import ROLES, Message
+
+BREAKER = "\ufdd0"
+"""Stands inside a control token that a message spells: a code point that Unicode keeps unused."""
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class Span(NamedTuple):
+    """Where an assistant turn stands in the rendered text, in characters."""
+
+    start: int
+    """The first character that the model must generate."""
+    stop: int
+    """The first character of the stop token."""
+    answer: int
+    """The first character of the answer: after `start` where the template sets a space first."""
+
+
+class RenderedChat(NamedTuple):
+    """A conversation as the template writes it."""
+
+    text: str
+    spans: list[Span]
+    """One an assistant turn, in order."""
+    is_broken_up: bool
+    """Whether `text` holds `BREAKER`."""
+
+
+class ControlTokens(NamedTuple):
+    """The tokens that no message may write."""
+
+    pattern: re.Pattern[str]
+    """Matches one, the longest first."""
+    ids: frozenset[int]
+
+
+@lru_cache(maxsize=8)
+def find_control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
+    """Return the special tokens of a tokenizer."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens = sorted(added | set(tokenizer.all_special_tokens), key=lambda x: (-len(x), x))
+    pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+    vocabulary = tokenizer.get_vocab()
+    return ControlTokens(pattern, frozenset(vocabulary[token] for token in tokens))
+
+
+def render_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> RenderedChat:
+    """Render a whole conversation, and find every assistant turn in it.
+
+    Raises:
+        InputError: If a message is malformed, the template refuses or rewrites the conversation, or
+            a turn is not rendered as the answer and then a stop token.
+    """
+    check_messages(messages)
+    safe = _break_up_control_tokens(tokenizer, messages)
+    turns = [i for i, message in enumerate(safe) if message["role"] == "assistant"]
+    control = find_control_tokens(tokenizer).pattern
+    if GENERATION_MARK.search(_template_of(tokenizer)):
+        text, regions = _render(tokenizer, safe, marks=True)
+        require(
+            len(regions) == len(turns),
+            f"the template's generation marks surround {len(regions)} spans, but the assistant "
+            f"speaks {len(turns)} times",
+        )
+        spans = [
+            _find_answer(text[:end], start, safe[turn]["content"], turn, control)
+            for turn, (start, end) in zip(turns, regions, strict=True)
+        ]
+    else:
+        text, _ = _render(tokenizer, safe)
+        spans = [_find_turn(tokenizer, safe, turn, text, control) for turn in turns]
+    return RenderedChat(text, spans, is_broken_up=safe is not messages)
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> RenderedChat:
+    """Render what comes before the last assistant turn, generation prompt included.
+
+    Raises:
+        InputError: If a message is malformed, or the template refuses the conversation.
+    """
+    check_messages(messages)
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    turns = messages[:last]
+    safe = _break_up_control_tokens(tokenizer, turns)
+    text, _ = _render(tokenizer, safe, add_generation_prompt=True)
+    return RenderedChat(text, [], is_broken_up=safe is not turns)
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise `InputError` unless a user and the assistant speak, all in strings of Unicode."""
+    if not isinstance(messages, list | tuple):
+        raise InputError(f"expected a list of messages, got {type(messages).__name__}")
+    for number, message in enumerate(messages):
+        where = f"message {number}"
+        if not isinstance(message, dict) or not message.keys() >= {"role", "content"}:
+            raise InputError(f"{where}: expected {{'role': …, 'content': …}}, got {message!r:.80}")
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            hint = suggest(str(role), ROLES)
+            raise InputError(f"{where}: unknown role {role!r}; use one of {ROLES}.{hint}")
+        if not isinstance(content, str):
+            raise InputError(
+                f"{where} ({role}): content must be a string, got {type(content).__name__}"
+            )
+        if not content.isascii():
+            _check_unicode(content, f"{where} ({role})")
+    roles = {message["role"] for message in messages}
+    require("assistant" in roles, "the conversation has no assistant turn, so nothing to learn")
+    require("user" in roles, "the conversation has no user turn, so nothing to answer")
+
+
+def _check_unicode(content: str, where: str) -> None:
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: character {error.start} is half of a surrogate pair "
+            f"({content[error.start]!r}), which no tokenizer can read; repair or remove it"
+        ) from error
+
+
+def _find_turn(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    turn: int,
+    text: str,
+    control: re.Pattern[str],
+) -> Span:
+    """Find an assistant turn behind the generation prompt that a model would be given for it."""
+    prompt, _ = _render(tokenizer, messages[:turn], add_generation_prompt=True)
+    is_last = turn == len(messages) - 1
+    through = text if is_last else _render(tokenizer, messages[: turn + 1])[0]
+    rewritten = InputError(
+        f"message {turn} (assistant): the chat template renders it differently once later turns "
+        "follow, or not after its own generation prompt, so what the model must say is not defined"
+    )
+    if not through.startswith(prompt):
+        raise rewritten
+    span = _find_answer(through, len(prompt), messages[turn]["content"], turn, control)
+    if not text.startswith(through[: span.stop]):
+        raise rewritten
+    return span
+
+
+def _find_answer(text: str, start: int, content: str, turn: int, control: re.Pattern[str]) -> Span:
+    """Find `content` in `text[start:]`, stripped as the template strips it, and its stop token.
+
+    White space that the template sets around the answer is the model's to generate, too. After the
+    stop token nothing but white space and further control tokens may follow.
+    """
+    for said in (content, content.rstrip(), content.lstrip(), content.strip()):
+        at = text.find(said, start)
+        if at < 0 or text[start:at].strip():
+            continue
+        tail = text[at + len(said) :]
+        stop = len(text) - len(tail.lstrip())
+        if control.match(text, stop) and not control.sub("", text[stop:]).strip():
+            return Span(start, stop, at)
+    raise InputError(
+        f"message {turn} (assistant): expected the answer and then a stop token, but the chat "
+        f"template renders {text[start:]!r:.120}"
+    )
+
+
+def _break_up_control_tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> Sequence[Message]:
+    """Return `messages` itself, or, where they spell control tokens, a copy with `BREAKER`s."""
+    control = find_control_tokens(tokenizer).pattern
+    if not any(len(x) > 2 or control.search(x["content"]) for x in messages):
+        return messages
+    safe: list[Message] = [_break_up(message, control) for message in messages]
+    if safe == list(messages):
+        return messages
+    return safe
+
+
+def _break_up(value: Any, control: re.Pattern[str]) -> Any:
+    if isinstance(value, str):
+        require(BREAKER not in value, f"a message holds U+{ord(BREAKER):X}; remove it")
+        return control.sub(lambda found: found[0][0] + BREAKER + found[0][1:], value)
+    if isinstance(value, dict):
+        return {key: _break_up(entry, control) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_break_up(entry, control) for entry in value]
+    return value
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = False,
+    marks: bool = False,
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of a conversation, and with `marks` the regions of its generation marks."""
+    try:
+        # Annotated as a string, it returns a pair of lists.
+        render: Any = render_jinja_template
+        texts, regions = render(
+            [list(messages)],
+            chat_template=_template_of(tokenizer),
+            add_generation_prompt=add_generation_prompt,
+            return_assistant_tokens_mask=marks,
+            **tokenizer.special_tokens_map,
+        )
+    except InputError:
+        raise
+    except Exception as error:  # a template is a program of somebody else's, in Jinja
+        roles = ", ".join(message["role"] for message in messages)
+        raise InputError(f"the chat template rejects the turns ({roles}): {error}") from error
+    return texts[0], regions[0] if marks else []
+
+
+def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    if tokenizer.chat_template is None:
+        raise InputError("the tokenizer has no chat template; load it with load_tokenizer")
+    return str(tokenizer.get_chat_template())

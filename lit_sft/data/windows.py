@@ -1,0 +1,76 @@
+"""Which rows an optimizer step sees, and how they reach the model."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from lit_sft.data.batching import pad_batch
+from lit_sft.data.dataset import EncodedRows
+from lit_sft.types import Window
+
+
+class WindowSampler(Sampler[list[int]]):
+    """The row numbers of one rank, a window at a time.
+
+    An epoch is one permutation of all rows, a function of `seed` and the epoch alone, cut into
+    windows of `window_rows`. Each rank takes every `world_size`-th row of a window, so that the
+    window holds the same rows on any number of ranks. No row is repeated and none is left out: the
+    last window may be short, and on some ranks empty.
+
+    Args:
+        num_rows: Rows of the split.
+        window_rows: Rows of a whole window, over all ranks.
+        seed: Decides the order; None keeps file order.
+        rank: Of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self, num_rows: int, window_rows: int, seed: int | None, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.num_rows, self.window_rows, self.seed = num_rows, window_rows, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation; Lightning calls it before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // self.window_rows)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self._order()
+        for start in range(0, self.num_rows, self.window_rows):
+            window = order[start : start + self.window_rows]
+            yield window[self.rank :: self.world_size]
+
+    def _order(self) -> list[int]:
+        if self.seed is None:
+            return list(range(self.num_rows))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order: list[int] = torch.randperm(self.num_rows, generator=generator).tolist()
+        return order
+
+
+class Windows(Dataset[Window]):
+    """Encoded rows, read a window at a time.
+
+    Args:
+        rows: The rows of a split.
+        batch_size: Rows of a micro-batch.
+        pad_token_id: Fills the right of the shorter rows.
+    """
+
+    def __init__(self, rows: EncodedRows, batch_size: int, pad_token_id: int) -> None:
+        self.rows, self.batch_size, self.pad_token_id = rows, batch_size, pad_token_id
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, numbers: Sequence[int]) -> Window:
+        return [
+            pad_batch([self.rows[i] for i in numbers[k : k + self.batch_size]], self.pad_token_id)
+            for k in range(0, len(numbers), self.batch_size)
+        ]

@@ -1,0 +1,1 @@
+"""What a trained model is asked, and how its answers are graded."""

@@ -1,0 +1,263 @@
+"""Greedy generation in batches, and a frame around it that leaves training untouched."""
+
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from lit_sft.errors import require
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+"""How CUDA, the CPU allocators and cuBLAS say it, in lower case."""
+
+COMPACT_BELOW = 0.9
+"""Finished rows leave once fewer than this share of a batch's rows goes on: selecting the others
+copies the cache once, about what appending to it costs at every step."""
+
+
+Past = dict[str, Cache]
+"""The cache that the model made for itself, by the name that its `forward` takes it back under:
+`past_key_values` in older releases of transformers, `cache` from 5.24 on."""
+
+
+class Generation(NamedTuple):
+    """What a model said to one prompt."""
+
+    token_ids: list[int]
+    """`[tokens]`, at most `max_new_tokens`, without the stop token."""
+    finished: bool
+    """Whether the model stopped by itself, rather than at the token limit."""
+
+
+def generate_greedy(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+    max_batch_tokens: int,
+) -> list[Generation]:
+    """Continue prompts with the likeliest token until a stop token or the token limit.
+
+    Every row gets the tokens that `model.generate(do_sample=False)` gives it alone, whatever
+    `model.generation_config` asks for. Nothing is sampled, so no random state advances; the model's
+    config is not changed. Where memory runs out, the batches get smaller, with one warning.
+
+    Args:
+        model: A causal language model of transformers, or a `peft.PeftModel` around one, wholly in
+            eval mode (see `evaluating`); its attention must honour `attention_mask`.
+        prompts: Token ids of each prompt, unpadded, none empty.
+        stop_ids: Tokens that end an answer.
+        pad_id: Stands on the left of shorter prompts, where attention does not look.
+        max_new_tokens: The limit of each answer, the stop token included.
+        max_batch_tokens: Limits rows x (longest prompt + `max_new_tokens`) of a batch: the size of
+            its cache. A row that is larger by itself runs alone.
+
+    Returns:
+        One `Generation` a prompt, in the order of the prompts.
+
+    Raises:
+        InputError: If a limit is not positive, a prompt is empty, or the model is in training mode.
+        FloatingPointError: If the logits are NaN or infinite.
+        RuntimeError: If one row alone does not fit into memory.
+    """
+    _check_request(model, prompts, max_new_tokens, max_batch_tokens)
+    answers: dict[int, Generation] = {}
+    # Longest first: where memory is short, the first batch shows it.
+    waiting = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
+    budget, warned = max_batch_tokens, False
+    while waiting:
+        width = len(prompts[waiting[0]]) + max_new_tokens
+        rows = waiting[: max(1, budget // width)]
+        batch = [prompts[row] for row in rows]
+        generations = _generate_if_it_fits(model, batch, stop_ids, pad_id, max_new_tokens)
+        if generations is not None:
+            answers |= zip(rows, generations, strict=True)
+            waiting = waiting[len(rows) :]
+            continue
+        budget = len(rows) * width // 2
+        if not warned:
+            warnings.warn(
+                f"generation ran out of memory with {len(rows)} rows of {width} tokens; it goes on "
+                f"with at most {budget} tokens a batch (max_batch_tokens was {max_batch_tokens})",
+                stacklevel=2,
+            )
+            warned = True
+    return [answers[row] for row in range(len(prompts))]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode without gradients, and afterwards leave no trace in training.
+
+    Restored, also after an error: the training flag of every module by itself (a model that trains
+    with some modules in eval mode gets exactly those back), and the random states of Python, NumPy,
+    torch and every CUDA device.
+
+    One trace cannot be removed here: on a CPU with AVX512-BF16, the first eval-mode forward of a
+    bitsandbytes four-bit layer packs its weights in a layout that has no backward, and later
+    training silently loses the gradient through it. `lit_sft.model.qlora.load_base` forbids the
+    packing; do so for a four-bit model that was loaded otherwise.
+    """
+    training = [(module, module.training) for module in model.modules()]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    torch_state = torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in training:
+            # Not `train(flag)`, which would also set the modules below.
+            module.training = flag
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+def _check_request(
+    model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int, max_batch_tokens: int
+) -> None:
+    require(max_new_tokens > 0, f"max_new_tokens must be positive, got {max_new_tokens}")
+    require(max_batch_tokens > 0, f"max_batch_tokens must be positive, got {max_batch_tokens}")
+    empty = [str(row) for row, prompt in enumerate(prompts) if not prompt]
+    require(not empty, f"nothing to continue: the prompts {', '.join(empty[:8])} are empty")
+    require(
+        not any(module.training for module in model.modules()),
+        "the model is in training mode, where dropout would decide the answers; generate within "
+        "`with evaluating(model):`",
+    )
+
+
+def _generate_if_it_fits(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+) -> list[Generation] | None:
+    """Return the generations of one batch, or None where it ran out of memory with several rows."""
+    try:
+        return _generate_batch(model, prompts, stop_ids, pad_id, max_new_tokens)
+    except (RuntimeError, MemoryError) as error:
+        if len(prompts) == 1 or not _is_out_of_memory(error):
+            raise
+    # Only now, with the error and the tensors of its frames gone, is there anything to release.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(phrase in str(error).lower() for phrase in OUT_OF_MEMORY)
+
+
+@torch.no_grad()
+def _generate_batch(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+) -> list[Generation]:
+    device = next(model.parameters()).device
+    tokens, attention_mask = _pad_left(prompts, pad_id, max_new_tokens, device)
+    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    stops = torch.tensor(stop_ids, dtype=torch.int64, device=device)
+    answers = torch.full((len(prompts), max_new_tokens), pad_id, device=device)
+    lengths = torch.full((len(prompts),), max_new_tokens, device=device)
+    rows = torch.arange(len(prompts), device=device)  # which prompt each row of the batch continues
+    running = torch.ones_like(rows, dtype=torch.bool)
+    longest, past = tokens.shape[1], Past()
+
+    for step in range(max_new_tokens):
+        seen = longest + step
+        positions = position_ids[:, seen - tokens.shape[1] : seen]
+        logits, past = _step(model, tokens, attention_mask[:, :seen], positions, past)
+        likeliest = _pick_likeliest(logits, running)
+        answers[rows, step] = likeliest
+        stopped = running & torch.isin(likeliest, stops)
+        lengths[rows[stopped]] = step
+        running = running & ~stopped
+        going_on = int(running.sum())
+        if going_on == 0:
+            break
+        if going_on < COMPACT_BELOW * len(rows):
+            keep = running.nonzero().squeeze(1)
+            for cache in past.values():
+                # Not `batch_select_indices`: it leaves the states of linear attention behind.
+                cache.reorder_cache(keep)
+            rows, running, likeliest = rows[keep], running[keep], likeliest[keep]
+            attention_mask, position_ids = attention_mask[keep], position_ids[keep]
+        tokens = likeliest[:, None]
+    return [
+        Generation(row[:length], finished=length < max_new_tokens)
+        for row, length in zip(answers.tolist(), lengths.tolist(), strict=True)
+    ]
+
+
+def _pad_left(
+    prompts: Sequence[Sequence[int]], pad_id: int, max_new_tokens: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return int64 `[rows, longest]` ids, and the mask of the whole generation.
+
+    The mask is int64 `[rows, longest + max_new_tokens]`; 0 on the padding alone.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), longest), pad_id, dtype=torch.int64)
+    attention_mask = torch.ones(len(prompts), longest + max_new_tokens, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        padding = longest - len(prompt)
+        input_ids[row, padding:] = torch.tensor(prompt)
+        attention_mask[row, :padding] = 0
+    return input_ids.to(device), attention_mask.to(device)
+
+
+def _step(
+    model: nn.Module, tokens: Tensor, attention_mask: Tensor, positions: Tensor, past: Past
+) -> tuple[Tensor, Past]:
+    """Run the model over int64 `[rows, new]` tokens, the first time without a past.
+
+    Returns:
+        The logits after the last token, `[rows, vocabulary]`, and the past with the new tokens.
+    """
+    output = model(
+        input_ids=tokens,
+        attention_mask=attention_mask,
+        position_ids=positions,
+        use_cache=True,
+        logits_to_keep=1,
+        **past,
+    )
+    name = "cache" if "cache" in output else "past_key_values"
+    return output.logits[:, -1], {name: output[name]}
+
+
+def _pick_likeliest(logits: Tensor, running: Tensor) -> Tensor:
+    """Return the likeliest tokens, int64 `[rows]`.
+
+    Raises:
+        FloatingPointError: If a running row has a NaN, a +inf or nothing but -inf; a single -inf is
+            how models mask unused tokens.
+    """
+    # In float32 as `generate` does.
+    logits = logits.float()
+    likeliest = logits.argmax(-1)
+    best = logits.gather(-1, likeliest[:, None]).squeeze(-1)  # NaN counts as the largest
+    if not bool((best.isfinite() | ~running).all()):
+        raise FloatingPointError(
+            "the logits of the model are NaN or infinite, so it cannot answer: its weights diverged "
+            "or overflow their dtype; go back to an earlier checkpoint, or lower the learning rate"
+        )
+    return likeliest

@@ -1,0 +1,1 @@
+"""What leaves a run: the adapter folder, its model card, the upload."""

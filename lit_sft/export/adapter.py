@@ -1,0 +1,42 @@
+"""The adapter folder: what PEFT, vLLM and the Hub expect, written whole or not at all."""
+
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from lit_sft.export.model_card import ModelCard, format_card
+from lit_sft.files import replace_folder
+from lit_sft.paths import is_local
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+
+
+def save_adapter(
+    folder: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase, card: ModelCard
+) -> None:
+    """Write the adapter, the tokenizer with its chat template, and a model card.
+
+    The bytes depend on the adapter and the run's settings alone: two runs that trained the same
+    weights write the same files.
+
+    Args:
+        folder: Is replaced.
+        model: In any mode, on any device.
+        tokenizer: That the adapter was trained with.
+        card: What the model card says.
+    """
+    for config in model.peft_config.values():
+        config.target_modules = sorted(config.target_modules)
+        config.base_model_name_or_path = name_base(card.base_model)
+        config.inference_mode = True
+    with replace_folder(folder) as staged:
+        # "auto" would ask the Hub whether the vocabulary was resized; it never is here.
+        model.save_pretrained(staged, save_embedding_layers=False)
+        tokenizer.save_pretrained(staged)
+        (staged / "README.md").write_text(format_card(card), encoding="utf-8")
+
+
+def name_base(base_model: str) -> str:
+    """Return a Hub id as it is, and of a local path the folder's name: the rest is private."""
+    return Path(base_model).expanduser().resolve().name if is_local(base_model) else base_model

@@ -1,0 +1,72 @@
+"""Write files and folders whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lit_sft.errors import require
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, which takes its place once all is on disk.
+
+    Whatever fails inside, and wherever the process is killed, `path` is the old file or the new
+    one, never a part. A temporary file beside the target costs no copy across file systems.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield staged
+        _sync(staged)
+        staged.replace(path)
+        _sync(path.parent)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`, which takes its place once all is on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield staged
+        for file in staged.rglob("*"):
+            _sync(file)
+        staged.chmod(0o755)
+        shutil.rmtree(path, ignore_errors=True)
+        staged.replace(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def require_writable(folder: Path, option: str) -> None:
+    """Create a folder if need be, and prove that a file can be written in it.
+
+    Raises:
+        InputError: If it cannot; the message names the option that chose the folder.
+    """
+    problem = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        problem = error.strerror
+    require(
+        problem is None,
+        f"{option}: the folder {str(folder)!r} cannot be written ({problem}); choose another",
+    )
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

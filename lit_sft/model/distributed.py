@@ -1,0 +1,43 @@
+"""Sums over ranks. A single process pays nothing, and need not know."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Return the sum of a scalar over all ranks, on its device."""
+    if _is_distributed():
+        value = value.clone()
+        distributed.all_reduce(value)
+    return value
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Add up the gradients of all ranks in place, in one flat transfer.
+
+    A rank without rows in a short last window has no gradients, and adds zeros.
+    """
+    if not _is_distributed():
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def without_gradient_sync(model: nn.Module) -> AbstractContextManager[None]:
+    """Keep DDP from averaging gradients in every backward: the window sums them once at its end."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

@@ -1,0 +1,16 @@
+"""How much memory a run holds."""
+
+import resource
+import sys
+
+import torch
+
+GIB = 2**30
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory held so far, in GiB: the device's on CUDA, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / GIB

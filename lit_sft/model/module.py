@@ -1,0 +1,248 @@
+"""The Lightning shell around the quantised model: one `training_step` is one optimizer step."""
+
+import time
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from lit_sft.errors import InputError, NonFiniteError, require
+from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
+from lit_sft.model.loss import sum_supervised_loss
+from lit_sft.model.memory import peak_memory_gib
+from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup
+from lit_sft.model.qlora import (
+    Lora,
+    Quantization,
+    attach_lora,
+    compute_dtype,
+    load_base,
+    read_base_config,
+    require_targets,
+)
+from lit_sft.types import Window
+
+
+class SFTModule(pl.LightningModule):
+    """A frozen, quantised base model with a LoRA adapter, trained on windows of chat rows.
+
+    A batch of the loader is a window: all the rows of one optimizer step, as micro-batches. Its
+    loss is the sum over the supervised tokens divided by their number in the whole window, over all
+    micro-batches and ranks, so how a window is cut or spread changes nothing. Gradients accumulate
+    inside the step, hence every checkpoint falls between two windows.
+
+    Args:
+        base_model: A Hub id or a folder.
+        quantization: How the frozen base is stored.
+        lora: The shape of the adapter.
+        optimizer: By name, see `lit_sft.model.optim.build_optimizer`.
+        learning_rate: The peak of the cosine schedule.
+        weight_decay: Decoupled, of every trained parameter.
+        warmup_ratio: The share of all optimizer steps over which the learning rate rises from 0.
+        max_grad_norm: A larger gradient is scaled down to this norm; 0 never clips.
+        seed: Of the adapter's initial weights, and of the dropout of every step.
+    """
+
+    def __init__(
+        self,
+        base_model: str,
+        quantization: Quantization = Quantization(),  # noqa: B008 (it is frozen)
+        lora: Lora = Lora(),  # noqa: B008 (it is frozen)
+        optimizer: OptimizerName = "paged_adamw_32bit",
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        warmup_ratio: float = 0.03,
+        max_grad_norm: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        require(learning_rate > 0, f"model.learning_rate must be positive, got {learning_rate}")
+        require(weight_decay >= 0, f"model.weight_decay must not be negative, got {weight_decay}")
+        require(0 <= warmup_ratio < 1, f"model.warmup_ratio must be in [0, 1), got {warmup_ratio}")
+        require(max_grad_norm >= 0, f"model.max_grad_norm must not be negative: {max_grad_norm}")
+        self.base_model, self.quantization, self.lora = base_model, quantization, lora
+        self.optimizer_name, self.learning_rate = optimizer, learning_rate
+        self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
+        self.max_grad_norm, self.seed = max_grad_norm, seed
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold no base; `on_load_checkpoint` is stricter
+        self.eval_loss = MeanMetric()
+        self._model: nn.Module | None = None
+
+    @property
+    def model(self) -> Any:
+        """The `peft.PeftModel`, once `configure_model` has built it."""
+        if self._model is None:
+            raise RuntimeError("the model is not built yet; Trainer or configure_model() does it")
+        return self._model
+
+    @property
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that ask for gradients, by name; a checkpoint holds these alone."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def setup(self, stage: str) -> None:
+        """Find what is wrong with the base model before its weights are touched."""
+        precision = self.trainer.precision
+        require(
+            precision in ("32-true", "bf16-mixed", "bf16-true"),
+            f"trainer.precision must be bf16-mixed, bf16-true or 32-true, got {precision}",
+        )
+        if self._model is None:
+            require_targets(read_base_config(self.base_model), self.lora)
+
+    def configure_model(self) -> None:
+        """Load the base and attach the adapter, once."""
+        if self._model is not None:
+            return
+        dtype = compute_dtype(self.trainer.precision)
+        device = self.trainer.strategy.root_device
+        base = load_base(self.base_model, self.quantization, dtype, device)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            self._model = attach_lora(base, self.lora)
+
+    def configure_optimizers(self) -> Optimizer:
+        """Return the optimizer. Its learning rate is a pure function of the step, set in each."""
+        parameters = self.trained_parameters.values()
+        return build_optimizer(
+            self.optimizer_name, parameters, self.learning_rate, self.weight_decay
+        )
+
+    def training_step(self, window: Window, batch_idx: int) -> None:
+        """Take one optimizer step: the mean loss over the supervised tokens of the window."""
+        started = time.perf_counter()
+        torch.manual_seed(self._seed_of_step())
+        supervised = sum_over_ranks(self._count(window, "num_supervised"))
+        loss = torch.zeros((), device=self.device)
+        with without_gradient_sync(self.trainer.strategy.model):
+            for batch in window:
+                part = sum_supervised_loss(self.model, batch["input_ids"], batch["labels"])
+                part = part / supervised
+                self.manual_backward(part)
+                loss += part.detach()
+        loss = sum_over_ranks(loss)
+        trained = list(self.trained_parameters.values())
+        sum_gradients(trained)
+        grad_norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm or float("inf"))
+        self._require_finite(loss, grad_norm)
+        learning_rate = self._step_optimizer()
+        tokens = sum_over_ranks(self._count(window, "num_tokens"))
+        seconds = time.perf_counter() - started
+        self.log_dict(
+            {
+                "step": float(self.global_step),
+                "train/loss": loss,
+                "train/grad_norm": grad_norm,
+                "train/learning_rate": learning_rate,
+                "train/tokens_per_second": tokens / seconds,
+                "train/supervised_tokens_per_second": supervised / seconds,
+                "train/peak_memory_gib": peak_memory_gib(self.device),
+            }
+        )
+
+    def validation_step(self, window: Window, batch_idx: int) -> None:
+        """Add a window to `val/loss`, the mean over all supervised tokens of the split."""
+        self._add_eval_loss(window)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/loss`."""
+        self.log_dict({"step": float(self.global_step), "val/loss": self.eval_loss.compute()})
+        self.eval_loss.reset()
+
+    def test_step(self, window: Window, batch_idx: int) -> None:
+        """Add a window to `test/loss`, the mean over all supervised tokens of the split."""
+        self._add_eval_loss(window)
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/loss`."""
+        self.log_dict({"test/loss": self.eval_loss.compute()})
+        self.eval_loss.reset()
+
+    def total_steps(self) -> int:
+        """Return the number of optimizer steps after which the learning rate is 0.
+
+        Lightning's `estimated_stepping_batches` would throw away the position that a resumed loader
+        was given; by the first step, the trainer knows the length of an epoch without it.
+        """
+        trainer = self.trainer
+        limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            limits.append(trainer.max_epochs * trainer.num_training_batches)
+        total = min(limits, default=float("inf"))
+        if total == float("inf"):
+            raise InputError("a cosine schedule needs an end: set trainer.max_steps or max_epochs")
+        return int(total)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapter, and drop the frozen base."""
+        checkpoint["state_dict"] = {k: p.detach() for k, p in self.trained_parameters.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose adapter is not exactly this one's shape.
+
+        Raises:
+            InputError: With the first keys or shapes that differ.
+        """
+        require_same_shapes(self.trained_parameters, checkpoint["state_dict"])
+
+    def _seed_of_step(self) -> int:
+        """Return 32 bits, all that the CPU generator reads, from seed, step and rank.
+
+        What dropout draws then depends on no history: a resumed run draws what the uninterrupted
+        one drew, and an evaluation in between changes nothing.
+        """
+        return zlib.crc32(f"{self.seed} {self.global_step} {self.global_rank}".encode())
+
+    def _step_optimizer(self) -> float:
+        optimizer = self.optimizers()
+        total = self.total_steps()
+        warmup = round(self.warmup_ratio * total)
+        learning_rate = self.learning_rate * cosine_with_warmup(self.global_step, warmup, total)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+        optimizer.zero_grad()
+        return learning_rate
+
+    def _require_finite(self, loss: Tensor, grad_norm: Tensor) -> None:
+        """The step has one device wait, and this is it: nothing poisoned reaches the optimizer."""
+        if not torch.isfinite(loss + grad_norm).item():
+            raise NonFiniteError(
+                f"optimizer step {self.global_step}: loss {loss.item()}, gradient norm "
+                f"{grad_norm.item()}; stopped before the update, so the adapter is still the last "
+                "good one. A lower learning rate or a look at the data may help"
+            )
+
+    def _add_eval_loss(self, window: Window) -> None:
+        for batch in window:
+            if count := batch["num_supervised"]:
+                loss = sum_supervised_loss(self.model, batch["input_ids"], batch["labels"])
+                self.eval_loss.update(loss / count, weight=count)
+
+    def _count(self, window: Window, field: str) -> Tensor:
+        return torch.tensor(float(sum(batch[field] for batch in window)), device=self.device)
+
+
+def require_same_shapes(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Raise `InputError` unless both have the same names and shapes."""
+    differing = [
+        f"{name}: here {describe(expected.get(name))}, there {describe(given.get(name))}"
+        for name in sorted(expected.keys() | given.keys())
+        if describe(expected.get(name)) != describe(given.get(name))
+    ]
+    require(
+        not differing,
+        f"the checkpoint is of another adapter: {len(differing)} tensors differ, such as "
+        f"{'; '.join(differing[:3])}. Were lora.r or lora.target_modules changed?",
+    )
+
+
+def describe(tensor: Tensor | None) -> str:
+    """Return the shape as text, or `missing`."""
+    return "missing" if tensor is None else str(list(tensor.shape))

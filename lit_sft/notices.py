@@ -1,0 +1,55 @@
+"""Known harmless notices of the libraries underneath, silenced one by one."""
+
+import logging
+import re
+import warnings
+
+WARNINGS = (
+    # Lightning, about choices that this package makes on purpose
+    r"The '\w+' does not have many workers",
+    r"You defined a `validation_step` but have no `val_dataloader`",
+    r"Starting from v1\.9\.0, `tensorboardX` has been removed",
+    r"Precision .* is not supported by the model summary",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"Trying to infer the `batch_size` from an ambiguous collection",
+    # torch and torchdata, about each other
+    r"`torch\.jit\.\w+` is deprecated",
+    r"'set_vital' is deprecated",
+    r".*'pin_memory' argument is set as true but no accelerator is found",
+    # transformers: the new names do not exist in 5.17, which is supported too
+    r"`is_gradient_checkpointing` is deprecated",
+    r"`gradient_checkpointing_enable` is deprecated",
+    # bitsandbytes, on a machine without a GPU
+    r"Paged optimizers are not supported on CPU",
+)
+MESSAGES = {
+    "lightning.pytorch.utilities.rank_zero": (
+        r"GPU available:",
+        r"TPU available:",
+        r"HPU available:",
+        r"Using .* Automatic Mixed Precision",
+        r"`Trainer\.fit` stopped:",
+        r".*Tip: ",
+        r"Restor(ing|ed) ",
+        r"Loaded model weights",
+    ),
+    "lightning.fabric.utilities.seed": (r"Seed set to",),
+    "bitsandbytes.backends.cpu.ops": (r"Failed to load CPU gemm_4bit_forward",),
+}
+
+
+def silence_known_notices() -> None:
+    """Drop the notices listed here, by their text; everything else is still shown."""
+    for pattern in WARNINGS:
+        warnings.filterwarnings("ignore", message=pattern)
+    for name, patterns in MESSAGES.items():
+        logging.getLogger(name).addFilter(_Known(re.compile("|".join(patterns))))
+
+
+class _Known(logging.Filter):
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        super().__init__()
+        self.pattern = pattern
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not self.pattern.match(record.getMessage().strip())

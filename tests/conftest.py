@@ -1,0 +1,118 @@
+"""What every test stands on: no network, no caches of the user, and a base model of a few KB."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# huggingface_hub reads these when it is imported, so a fixture would come too late.
+_HF_HOME = tempfile.TemporaryDirectory(prefix="lit_sft_hf_")
+os.environ["HF_HOME"] = _HF_HOME.name
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+    os.environ.pop(_name, None)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: E402
+from transformers import (  # noqa: E402
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from lit_sft.data.tokenizer import load_tokenizer  # noqa: E402
+
+SHARED = Path(__file__).parents[2] / "shared"
+LLAMA3_SPECIAL_TOKENS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|finetune_right_pad_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+)
+
+
+@pytest.fixture(autouse=True)
+def _isolate_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+    """Give every test an empty token cache, and W&B folders and logins of nobody."""
+    root = tmp_path_factory.mktemp("caches")
+    monkeypatch.setenv("LIT_SFT_CACHE", str(root / "lit_sft"))
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        (root / name).mkdir()
+        monkeypatch.setenv(name, str(root / name))
+    monkeypatch.setenv("NETRC", str(root / "no_netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The real GSM8K and the real Llama 3 tokenizer, which are not in the repository."""
+    if not SHARED.is_dir():
+        pytest.skip("there is no ../shared folder beside this checkout: no real data to test with")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def llama3_tokenizer(shared: Path) -> PreTrainedTokenizerBase:
+    """The real Llama 3 tokenizer as `load_tokenizer` prepares it. Do not change it."""
+    return load_tokenizer(str(shared / "llama-3.2-3b"))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a byte-level tokenizer: one token a byte, and the Llama 3 special tokens.
+
+    Like the real base model's it prepends BOS itself, and has neither chat template nor pad token.
+    """
+    folder = tmp_path_factory.mktemp("tiny_tokenizer")
+    build_tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama of two layers, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_base")
+    tokenizer = build_tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def build_tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Build the tokenizer of the tiny base model; its vocabulary is the same in every session."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({byte: i for i, byte in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(list(LLAMA3_SPECIAL_TOKENS))
+    bos = LLAMA3_SPECIAL_TOKENS[0]
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A",
+        pair=f"{bos} $A {bos}:1 $B:1",
+        special_tokens=[(bos, core.token_to_id(bos))],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=bos,
+        eos_token=LLAMA3_SPECIAL_TOKENS[1],
+        model_max_length=1024,
+    )

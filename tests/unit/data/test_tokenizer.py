@@ -1,0 +1,91 @@
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from lit_sft.data.tokenizer import hash_template, load_tokenizer
+from lit_sft.errors import InputError
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def save_tokenizer(folder: Path, special: list[str], eos: str, **options: str) -> str:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({byte: i for i, byte in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.add_special_tokens(special)
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos, **options).save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_real_tokenizer_is_ready_to_chat_and_to_pad(llama3_tokenizer):
+    assert llama3_tokenizer.pad_token_id == 128004
+    assert llama3_tokenizer.eos_token_id == 128009
+    assert llama3_tokenizer.padding_side == "right"
+    template = llama3_tokenizer.chat_template
+    assert hash_template(llama3_tokenizer) == hashlib.sha256(template.encode()).hexdigest()
+
+
+def test_what_is_saved_loads_alike(tiny_tokenizer, tmp_path):
+    tokenizer = load_tokenizer(str(tiny_tokenizer))
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(str(tmp_path))
+    assert hash_template(again) == hash_template(tokenizer)
+    assert (again.pad_token, again.eos_token) == ("<|finetune_right_pad_id|>", "<|eot_id|>")
+
+
+def test_an_own_template_and_pad_token_are_kept(tmp_path):
+    path = save_tokenizer(
+        tmp_path, ["<|im_start|>", "<|im_end|>", "<p>"], "<|im_end|>", pad_token="<p>"
+    )
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    tokenizer = load_tokenizer(path)
+    assert (tokenizer.chat_template, tokenizer.pad_token) == (CHATML, "<p>")
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "<|im_end|>"])
+def test_the_pad_token_is_never_eos_nor_one_of_the_template(tmp_path, pad):
+    special = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|fim_pad|>"]
+    path = save_tokenizer(tmp_path, special, "<|endoftext|>", pad_token=pad)
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    assert load_tokenizer(path).pad_token == "<|fim_pad|>"
+
+
+def test_nothing_but_eos_to_pad_with_is_an_error(tmp_path):
+    path = save_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>"], "<|im_end|>")
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    with pytest.raises(InputError, match=r"no token to pad with.*set another pad_token"):
+        load_tokenizer(path)
+
+
+def test_no_template_and_no_llama3_tokens_is_an_error(tmp_path):
+    path = save_tokenizer(tmp_path, ["<|endoftext|>", "<|start_header_id|>"], "<|endoftext|>")
+    with pytest.raises(InputError, match=r"lacks <\|end_header_id\|>, <\|eot_id\|>"):
+        load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("absent", "there is no folder"), ("empty", "has no tokenizer.json; it holds config.json")],
+)
+def test_a_wrong_folder_is_an_error(tmp_path, name, reason):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=reason):
+        load_tokenizer(str(tmp_path / name))
+
+
+def test_a_damaged_tokenizer_file_is_an_error(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0"})[:-4])
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+    )
+    with pytest.raises(InputError, match="could not be loaded"):
+        load_tokenizer(str(tmp_path))
