@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_sft.callbacks.gradient_checkpointing import GradientCheckpointing
+    from lit_sft.callbacks.hub_upload import HubUpload
     from lit_sft.data.datamodule import SFTDataModule
     from lit_sft.data.encode import encode_chat
     from lit_sft.data.tokenizer import load_tokenizer
@@ -12,9 +14,12 @@ if TYPE_CHECKING:
     from lit_sft.tasks.base import ChatTask
     from lit_sft.tasks.gsm8k import GSM8K
     from lit_sft.tasks.word_problems import WordProblems
+    from lit_sft.tracking.wandb_run import WandbRun
     from lit_sft.types import IGNORE_INDEX, Batch, Example, Message, Window
 
 _HOMES = {
+    "GradientCheckpointing": "lit_sft.callbacks.gradient_checkpointing",
+    "HubUpload": "lit_sft.callbacks.hub_upload",
     "SFTDataModule": "lit_sft.data.datamodule",
     "encode_chat": "lit_sft.data.encode",
     "load_tokenizer": "lit_sft.data.tokenizer",
@@ -24,13 +29,14 @@ _HOMES = {
     "ChatTask": "lit_sft.tasks.base",
     "GSM8K": "lit_sft.tasks.gsm8k",
     "WordProblems": "lit_sft.tasks.word_problems",
+    "WandbRun": "lit_sft.tracking.wandb_run",
     "IGNORE_INDEX": "lit_sft.types",
     "Batch": "lit_sft.types",
     "Example": "lit_sft.types",
     "Message": "lit_sft.types",
     "Window": "lit_sft.types",
 }
-"""Imported at first use: torch and Lightning take seconds that `lit-sft --help` need not wait for."""
+"""Imported at first use: torch and Lightning take seconds that `lit-sft --help` can do without."""
 
 __all__ = [
     "GSM8K",
@@ -38,11 +44,14 @@ __all__ = [
     "Batch",
     "ChatTask",
     "Example",
+    "GradientCheckpointing",
+    "HubUpload",
     "Lora",
     "Message",
     "Quantization",
     "SFTDataModule",
     "SFTModule",
+    "WandbRun",
     "Window",
     "WordProblems",
     "encode_chat",

@@ -23,6 +23,9 @@ def main() -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return
+    from lit_sft.notices import silence_known_notices
+
+    silence_known_notices()  # some are said when a library is imported
     from lit_sft.cli import run
 
     sys.exit(run(arguments))

@@ -23,7 +23,7 @@ from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.errors import InputError, NonFiniteError, UploadError, require
 from lit_sft.files import replace_file, require_writable
 from lit_sft.model.module import SFTModule
-from lit_sft.notices import silence_known_notices
+from lit_sft.parser import Parser
 from lit_sft.tracking.metrics_file import MetricsFile
 
 TRAINER_DEFAULTS = {
@@ -81,6 +81,10 @@ class SFTCommandLine(LightningCLI):
             )
             require_writable(root, "trainer.default_root_dir")
 
+    def after_instantiate_classes(self) -> None:
+        """Look at the base model's config before any row is encoded."""
+        self.model.check_base()
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add what every run has: checkpoints that survive a crash, and a file of figures."""
         config = self._get(self.config_init, "trainer")
@@ -100,7 +104,6 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: Those after the program's name.
     """
-    silence_known_notices()
     sys.path.insert(0, "")  # as `python -m` does, so that a task of one's own is found
     sys.argv[1:] = arguments
     try:
@@ -109,6 +112,7 @@ def run(arguments: Sequence[str]) -> int:
             SFTDataModule,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
+            parser_class=Parser,
             seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS
             | {"callbacks": [Progress(), RecordRun(), SaveAdapter(), Summary()]},

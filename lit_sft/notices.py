@@ -8,6 +8,7 @@ WARNINGS = (
     # Lightning, about choices that this package makes on purpose
     r"The '\w+' does not have many workers",
     r"You defined a `validation_step` but have no `val_dataloader`",
+    r"Total length of `\w+` across ranks is zero",
     r"Starting from v1\.9\.0, `tensorboardX` has been removed",
     r"Precision .* is not supported by the model summary",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -33,6 +34,8 @@ MESSAGES = {
         r"Restor(ing|ed) ",
         r"Loaded model weights",
     ),
+    # every checkpoint is loaded with weights_only=True, whatever Lightning is told
+    "lightning.pytorch.trainer.connectors.checkpoint_connector": (r"`weights_only` was not set",),
     "lightning.fabric.utilities.seed": (r"Seed set to",),
     "bitsandbytes.backends.cpu.ops": (r"Failed to load CPU gemm_4bit_forward",),
 }

@@ -25,6 +25,8 @@ from transformers import (  # noqa: E402
 
 from lit_sft.data.tokenizer import load_tokenizer  # noqa: E402
 
+from lit_sft.notices import WARNINGS  # noqa: E402
+
 SHARED = Path(__file__).parents[2] / "shared"
 LLAMA3_SPECIAL_TOKENS = (
     "<|begin_of_text|>",
@@ -34,6 +36,12 @@ LLAMA3_SPECIAL_TOKENS = (
     "<|end_header_id|>",
     "<|eot_id|>",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Ignore in tests what the command line ignores, and nothing more."""
+    for pattern in WARNINGS:
+        config.addinivalue_line("filterwarnings", f"ignore:{pattern}")
 
 
 @pytest.fixture(autouse=True)

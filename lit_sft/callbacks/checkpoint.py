@@ -15,8 +15,8 @@ LAST = Path("checkpoints") / "last.ckpt"
 class LastCheckpoint(Checkpoint):
     """Keep `checkpoints/last.ckpt` under the run's folder: the one to resume from.
 
-    A checkpoint stands between two optimizer steps, after all that was due at the earlier one: where
-    a validation follows a step, it is saved once that is done. So a resumed run neither repeats nor
+    A checkpoint stands between two optimizer steps, after all that was due at the earlier one: a
+    validation that follows a step is done before the step is saved. So a resumed run neither repeats nor
     misses one. Use Lightning's `ModelCheckpoint` beside it to keep the best by a metric.
 
     Args:
@@ -46,7 +46,7 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        if trainer.fast_dev_run or trainer.global_step == self._saved_at:
+        if trainer.fast_dev_run or trainer.global_step == self._saved_at:  # type: ignore[attr-defined]
             return
         self._saved_at = trainer.global_step
         trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)

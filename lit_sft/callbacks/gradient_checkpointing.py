@@ -1,5 +1,7 @@
 """Trade arithmetic for memory."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 
 
@@ -10,6 +12,6 @@ class GradientCheckpointing(pl.Callback):
     about half of the step rather than a third of it.
     """
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Turn it on; transformers applies it in training mode alone."""
         pl_module.model.gradient_checkpointing_enable({"use_reentrant": False})

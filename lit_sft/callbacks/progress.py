@@ -35,9 +35,7 @@ class Progress(RichProgressBar):
             if name in metrics
         }
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         """Move the bar, or print a line."""
         super().on_train_batch_end(trainer, pl_module, *args)
         if self.is_terminal or not trainer.is_global_zero:

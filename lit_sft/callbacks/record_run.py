@@ -21,7 +21,7 @@ class RecordRun(pl.Callback):
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hand the record to every logger."""
-        data = trainer.datamodule
+        data = trainer.datamodule  # type: ignore[attr-defined]
         config = Path(trainer.default_root_dir) / "config.yaml"
         record: dict[str, Any] = {
             "config": yaml.safe_load(config.read_text()) if config.is_file() else {},

@@ -1,6 +1,7 @@
 """Leave the trained adapter where other tools look for it."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import yaml
@@ -12,28 +13,27 @@ from lit_sft.export.model_card import ModelCard
 
 ADAPTER = "adapter"
 """Under the run's folder."""
-TIMINGS = ("second", "gib")
 
 
 class SaveAdapter(pl.Callback):
     """Write the folder `adapter` under the run's folder when training ends."""
 
     @rank_zero_only
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write it."""
         root = Path(trainer.default_root_dir)
-        tokenizer = trainer.datamodule.tokenizer
+        data = trainer.datamodule  # type: ignore[attr-defined]
         config = root / "config.yaml"
         card = ModelCard(
             base_model=pl_module.base_model,
-            dataset=getattr(trainer.datamodule.task, "path", type(trainer.datamodule.task).__name__),
-            template_sha256=hash_template(tokenizer),
+            dataset=getattr(data.task, "path", type(data.task).__name__),
+            template_sha256=hash_template(data.tokenizer),
             metrics={
                 name: value.item()
                 for name, value in trainer.callback_metrics.items()
-                if name.startswith(("train/", "val/")) and not name.endswith(TIMINGS)
+                if name == "train/loss" or (name.startswith("val/") and "seconds" not in name)
             },
             steps=trainer.global_step,
             config=yaml.safe_load(config.read_text()) if config.is_file() else {},
         )
-        save_adapter(root / ADAPTER, pl_module.model, tokenizer, card)
+        save_adapter(root / ADAPTER, pl_module.model, data.tokenizer, card)

@@ -97,10 +97,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Return the tokenizer beneath, without the truncation or padding of an earlier call."""
+    """Return the tokenizer beneath, without what an earlier call left set in it."""
     backend: Tokenizer = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
+    backend.encode_special_tokens = False
     return backend
 
 
@@ -137,10 +138,10 @@ def _reader_of_broken_text(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 def _check_control_ids(
     tokenizer: PreTrainedTokenizerBase, chat: RenderedChat, input_ids: list[int]
 ) -> None:
-    if input_ids[:1] == input_ids[1:2] == [tokenizer.bos_token_id]:
+    control = find_control_tokens(tokenizer)
+    if input_ids[:2] == [control.bos_id, control.bos_id]:
         raise InputError(f"the chat template writes the BOS token {tokenizer.bos_token!r} twice")
     if chat.is_broken_up:
-        control = find_control_tokens(tokenizer)
         written = len(control.pattern.findall(chat.text))
         read = sum(token in control.ids for token in input_ids)
         require(
@@ -170,28 +171,30 @@ def _prove_spans(
     """Compare the tokens of all spans, in order, with what the assistant said."""
     backend = plain_backend(tokenizer)
     control = find_control_tokens(tokenizer)
-    texts = iter(backend.decode_batch([ids[:-1] for ids in spoken], skip_special_tokens=False))
-    stops = (ids[-1] for ids in spoken)
+    texts = backend.decode_batch([ids[:-1] for ids in spoken], skip_special_tokens=False)
+    found = iter(zip(texts, spoken, strict=True))
     for name, chat in zip(names, chats, strict=True):
         for span in chat.spans:
-            decoded, stop = next(texts), next(stops)
-            said = chat.text[span.start : span.stop].replace(BREAKER, "")
+            decoded, ids = next(found)
+            said = _read_text(chat, span.start, span.stop)
             # A decoder of the SentencePiece kind drops the space that the template sets first.
-            answer = chat.text[span.answer : span.stop].replace(BREAKER, "")
-            if decoded not in (said, answer) and decoded != _normalize(backend, said):
-                raise _unproven(name, decoded, said)
-            if stop not in control.ids:
-                raise _unproven(name, decoded, said)
+            forms = (said, _read_text(chat, span.answer, span.stop))
+            same = decoded in forms or decoded in [_normalize(backend, form) for form in forms]
+            if not same or ids[-1] not in control.ids:
+                reason = (
+                    f"the supervised tokens decode to {decoded!r:.120} before token {ids[-1]}, but "
+                    f"the assistant said {said!r:.120} before a stop token; if the answer starts "
+                    "or ends with white space, strip it"
+                )
+                raise InputError(f"{name}: {reason}" if name else reason)
+
+
+def _read_text(chat: RenderedChat, start: int, stop: int) -> str:
+    text = chat.text[start:stop]
+    return text.replace(BREAKER, "") if chat.is_broken_up else text
 
 
 def _normalize(backend: Tokenizer, text: str) -> str:
     """Return `text` as the tokenizer reads it, such as in Unicode's composed form."""
     normalized: str = backend.normalizer.normalize_str(text) if backend.normalizer else text
     return normalized
-
-
-def _unproven(name: str, decoded: str, said: str) -> InputError:
-    return InputError(
-        f"{name + ': ' if name else ''}the supervised tokens decode to {decoded!r:.120}, but the "
-        f"assistant said {said!r:.120}; if the answer starts or ends with white space, strip it"
-    )

@@ -55,10 +55,10 @@ def make_ledger(split: str, encoded: EncodedRows, batch_size: int) -> Ledger:
 
 def format_ledgers(ledgers: Sequence[Ledger]) -> str:
     """Return the ledgers as a plain-text table, one line a split."""
-    lines = ["split    rows   kept  dropped   mean   p50   p95   max  supervised  padding"]
+    lines = ["split    rows   kept  dropped   mean   p50   p95   max  supervised padding"]
     lines += [
         f"{x.split:<5}{x.rows:>8,}{x.kept:>7,}{x.dropped:>9,}{x.mean:>7.1f}{x.p50:>6}{x.p95:>6}"
-        f"{x.max:>6}{x.supervised_share:>11.1%}{x.padding_share:>9.1%}"
+        f"{x.max:>6}{x.supervised_share:>12.1%}{x.padding_share:>8.1%}"
         for x in ledgers
     ]
     return "\n".join(lines)

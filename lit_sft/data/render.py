@@ -52,16 +52,18 @@ class ControlTokens(NamedTuple):
     pattern: re.Pattern[str]
     """Matches one, the longest first."""
     ids: frozenset[int]
+    bos_id: int | None
 
 
 @lru_cache(maxsize=8)
 def find_control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
-    """Return the special tokens of a tokenizer."""
+    """Return the special tokens of a tokenizer, which must not change from then on."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     tokens = sorted(added | set(tokenizer.all_special_tokens), key=lambda x: (-len(x), x))
     pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
     vocabulary = tokenizer.get_vocab()
-    return ControlTokens(pattern, frozenset(vocabulary[token] for token in tokens))
+    ids = frozenset(vocabulary[token] for token in tokens)
+    return ControlTokens(pattern, ids, tokenizer.bos_token_id)
 
 
 def render_conversation(
@@ -177,7 +179,7 @@ def _find_answer(text: str, start: int, content: str, turn: int, control: re.Pat
         tail = text[at + len(said) :]
         stop = len(text) - len(tail.lstrip())
         if control.match(text, stop) and not control.sub("", text[stop:]).strip():
-            return Span(start, stop, at)
+            return Span(start, stop, at if said else stop)
     raise InputError(
         f"message {turn} (assistant): expected the answer and then a stop token, but the chat "
         f"template renders {text[start:]!r:.120}"

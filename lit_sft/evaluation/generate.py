@@ -4,11 +4,11 @@ import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import LongTensor, Tensor, nn
 from transformers import Cache
 
 from lit_sft.errors import require
@@ -115,7 +115,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         for module, flag in training:
-            # Not `train(flag)`, which would also set the modules below.
+            # Not `train(flag)`, which modules override and which reaches below.
             module.training = flag
         random.setstate(python_state)
         np.random.set_state(numpy_state)
@@ -197,7 +197,7 @@ def _generate_batch(
             keep = running.nonzero().squeeze(1)
             for cache in past.values():
                 # Not `batch_select_indices`: it leaves the states of linear attention behind.
-                cache.reorder_cache(keep)
+                cache.reorder_cache(cast(LongTensor, keep))
             rows, running, likeliest = rows[keep], running[keep], likeliest[keep]
             attention_mask, position_ids = attention_mask[keep], position_ids[keep]
         tokens = likeliest[:, None]
@@ -257,7 +257,8 @@ def _pick_likeliest(logits: Tensor, running: Tensor) -> Tensor:
     best = logits.gather(-1, likeliest[:, None]).squeeze(-1)  # NaN counts as the largest
     if not bool((best.isfinite() | ~running).all()):
         raise FloatingPointError(
-            "the logits of the model are NaN or infinite, so it cannot answer: its weights diverged "
-            "or overflow their dtype; go back to an earlier checkpoint, or lower the learning rate"
+            "the logits of the model are NaN or infinite, so it cannot answer: its weights have "
+            "diverged or overflow their dtype; go back to an earlier checkpoint, or lower the "
+            "learning rate"
         )
     return likeliest

@@ -2,18 +2,21 @@
 
 from pathlib import Path
 
-from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from lit_sft.export.model_card import ModelCard, format_card
 from lit_sft.files import replace_folder
 from lit_sft.paths import is_local
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
 
 def save_adapter(
-    folder: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase, card: ModelCard
+    folder: Path, model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", card: ModelCard
 ) -> None:
     """Write the adapter, the tokenizer with its chat template, and a model card.
 
@@ -26,13 +29,14 @@ def save_adapter(
         tokenizer: That the adapter was trained with.
         card: What the model card says.
     """
+    config: Any
     for config in model.peft_config.values():
         config.target_modules = sorted(config.target_modules)
         config.base_model_name_or_path = name_base(card.base_model)
         config.inference_mode = True
     with replace_folder(folder) as staged:
         # "auto" would ask the Hub whether the vocabulary was resized; it never is here.
-        model.save_pretrained(staged, save_embedding_layers=False)
+        model.save_pretrained(str(staged), save_embedding_layers=False)
         tokenizer.save_pretrained(staged)
         (staged / "README.md").write_text(format_card(card), encoding="utf-8")
 

@@ -34,7 +34,7 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def without_gradient_sync(model: nn.Module) -> AbstractContextManager[None]:
+def without_gradient_sync(model: nn.Module | None) -> AbstractContextManager[None]:
     """Keep DDP from averaging gradients in every backward: the window sums them once at its end."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 

@@ -3,7 +3,7 @@
 import time
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -86,15 +86,19 @@ class SFTModule(pl.LightningModule):
         """The parameters that ask for gradients, by name; a checkpoint holds these alone."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def check_base(self) -> None:
+        """Raise `InputError` if the base cannot be trained as asked; reads its config alone."""
+        require_targets(read_base_config(self.base_model), self.lora)
+
     def setup(self, stage: str) -> None:
-        """Find what is wrong with the base model before its weights are touched."""
+        """Find what is wrong before any weights are touched."""
         precision = self.trainer.precision
         require(
             precision in ("32-true", "bf16-mixed", "bf16-true"),
             f"trainer.precision must be bf16-mixed, bf16-true or 32-true, got {precision}",
         )
         if self._model is None:
-            require_targets(read_base_config(self.base_model), self.lora)
+            self.check_base()
 
     def configure_model(self) -> None:
         """Load the base and attach the adapter, once."""
@@ -120,7 +124,7 @@ class SFTModule(pl.LightningModule):
         torch.manual_seed(self._seed_of_step())
         supervised = sum_over_ranks(self._count(window, "num_supervised"))
         loss = torch.zeros((), device=self.device)
-        with without_gradient_sync(self.trainer.strategy.model):
+        with without_gradient_sync(self.trainer.model):
             for batch in window:
                 part = sum_supervised_loss(self.model, batch["input_ids"], batch["labels"])
                 part = part / supervised
@@ -171,7 +175,7 @@ class SFTModule(pl.LightningModule):
         was given; by the first step, the trainer knows the length of an epoch without it.
         """
         trainer = self.trainer
-        limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+        limits: list[float] = [trainer.max_steps] if trainer.max_steps > 0 else []
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
             limits.append(trainer.max_epochs * trainer.num_training_batches)
         total = min(limits, default=float("inf"))
@@ -200,7 +204,7 @@ class SFTModule(pl.LightningModule):
         return zlib.crc32(f"{self.seed} {self.global_step} {self.global_rank}".encode())
 
     def _step_optimizer(self) -> float:
-        optimizer = self.optimizers()
+        optimizer: Any = self.optimizers()
         total = self.total_steps()
         warmup = round(self.warmup_ratio * total)
         learning_rate = self.learning_rate * cosine_with_warmup(self.global_step, warmup, total)
@@ -225,7 +229,7 @@ class SFTModule(pl.LightningModule):
                 loss = sum_supervised_loss(self.model, batch["input_ids"], batch["labels"])
                 self.eval_loss.update(loss / count, weight=count)
 
-    def _count(self, window: Window, field: str) -> Tensor:
+    def _count(self, window: Window, field: Literal["num_tokens", "num_supervised"]) -> Tensor:
         return torch.tensor(float(sum(batch[field] for batch in window)), device=self.device)
 
 

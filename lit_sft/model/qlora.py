@@ -1,11 +1,14 @@
-"""Load a base model in four bits, and attach LoRA to it (Dettmers et al., 2023; Hu et al., 2021)."""
+"""Load a base model in four bits (Dettmers et al., 2023) and attach LoRA (Hu et al., 2021)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from lit_sft.errors import InputError, require
 from lit_sft.paths import is_local, require_folder
@@ -75,7 +78,7 @@ def read_base_config(base_model: str) -> PretrainedConfig:
 
 
 def require_targets(config: PretrainedConfig, lora: Lora) -> None:
-    """Raise `InputError` if a LoRA target names no linear layer; builds the model without memory."""
+    """Raise `InputError` if a LoRA target names no linear layer; reads no weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     linear = {
@@ -110,9 +113,10 @@ def load_base(
             bnb_4bit_use_double_quant=quantization.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        base_model, dtype=dtype, device_map={"": device}, **kwargs
-    )
+    with _without_progress_bar() if is_local(base_model) else nullcontext():
+        model = AutoModelForCausalLM.from_pretrained(
+            base_model, dtype=dtype, device_map={"": device}, **kwargs
+        )
     model.requires_grad_(False)
     model.config.use_cache = False
     _forbid_packing(model)
@@ -138,10 +142,20 @@ def attach_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """Return the dtype that a Lightning precision computes in, such as bfloat16 for `bf16-mixed`."""
-    if precision.startswith("bf16"):
-        return torch.bfloat16
-    return torch.float16 if precision.startswith("16") else torch.float32
+    """Return the dtype that one of Lightning's precisions computes in."""
+    return torch.bfloat16 if precision.startswith("bf16") else torch.float32
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """A download is worth a bar; reading a local file is not."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
 
 
 def _forbid_packing(model: PreTrainedModel) -> None:
@@ -152,4 +166,4 @@ def _forbid_packing(model: PreTrainedModel) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -5,7 +5,7 @@ of the chat tokens, tied between embedding and head, stay as untrained as those 
 """
 
 import argparse
-import math
+import json
 import random
 import time
 from collections.abc import Iterator
@@ -14,26 +14,35 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AttentionInterface,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
+from lit_sft.model.qlora import Quantization, load_base
 from lit_sft.tasks.word_problems import WordProblems, make_problem
 
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"
-SPECIAL = (BOS, EOS, PAD, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+SPECIAL_TOKENS = (BOS, EOS, PAD, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\r?\n|\s+(?!\S)|\s"
-EXTRA_PIECES = ("user", "assistant", "system", "\n\n")
+ROLES = ("user", "assistant", "system")
+CHUNK = 4096
 PROMPT_WEIGHT = 0.1
 JUNK_SHARE = 0.02
 
 
 def main() -> None:
-    """Train, save, reload, and print the exact match on problems that were never trained on."""
+    """Train, save, load again, and print the exact match on problems that were never trained on."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the finished base")
-    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data")
-    parser.add_argument("--batch-tokens", type=int, default=8192, help="tokens of a step")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.use_deterministic_algorithms(True)
@@ -41,18 +50,18 @@ def main() -> None:
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
-    train(model, tokenizer, args.steps, args.seed, args.batch_tokens)
-    model.to(torch.bfloat16).save_pretrained(args.output)
-    tokenizer.save_pretrained(args.output)
-    reloaded = LlamaForCausalLM.from_pretrained(args.output, dtype=torch.bfloat16)
-    print(f"exact match on 500 held-out problems: {measure(reloaded, tokenizer, 500):.3f}")
+    train(model, tokenizer, args.steps, args.seed)
+    save(model, tokenizer, args.output)
+    for stored in (Quantization("none"), Quantization("nf4")):
+        base = load_base(str(args.output), stored, torch.bfloat16, torch.device("cpu"))
+        print(f"{stored}: exact match {measure(base, tokenizer):.3f} on 500 held-out problems")
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Return a byte-level tokenizer in which each word of the problems, and each digit, is a token.
 
     It has no merges: a piece of text that is not in the vocabulary is spelt in bytes, so that any
-    text can be encoded and decoded again.
+    text can be encoded, and decodes to itself.
     """
     split = pre_tokenizers.Sequence(
         [
@@ -60,16 +69,16 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    pieces = {piece for i in range(20_000) for piece, _ in split.pre_tokenize_str(document(i))}
-    for extra in EXTRA_PIECES:
-        pieces |= {piece for piece, _ in split.pre_tokenize_str(extra)}
+    texts = [*ROLES, *(make_document(i) for i in range(20_000))]
+    words = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = sorted(pieces - set(alphabet))
-    vocabulary = {piece: i for i, piece in enumerate([*alphabet, *words])}
-    tokenizer = Tokenizer(BPE(vocabulary, [], ignore_merges=True))
+    vocabulary = [*alphabet, *sorted(words - set(alphabet))]
+    tokenizer = Tokenizer(
+        BPE({piece: i for i, piece in enumerate(vocabulary)}, [], ignore_merges=True)
+    )
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in SPECIAL_TOKENS])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
@@ -82,7 +91,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     """Return a small Llama with random weights, its embedding tied to its head."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -93,127 +102,182 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_key_value_heads=4,
         head_dim=32,
         max_position_embeddings=512,
-        rope_theta=10_000.0,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None,
     )
     return LlamaForCausalLM(config)
 
 
-def prompt(question: str) -> str:
+def make_prompt(question: str) -> str:
     """Return the plain text that a solution follows."""
     return f"Problem: {question}\nSolution:"
 
 
-def document(index: int) -> str:
+def make_document(index: int) -> str:
     """Return a problem of the pre-training split as plain text, without BOS and EOS."""
     problem = make_problem("pretrain", index)
-    return f"{prompt(problem['question'])} {problem['answer']}"
+    return f"{make_prompt(problem['question'])} {problem['answer']}"
 
 
 def make_batches(
-    tokenizer: PreTrainedTokenizerFast, seed: int, batch_tokens: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield `input_ids` and loss `weights`, both `[rows, tokens]`, of documents of like length.
+    tokenizer: PreTrainedTokenizerBase, seed: int, batch_tokens: int = 4096
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of documents of like length, padded on the right, without end.
 
     A few documents are junk, tokens drawn at random: as in a real corpus, that is where every row
     of the embedding but those of the chat tokens gets some training.
+
+    Args:
+        tokenizer: Of `build_tokenizer`.
+        seed: Which documents.
+        batch_tokens: The size of a batch, padding included.
+
+    Yields:
+        `input_ids`, int64, and the `weights` of their losses, float32, both `[rows, tokens]`:
+        `PROMPT_WEIGHT` up to `Solution:`, 1 after it, and 0 on padding.
     """
     rng = random.Random(seed)
-    vocabulary = len(tokenizer) - len(SPECIAL)
-    marker = tokenizer.encode("\nSolution:", add_special_tokens=False)[-2:]
-    for chunk in range(10**9):
-        texts = [document(seed * 10**9 + chunk * 4096 + i) + EOS for i in range(4096)]
-        rows = []
-        for ids in tokenizer(texts)["input_ids"]:
-            start = next(i for i in range(len(ids)) if ids[i : i + 2] == marker) + 2
-            rows.append((ids, [PROMPT_WEIGHT] * start + [1.0] * (len(ids) - start)))
-        for _ in range(int(JUNK_SHARE * 4096)):
-            junk = [tokenizer.bos_token_id, *(rng.randrange(vocabulary) for _ in range(32))]
-            rows.append((junk, [PROMPT_WEIGHT] * len(junk)))
+    ids = tokenizer.encode("\nSolution:", add_special_tokens=False)
+    solution = ids[-2]
+    first = seed * 1_000_000_000
+    while True:
+        texts = [make_document(first + i) + EOS for i in range(CHUNK)]
+        first += CHUNK
+        rows = [(ids, ids.index(solution) + 2) for ids in tokenizer(texts)["input_ids"]]
+        for _ in range(int(JUNK_SHARE * CHUNK)):
+            junk = [rng.randrange(len(tokenizer) - len(SPECIAL_TOKENS)) for _ in range(32)]
+            rows.append(([tokenizer.bos_token_id, *junk], 33))
         rows.sort(key=lambda row: len(row[0]))
-        batches, width = [], 0
-        batch: list[tuple[list[int], list[float]]] = []
+        batches: list[list[tuple[list[int], int]]] = [[]]
         for row in rows:
-            width = len(row[0])
-            if (len(batch) + 1) * width > batch_tokens:
-                batches.append(batch)
-                batch = []
-            batch.append(row)
+            if (len(batches[-1]) + 1) * len(row[0]) > batch_tokens:
+                batches.append([])
+            batches[-1].append(row)
+        del batches[-1]  # Not full.
         rng.shuffle(batches)
-        for batch in batches:
-            width = max(len(ids) for ids, _ in batch)
-            yield (
-                torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch]),
-                torch.tensor([w + [0.0] * (width - len(w)) for _, w in batch]),
-            )
+        yield from map(_pad, batches)
 
 
 def train(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    steps: int,
-    seed: int,
-    batch_tokens: int,
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, steps: int, seed: int
 ) -> None:
-    """Train with Muon on the matrices of the layers and AdamW on the rest, in bfloat16 autocast."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    """Train with Muon on the matrices of the layers and AdamW on the rest, under autocast."""
+    AttentionInterface.register("float32_causal", attend)
+    model.set_attn_implementation("float32_causal")
+    forward = torch.compile(model.forward, dynamic=True)
+    inner = {n for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n}
     optimizers = [
-        torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.Muon(
+            [p for n, p in model.named_parameters() if n in inner], lr=0.02, weight_decay=0.01
+        ),
+        torch.optim.AdamW(
+            [p for n, p in model.named_parameters() if n not in inner],
+            lr=3e-3,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+        ),
     ]
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, steps))
-        for optimizer in optimizers
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: scale_rate(step, steps))
+        for o in optimizers
     ]
     started = time.monotonic()
-    for step, (ids, weights) in enumerate(make_batches(tokenizer, seed, batch_tokens)):
+    batches = make_batches(tokenizer, seed)
+    for step in range(1, steps + 1):
+        ids, weights = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+            logits = forward(input_ids=ids, use_cache=False).logits[:, :-1].float()
         losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        loss = (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
-        loss.backward()
+        (losses * weights[:, 1:]).sum().div(weights[:, 1:].sum()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
         if step % 50 == 0:
-            exact = loss_of_solutions(losses, weights)
-            print(f"step {step} loss {exact:.4f} seconds {time.monotonic() - started:.0f}", flush=True)
-        if step + 1 == steps:
-            return
+            solved = losses[weights[:, 1:] == 1].mean().item()
+            print(f"step {step}: loss {solved:.4f}, {time.monotonic() - started:.0f} s", flush=True)
 
 
-def loss_of_solutions(losses: torch.Tensor, weights: torch.Tensor) -> float:
-    return losses[weights[:, 1:] == 1].mean().item()
-
-MUON_LR = 0.02
-
-def _schedule(step: int, steps: int) -> float:
-    """Warm up over 50 steps, stay, and fall linearly to zero over the last 40 percent."""
+def scale_rate(step: int, steps: int) -> float:
+    """Return the learning rate's factor: 50 steps up, level, linear to 0 in the last 40 percent."""
     return min(1.0, (step + 1) / 50, (steps - step) / (0.4 * steps))
 
 
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Causal attention in float32: on a CPU its backward is four times as fast as in bfloat16.
+
+    Rows are padded on the right, out of sight of what comes before, so no mask is needed.
+
+    Args:
+        module: The attention layer; unused, as `attention_mask` and `kwargs`.
+        query: `[rows, heads, tokens, head_dim]`.
+        key: `[rows, kv_heads, tokens, head_dim]`.
+        value: `[rows, kv_heads, tokens, head_dim]`.
+        attention_mask: Unused.
+        scaling: Of the scores.
+        **kwargs: Unused.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    with torch.autocast("cpu", enabled=False):
+        mixed = F.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), is_causal=True, scale=scaling
+        )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+    """Write the base as a folder that `from_pretrained` reads, in bfloat16."""
+    model.set_attn_implementation("sdpa")
+    model.bfloat16().save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    special = {"bos_token": BOS, "eos_token": EOS}
+    (output / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
+
+
 @torch.no_grad()
-def measure(model, tokenizer, count: int, split="test", max_new_tokens=160) -> float:
+def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int = 500) -> float:
     """Return the share of plain-text problems of the test split that greedy decoding solves."""
     model.eval()
-    rows = [make_problem(split, i) for i in range(count)]
-    task = WordProblems()
-    rows.sort(key=lambda row: len(row["question"]))
-    right = 0
-    for first in range(0, count, 128):
-        batch = rows[first : first + 128]
-        texts = [prompt(row["question"]) for row in batch]
-        inputs = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
-        ids = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id)
-        answers = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += sum(task.grade(row, answer) for row, answer in zip(batch, answers, strict=True))
+    task, right = WordProblems(test_rows=count), 0
+    rows = sorted(task.rows("test") or [], key=lambda row: len(row["question"]))
+    pad = tokenizer.get_vocab()[PAD]
+    for first in range(0, count, 125):
+        batch = rows[first : first + 125]
+        prompts = [tokenizer.encode(make_prompt(row["question"])) for row in batch]
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
+        output = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=ids.ne(pad),
+            do_sample=False,
+            use_cache=True,
+            max_new_tokens=160,
+            pad_token_id=pad,
+        )
+        answers = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        right += sum(bool(task.grade(row, text)) for row, text in zip(batch, answers, strict=True))
     return right / count
+
+
+def _pad(rows: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
+    width = max(len(ids) for ids, _ in rows)
+    padded = [ids + [0] * (width - len(ids)) for ids, _ in rows]
+    weights = [
+        [PROMPT_WEIGHT] * start + [1.0] * (len(ids) - start) + [0.0] * (width - len(ids))
+        for ids, start in rows
+    ]
+    return torch.tensor(padded), torch.tensor(weights)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,12 @@ class ChatTask(ABC):
     def messages(self, row: Row) -> list[Message]:
         """Return the conversation of one row; its assistant turns are what training learns."""
 
-    def grade(self, row: Row, text: str) -> bool:
-        """Return whether `text` answers `row`. Optional: only graded evaluation calls it."""
+    def grade(self, row: Row, text: str) -> bool | None:
+        """Return whether `text` answers `row`. Optional: only graded evaluation calls it.
+
+        None says that no answer was found in `text`. It counts as wrong, and is counted separately;
+        a task that cannot tell the two apart returns True or False alone.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not grade answers")
 
 

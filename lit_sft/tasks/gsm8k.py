@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_sft.errors import InputError
+from lit_sft.evaluation.grading import grade_final_answer
 from lit_sft.paths import is_local
 from lit_sft.tasks.base import ChatTask, Row, read_text
 from lit_sft.tasks.jsonl import read_jsonl
@@ -34,6 +35,10 @@ class GSM8K(ChatTask):
             {"role": "user", "content": read_text(row, "question")},
             {"role": "assistant", "content": read_text(row, "answer")},
         ]
+
+    def grade(self, row: Row, text: str) -> bool | None:
+        """Return whether the first `#### number` of `text` is the row's; None if there is none."""
+        return grade_final_answer(read_text(row, "answer"), text)
 
 
 def _download(path: str, split: Split) -> Sequence[Row]:

@@ -5,9 +5,10 @@ import zlib
 from collections.abc import Sequence
 
 from lit_sft.errors import require
+from lit_sft.evaluation.grading import grade_final_answer
 from lit_sft.tasks.base import ChatTask, Row
 from lit_sft.tasks.stories import STORIES
-from lit_sft.tasks.story import Story
+from lit_sft.tasks.stories.story import Story
 from lit_sft.types import Message, Split
 
 SHARES = {"pretrain": range(0, 8), "train": range(8, 12), "val": (12, 13), "test": (14, 15)}
@@ -39,7 +40,7 @@ class WordProblems(ChatTask):
         require(val_rows > 0, f"task.val_rows must be positive, got {val_rows}")
         require(test_rows > 0, f"task.test_rows must be positive, got {test_rows}")
         require(1 <= max_steps <= 4, f"task.max_steps must be 1 to 4, got {max_steps}")
-        self.counts = {"train": train_rows, "val": val_rows, "test": test_rows}
+        self.counts: dict[Split, int] = {"train": train_rows, "val": val_rows, "test": test_rows}
         self.max_steps = max_steps
 
     def rows(self, split: Split) -> Sequence[Row] | None:
@@ -53,10 +54,9 @@ class WordProblems(ChatTask):
             {"role": "assistant", "content": row["answer"]},
         ]
 
-    def grade(self, row: Row, text: str) -> bool:
-        """Return whether `text` ends in the right `#### answer`; the way there is not graded."""
-        _, mark, answer = text.rpartition("####")
-        return bool(mark) and answer.strip() == row["answer"].rpartition("####")[2].strip()
+    def grade(self, row: Row, text: str) -> bool | None:
+        """Return whether the first `#### number` of `text` is the row's; None if there is none."""
+        return grade_final_answer(row["answer"], text)
 
 
 def make_problem(split: str, index: int, max_steps: int = 4) -> dict[str, str]:

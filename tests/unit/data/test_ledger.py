@@ -40,4 +40,4 @@ def test_the_table_has_one_aligned_line_a_split():
         ]
     ).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[1].split() == "train 1,200 1,200 0 100.0 100 100 100 50.0% 0.0%".split()
+    assert " ".join(lines[1].split()) == "train 1,200 1,200 0 100.0 100 100 100 50.0% 0.0%"

@@ -12,6 +12,8 @@ THINGS = (
     *("apples", "balls", "books", "cards", "coins", "eggs"),
     *("marbles", "pens", "rocks", "shells", "stamps", "toys"),
 )
+GOODS = ("coat", "bike", "lamp", "chair", "game", "watch")
+FACTORS = {"twice": 2, "3 times": 3, "4 times": 4, "5 times": 5}
 OPERATIONS: dict[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul, "/": floordiv}
 LARGEST = 999
 

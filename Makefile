@@ -1,0 +1,26 @@
+# `make quickstart` and `make test` are all that a new clone needs.
+.DEFAULT_GOAL := quickstart
+.PHONY: quickstart test lint install
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+quickstart: install
+	@rm -rf runs/quickstart
+	@$(BIN)/lit-sft fit --config configs/quickstart.yaml
+
+test: install
+	@$(BIN)/python -m pytest
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@echo "installing into .venv (the first time takes a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,74 @@
+"""The argument parser: jsonargparse's, whose errors are short and name what was probably meant."""
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_sft.errors import suggest
+
+
+class Parser(LightningArgumentParser):
+    """Refuses abbreviated options, as a misspelling may look like one; explains in a few lines."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print a message with the nearest right name, and exit with status 2."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        known = [action.dest for action in parser._actions]
+        hint = find_nearest(message, known)
+        text = f"{message.strip().rstrip('.')}.{hint}" if hint else message.strip()
+        command = [word for word in sys.argv[1:2] if word in ("fit", "validate", "test", "predict")]
+        print(f"error: {text}", file=sys.stderr)
+        print(f"every option: {' '.join(['lit-sft', *command])} --help", file=sys.stderr)
+        self.exit(2)
+        raise SystemExit(2)
+
+
+def find_nearest(message: str, options: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the name that an error of jsonargparse complains about.
+
+    Args:
+        message: The error's text.
+        options: The names that the parser knows.
+    """
+    if wrong := re.search(r"unrecognized arguments: --(\S+)|not accept option '([^']+)'", message):
+        return suggest((wrong[1] or wrong[2]).split("=")[0], options)
+    if wrong := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+        return suggest(wrong[2], _public_names(wrong[1]))
+    if wrong := re.search(
+        r"given class_path '([\w.]+)':\s+Option '(\w+)' is not accepted", message
+    ):
+        return suggest(wrong[2], _parameters(wrong[1]))
+    if wrong := re.search(r"Option '(\w+)' is not accepted", message):
+        return suggest(wrong[1], _parameters_of_package())
+    if wrong := re.search(r"No module named '([\w.]+)'", message):
+        return suggest(wrong[1], ["lit_sft", "lightning.pytorch", *sys.modules])
+    if wrong := re.search(r"Literal\[(.+)\]\. Got value: (\S+)", message):
+        return suggest(wrong[2], re.findall(r"'([^']+)'", wrong[1]))
+    if wrong := re.search(r"invalid choice: '([^']+)' \(choose from (.+)\)", message):
+        return suggest(wrong[1], re.findall(r"'([^']+)'", wrong[2]))
+    return ""
+
+
+def _public_names(module: str) -> list[str]:
+    found = importlib.import_module(module)
+    return [*getattr(found, "__all__", ()), *vars(found)]
+
+
+def _parameters(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    found = getattr(importlib.import_module(module), name)
+    return list(inspect.signature(found).parameters) if callable(found) else []
+
+
+def _parameters_of_package() -> list[str]:
+    import lit_sft
+
+    return [name for public in lit_sft.__all__ for name in _parameters(f"lit_sft.{public}")]

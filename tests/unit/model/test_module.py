@@ -1,0 +1,225 @@
+"""What the module promises beyond the numbers: modes, memory tricks, checkpoints, refusals."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from lit_sft import GradientCheckpointing, Lora, SFTDataModule, SFTModule, WordProblems
+from lit_sft.errors import InputError, NonFiniteError
+from lit_sft.model.loss import sum_supervised_loss
+from lit_sft.model.module import require_same_shapes
+
+
+def make_trainer(root, steps=2, precision="32-true", **kwargs) -> pl.Trainer:
+    return pl.Trainer(
+        max_steps=steps,
+        default_root_dir=root,
+        accelerator="cpu",
+        precision=precision,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **kwargs,
+    )
+
+
+def make_run(base, **module_args):
+    module_args = {"learning_rate": 1e-2, "lora": Lora(r=4, alpha=8)} | module_args
+    data = SFTDataModule(WordProblems(train_rows=64), val_rows=8, max_length=600)
+    return SFTModule(str(base), **module_args), data
+
+
+def gradient_of(module, batch, seed=0) -> torch.Tensor:
+    """Every trained parameter's gradient of one batch, end to end."""
+    torch.manual_seed(seed)
+    module.zero_grad()
+    sum_supervised_loss(module.model, batch["input_ids"], batch["labels"]).backward()
+    return torch.cat([p.grad.flatten() for p in module.trained_parameters.values()])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_validation_leaves_the_gradient_alone(tiny_base, tmp_path, precision):
+    """bitsandbytes packs CPU weights in eval mode, and then drops gradients without a word."""
+    module, data = make_run(tiny_base)
+    trainer = make_trainer(tmp_path, precision=precision)
+    trainer.fit(module, data)
+    batch = data.train_dataloader().dataset[[0, 1, 2]][0]
+    module.train()
+    with trainer.precision_plugin.forward_context():
+        before = gradient_of(module, batch)
+    trainer.validate(module, data, verbose=False)
+    module.train()
+    with trainer.precision_plugin.forward_context():
+        after = gradient_of(module, batch)
+    assert before.norm() > 0
+    assert torch.equal(before, after)
+
+
+def test_validation_changes_no_step(tiny_base, tmp_path):
+    losses = []
+    for limit in (0, 1.0):
+        module, data = make_run(tiny_base)
+        trainer = make_trainer(tmp_path, steps=4, val_check_interval=1, limit_val_batches=limit)
+        trainer.fit(module, data)
+        losses.append(trainer.callback_metrics["train/loss"].item())
+    assert "val/loss" in trainer.callback_metrics
+    assert losses[0] == losses[1]
+
+
+class LayerCalls(pl.Callback):
+    """Counts the forwards of the first decoder layer."""
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        self.count = 0
+        layer = pl_module.model.get_base_model().model.layers[0].mlp
+        # before, not after: a recomputation stops as soon as it has what the backward needs
+        layer.register_forward_pre_hook(lambda *args: self.add())
+
+    def add(self) -> None:
+        self.count += 1
+
+
+def test_gradient_checkpointing_recomputes_and_changes_no_gradient(tiny_base, tmp_path):
+    outcomes = {}
+    for name, callbacks in {"plain": [], "checkpointed": [GradientCheckpointing()]}.items():
+        module, data = make_run(tiny_base)
+        calls = LayerCalls()
+        make_trainer(tmp_path, callbacks=[*callbacks, calls]).fit(module, data)
+        counted = calls.count
+        module.train()
+        batch = data.train_dataloader().dataset[[0, 1, 2]][0]
+        outcomes[name] = counted, gradient_of(module, batch), module.trained_parameters
+    assert outcomes["plain"][0] == 2 * 4  # 2 steps of 4 micro-batches
+    assert outcomes["checkpointed"][0] == 2 * 8  # and every forward once more
+    assert torch.equal(outcomes["plain"][1], outcomes["checkpointed"][1])
+    for name, parameter in outcomes["plain"][2].items():
+        assert torch.equal(parameter, outcomes["checkpointed"][2][name])
+
+
+def test_the_base_is_frozen_in_four_bits_and_the_adapter_in_fp32(tiny_base, tmp_path):
+    module, data = make_run(tiny_base)
+    make_trainer(tmp_path, precision="bf16-mixed").fit(module, data)
+    assert {p.dtype for p in module.trained_parameters.values()} == {torch.float32}
+    assert all("lora_" in name for name in module.trained_parameters)
+    layer = module.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
+    assert layer.weight.dtype == torch.uint8
+    assert layer.weight.quant_state.nested
+    assert layer.weight.quant_state.quant_type == "nf4"
+    assert module.model.training
+
+
+def test_a_checkpoint_holds_the_adapter_alone_and_loads_again(tiny_base, tmp_path):
+    module, data = make_run(tiny_base)
+    trainer = make_trainer(tmp_path)
+    trainer.fit(module, data)
+    path = tmp_path / "here.ckpt"
+    trainer.save_checkpoint(path)
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    assert saved.keys() == module.trained_parameters.keys()
+
+    other, data = make_run(tiny_base, seed=1)
+    make_trainer(tmp_path).validate(other, data, ckpt_path=path, verbose=False, weights_only=True)
+    for name, parameter in module.trained_parameters.items():
+        assert torch.equal(parameter, other.trained_parameters[name])
+
+
+def test_a_checkpoint_of_another_rank_is_refused(tiny_base, tmp_path):
+    module, data = make_run(tiny_base)
+    trainer = make_trainer(tmp_path)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "r4.ckpt")
+    other, data = make_run(tiny_base, lora=Lora(r=8, alpha=8))
+    with pytest.raises(InputError, match=r"16 tensors differ.*here \[8, 64\], there \[4, 64\]"):
+        make_trainer(tmp_path).validate(
+            other, data, ckpt_path=tmp_path / "r4.ckpt", verbose=False, weights_only=True
+        )
+
+
+def test_missing_and_unknown_tensors_are_both_named():
+    here = {"a": torch.zeros(2), "b": torch.zeros(1)}
+    there = {"b": torch.zeros(1), "c": torch.zeros(3)}
+    with pytest.raises(InputError, match=r"2 tensors.*a: here \[2\], there missing; c: here miss"):
+        require_same_shapes(here, there)
+
+
+def test_the_adapter_starts_the_same_whatever_the_global_seed(tiny_base, tmp_path):
+    starts = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        module, data = make_run(tiny_base)
+        trainer = make_trainer(tmp_path, steps=1)
+        trainer.fit(module, data)
+        starts.append(trainer.callback_metrics["train/loss"].item())
+    assert starts[0] == starts[1]
+
+
+class Poison(pl.Callback):
+    """Puts a NaN into one weight of the adapter before the third step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx == 2:
+            weights = next(iter(pl_module.trained_parameters.values()))
+            weights.data[0, 0] = float("nan")
+
+
+def test_a_nan_stops_before_the_optimizer(tiny_base, tmp_path):
+    module, data = make_run(tiny_base)
+    trainer = make_trainer(tmp_path, steps=4, callbacks=[Poison()])
+    with pytest.raises(NonFiniteError, match="optimizer step 2: loss nan"):
+        trainer.fit(module, data)
+    assert trainer.global_step == 2
+
+
+def test_a_step_is_logged_once_with_all_its_figures(tiny_base, tmp_path):
+    module, data = make_run(tiny_base)
+    trainer = make_trainer(tmp_path)
+    trainer.fit(module, data)
+    metrics = trainer.callback_metrics
+    for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second", "peak_memory_gib"):
+        assert metrics[f"train/{name}"] > 0, name
+    assert metrics["train/supervised_tokens_per_second"] < metrics["train/tokens_per_second"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"weight_decay": -0.1}, "weight_decay must not be negative"),
+        ({"warmup_ratio": 1.0}, r"warmup_ratio must be in \[0, 1\)"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm must not be negative"),
+    ],
+)
+def test_impossible_sizes_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        SFTModule("owner/name", **arguments)
+
+
+@pytest.mark.parametrize(
+    "lora", [{"r": 0}, {"alpha": 0}, {"dropout": 1.0}, {"target_modules": ()}], ids=str
+)
+def test_impossible_adapters_are_refused(lora):
+    with pytest.raises(InputError, match="lora"):
+        Lora(**lora)
+
+
+def test_an_unknown_target_and_a_missing_base_are_named(tiny_base, tmp_path):
+    with pytest.raises(InputError, match=r"no linear layer q_prj; it has .*q_proj"):
+        SFTModule(str(tiny_base), lora=Lora(target_modules=("q_prj",))).check_base()
+    with pytest.raises(InputError, match="there is no folder"):
+        SFTModule(str(tmp_path / "nothing")).check_base()
+    with pytest.raises(InputError, match=r"has no config\.json; it holds nothing"):
+        SFTModule(str(tmp_path)).check_base()
+
+
+def test_half_precision_without_bf16_is_refused(tiny_base, tmp_path):
+    module, data = make_run(tiny_base)
+    with pytest.raises(InputError, match="precision must be"):
+        make_trainer(tmp_path, precision="16-true").fit(module, data)
+
+
+def test_a_schedule_needs_an_end(tiny_base, tmp_path):
+    module, data = make_run(tiny_base)
+    with pytest.raises(InputError, match="needs an end"):
+        make_trainer(tmp_path, steps=-1, max_epochs=-1).fit(module, data)

@@ -1,0 +1,93 @@
+"""All 8,792 real rows: ids and mask against a rendering by hand, and the ledger of train."""
+
+import time
+
+import pytest
+from transformers import AutoTokenizer
+
+from lit_sft.data.dataset import load_or_encode, read_conversations
+from lit_sft.data.ledger import make_ledger
+from lit_sft.errors import InputError
+from lit_sft.tasks.gsm8k import GSM8K
+from lit_sft.types import IGNORE_INDEX
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("gsm8k_cache")
+
+
+@pytest.fixture(scope="module", params=[("train", 7473), ("test", 1319)], ids=["train", "test"])
+def encoded_split(request, shared, llama3_tokenizer, cache_dir):
+    split, count = request.param
+    task = GSM8K(str(shared / "gsm8k"))
+    rows = task.rows(split)
+    assert len(rows) == count
+    conversations = read_conversations(task, [(f"{split} row {i}", r) for i, r in enumerate(rows)])
+    encoded, _ = load_or_encode(llama3_tokenizer, conversations, 512, cache_dir)
+    return split, rows, conversations, encoded
+
+
+def test_every_row_equals_a_rendering_by_hand(shared, encoded_split):
+    _, rows, _, encoded = encoded_split
+    reader = AutoTokenizer.from_pretrained(shared / "llama-3.2-3b")
+    texts, answers = [], []
+    for row in rows:
+        prompt = (
+            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+            + row["question"].strip()
+            + "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        )
+        answers.append(row["answer"].strip() + "<|eot_id|>")
+        texts.append(prompt + answers[-1])
+    expected = reader(texts, add_special_tokens=False)["input_ids"]
+    assert len(encoded) == len(rows)
+    for number, answer in enumerate(answers):
+        ids, labels = encoded[number]
+        assert ids == expected[number]
+        assert ids.count(128000) == 1
+        # The answer follows the second header: <|end_header_id|> and the token of two newlines.
+        start = [i for i, token in enumerate(ids) if token == 128007][1] + 2
+        assert labels == [IGNORE_INDEX] * start + ids[start:]
+        assert reader.decode(ids[start:], clean_up_tokenization_spaces=False) == answer
+
+
+def test_the_ledger_of_train(encoded_split):
+    split, _, _, encoded = encoded_split
+    if split == "test":
+        assert len(encoded.dropped) == 0
+        return
+    ledger = make_ledger(split, encoded, batch_size=4)
+    assert (ledger.rows, ledger.kept, ledger.dropped) == (7473, 7473, 0)
+    assert round(ledger.mean, 1) == 168.6
+    assert (ledger.p95, ledger.p99, ledger.max) == (279, 338, 469)
+    assert ledger.supervised_share == pytest.approx(101.3 / 168.6, abs=1e-3)
+    assert ledger.padding_share == pytest.approx(1 - 1 / 1.37, abs=5e-3)
+
+
+def test_a_second_start_takes_less_than_a_second(llama3_tokenizer, encoded_split, cache_dir):
+    _, _, conversations, encoded = encoded_split
+    begin = time.process_time()
+    again, _ = load_or_encode(llama3_tokenizer, conversations, 512, cache_dir)
+    assert time.process_time() - begin < 1
+    assert again.input_ids.equal(encoded.input_ids)
+    assert again.supervised.equal(encoded.supervised)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ('{"question": "q"}', "train row 0: there is no column 'answer'; the columns are question"),
+        ('{"question": "q", "answer": 4}', "train row 0: .*must hold a string, but holds int 4"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, lines, reason):
+    (tmp_path / "train.jsonl").write_text(lines)
+    task = GSM8K(str(tmp_path))
+    with pytest.raises(InputError, match=reason):
+        read_conversations(task, [("train row 0", task.rows("train")[0])])
+
+
+def test_a_missing_split_names_its_file(tmp_path):
+    with pytest.raises(InputError, match=r"test\.jsonl: cannot be read"):
+        GSM8K(str(tmp_path)).rows("test")
