@@ -45,7 +45,7 @@ class SaveConfig(SaveConfigCallback):
         """Write it when the run trains; other commands leave the folder's config alone."""
         if stage == "fit":
             with replace_file(Path(trainer.default_root_dir) / "config.yaml") as staged:
-                staged.write_text(self.parser.dump(self.config, skip_none=False))
+                staged.write_text(self.parser.dump(self.config, skip_unset=False))
 
 
 class SFTCommandLine(LightningCLI):

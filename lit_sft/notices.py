@@ -13,6 +13,9 @@ WARNINGS = (
     r"Precision .* is not supported by the model summary",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"Trying to infer the `batch_size` from an ambiguous collection",
+    # jsonargparse, about what Lightning calls
+    r"\s+By default only one JsonargparseDeprecationWarning",
+    r"\s+``instantiate_classes`` was deprecated",
     # torch and torchdata, about each other
     r"`torch\.jit\.\w+` is deprecated",
     r"'set_vital' is deprecated",

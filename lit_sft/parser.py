@@ -65,7 +65,10 @@ def _public_names(module: str) -> list[str]:
 def _parameters(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     found = getattr(importlib.import_module(module), name)
-    return list(inspect.signature(found).parameters) if callable(found) else []
+    try:
+        return list(inspect.signature(found).parameters)
+    except (TypeError, ValueError):  # a constant, or a type without a signature
+        return []
 
 
 def _parameters_of_package() -> list[str]:

@@ -2,13 +2,20 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_sft.errors import InputError, UploadError, require
+from lit_sft.export.adapter import ADAPTER
 
 UPLOADED = ("*.json", "*.safetensors", "*.jinja", "README.md")
+ADVICE = {
+    401: "log in with `hf auth login`, or set HF_TOKEN",
+    403: "the login may not write there; use a token with write access, or another repo_id",
+}
+UNREACHABLE = "the Hub cannot be reached; check the network, or leave HubUpload out of the config"
 
 
 class HubUpload(pl.Callback):
@@ -21,67 +28,94 @@ class HubUpload(pl.Callback):
     Args:
         repo_id: `owner/name`; created if it does not exist.
         private: Whether a repository that this run creates is private.
-        retries: Attempts after the first, each twice as long after the one before.
+        retries: Attempts after the first, each after twice the wait of the one before.
         wait_seconds: Before the first retry.
     """
 
     def __init__(
-        self, repo_id: str, private: bool = True, retries: int = 4, wait_seconds: float = 2.0
+        self, repo_id: str, private: bool = True, retries: int = 5, wait_seconds: float = 2.0
     ) -> None:
         require(
             len(repo_id.split("/")) == 2 and all(repo_id.split("/")),
             f"HubUpload.repo_id must read owner/name, got {repo_id!r}",
         )
         require(retries >= 0, f"HubUpload.retries must not be negative, got {retries}")
+        require(wait_seconds >= 0, f"HubUpload.wait_seconds must not be negative: {wait_seconds}")
         self.repo_id, self.private = repo_id, private
         self.retries, self.wait_seconds = retries, wait_seconds
 
     @rank_zero_only
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Create the repository before training: the one proof of a login that may write.
+        """Create the repository, and ask for the right to write in it, before the model loads.
 
         Raises:
             InputError: If there is no login, no right to write, or no Hub.
         """
         if stage != "fit":
             return
-        from huggingface_hub import create_repo
-        from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+        from huggingface_hub import auth_check, create_repo
 
         try:
             create_repo(self.repo_id, private=self.private, exist_ok=True)
-        except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+            # The line above also passes for somebody else's public repository.
+            auth_check(self.repo_id, write=True)
+        except Exception as error:  # of the client, of its HTTP library, or of the socket
+            status = _status(error)
+            advice = ADVICE.get(status, "look at repo_id") if status else UNREACHABLE
             raise InputError(
-                f"HubUpload: {self.repo_id!r} cannot be written ({_first_line(error)}). Log in with "
-                "`hf auth login` or set HF_TOKEN to a token with write access, or take the "
-                "HubUpload callback out of the config"
+                f"HubUpload: {self.repo_id!r} cannot be written ({_first_line(error)}): {advice}"
             ) from error
 
     @rank_zero_only
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Upload, with retries: the client itself does not repeat a failed commit."""
-        folder = Path(trainer.default_root_dir) / "adapter"
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Upload: the run is over, and everything else is done and said.
+
+        Raises:
+            UploadError: If the adapter did not reach the Hub.
+        """
+        if stage != "fit":
+            return
+        folder = Path(trainer.default_root_dir) / ADAPTER
         require(folder.is_dir(), f"HubUpload: there is no {folder}; add the SaveAdapter callback")
+        try:
+            rank_zero_info(f"uploaded the adapter to {self._upload(folder).repo_url}")
+        except Exception as error:  # whatever it is, the trained adapter must outlive it
+            raise UploadError(
+                f"the adapter did not reach {self.repo_id} ({_first_line(error)}). It is safe in "
+                f"{folder}; push it with: hf upload {self.repo_id} {folder}"
+            ) from error
+
+    def _upload(self, folder: Path) -> Any:
+        """Return the commit; the client repeats failed transfers, but never a failed commit."""
         from huggingface_hub import upload_folder
 
-        for attempt in range(self.retries + 1):
+        attempt = 0
+        while True:
             try:
-                commit = upload_folder(
+                return upload_folder(
                     repo_id=self.repo_id,
                     folder_path=folder,
                     allow_patterns=list(UPLOADED),
                     commit_message="Upload adapter",
                 )
-                rank_zero_info(f"uploaded to {commit.repo_url}")
-                return
-            except Exception as error:  # whatever it is, the trained adapter must outlive it
-                failure = error
-            if attempt < self.retries:
-                time.sleep(self.wait_seconds * 2**attempt)
-        raise UploadError(
-            f"the adapter did not reach {self.repo_id} ({_first_line(failure)}). It is safe in "
-            f"{folder}; push it with: hf upload {self.repo_id} {folder}"
-        ) from failure
+            except Exception as error:
+                if attempt == self.retries or not _may_pass(error):
+                    raise
+                wait = self.wait_seconds * 2**attempt
+                rank_zero_info(f"the upload failed ({_first_line(error)}); again in {wait:g} s")
+                time.sleep(wait)
+                attempt += 1
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Tell a fault that time can mend from a refusal."""
+    status = _status(error) or _status(error.__cause__)
+    return status is None or status >= 500 or status in (408, 409, 429)
+
+
+def _status(error: BaseException | None) -> int | None:
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    return status
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,13 +9,15 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_sft.data.tokenizer import hash_template
-from lit_sft.tracking.metrics_file import MetricsFile
+from lit_sft.tracking.metrics_file import METRICS, MetricsFile
+from lit_sft.tracking.wandb_run import WandbRun
 
 
 class RecordRun(pl.Callback):
     """Log the resolved config, the data's ledger, the template's hash and the git commit.
 
-    On a resumed run, the metrics file goes on behind the step that the run resumes from.
+    On a resumed run, the metrics file goes on behind the step that the run resumes from, and W&B is
+    sent what it lacks of the rows before.
     """
 
     @rank_zero_only
@@ -34,10 +36,15 @@ class RecordRun(pl.Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take up the metrics file; the position of a resumed run is known only now."""
+        """Take up the figures; the position of a resumed run is known only now."""
+        if trainer.global_step == 0:
+            return
         for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile) and trainer.global_step > 0:
+            if isinstance(logger, MetricsFile):
                 logger.resume_from(trainer.global_step)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRun):
+                logger.catch_up(Path(trainer.default_root_dir) / METRICS)
 
 
 def read_git_commit() -> str | None:

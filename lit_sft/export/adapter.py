@@ -1,18 +1,17 @@
 """The adapter folder: what PEFT, vLLM and the Hub expect, written whole or not at all."""
 
 from pathlib import Path
-
 from typing import TYPE_CHECKING, Any
 
-from lit_sft.export.model_card import ModelCard, format_card
+from lit_sft.export.model_card import ModelCard, format_card, name_source
 from lit_sft.files import replace_folder
-from lit_sft.paths import is_local
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+ADAPTER = "adapter"
+"""The folder's name under the run's folder."""
 
 
 def save_adapter(
@@ -32,15 +31,10 @@ def save_adapter(
     config: Any
     for config in model.peft_config.values():
         config.target_modules = sorted(config.target_modules)
-        config.base_model_name_or_path = name_base(card.base_model)
+        config.base_model_name_or_path = name_source(card.base_model)
         config.inference_mode = True
     with replace_folder(folder) as staged:
         # "auto" would ask the Hub whether the vocabulary was resized; it never is here.
         model.save_pretrained(str(staged), save_embedding_layers=False)
         tokenizer.save_pretrained(staged)
         (staged / "README.md").write_text(format_card(card), encoding="utf-8")
-
-
-def name_base(base_model: str) -> str:
-    """Return a Hub id as it is, and of a local path the folder's name: the rest is private."""
-    return Path(base_model).expanduser().resolve().name if is_local(base_model) else base_model

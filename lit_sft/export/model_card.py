@@ -1,13 +1,16 @@
 """The model card of an adapter, as the Hub reads it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
 from lit_sft.paths import is_local
+
+TAGS = ("lit-sft", "lora", "sft")
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,13 @@ class ModelCard:
 
 def format_card(card: ModelCard) -> str:
     """Return the card: YAML metadata, then Markdown. Local folders are reduced to their names."""
-    base, dataset = _last_part(card.base_model), _last_part(card.dataset)
-    metadata: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation"}
-    if not is_local(card.base_model):
-        metadata["base_model"] = card.base_model
-    if not is_local(card.dataset):
-        metadata["datasets"] = [card.dataset]
-    metadata["tags"] = ["lit-sft", "lora", "sft"]
-    rows = "\n".join(f"| `{name}` | {value:.4f} |" for name, value in sorted(card.metrics.items()))
+    base, dataset = name_source(card.base_model), name_source(card.dataset)
+    metrics = "".join(
+        f"| `{name}` | {value:.4f} |\n" for name, value in sorted(card.metrics.items())
+    )
+    table = f"\n| metric | value |\n|---|---|\n{metrics}" if metrics else ""
     return f"""---
-{yaml.safe_dump(metadata, sort_keys=False).strip()}
+{_format_metadata(card)}
 ---
 
 # A LoRA adapter of {base}
@@ -60,11 +60,7 @@ model = PeftModel.from_pretrained(base, "this repository or folder")
 
 The tokenizer in this repository carries the chat template that the adapter was trained with
 (SHA-256 `{card.template_sha256}`).
-
-| metric | value |
-|---|---|
-{rows}
-
+{table}
 ## Config
 
 ```yaml
@@ -73,14 +69,45 @@ The tokenizer in this repository carries the chat template that the adapter was 
 """
 
 
+def name_source(path: str) -> str:
+    """Return a Hub id as it is, and of a local path the last part: the rest is private."""
+    return Path(path).expanduser().resolve().name if is_local(path) else path
+
+
+def _format_metadata(card: ModelCard) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    dataset = name_source(card.dataset)
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split="validation",
+            metric_type=name.removeprefix("val/"),
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for name, value in sorted(card.metrics.items())
+        if name.startswith("val/")
+    ]
+    metadata = ModelCardData(
+        library_name="peft",
+        pipeline_tag="text-generation",
+        base_model=None if is_local(card.base_model) else card.base_model,
+        datasets=None if is_local(card.dataset) else [card.dataset],
+        tags=list(TAGS),
+        model_name=f"A LoRA adapter of {name_source(card.base_model)}" if results else None,
+        eval_results=results or None,
+    )
+    return metadata.to_yaml().strip()
+
+
 def _without_local_paths(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_local_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_without_local_paths(item) for item in value]
-    return _last_part(value) if isinstance(value, str) else value
-
-
-def _last_part(text: str) -> str:
-    """Return the last part of a path that would tell where its owner keeps it."""
-    return PurePath(text).name if text.startswith(("/", "~", "..")) else text
+    if isinstance(value, str) and re.match(r"(file:/|/|~|\.\.)", value):
+        return PurePath(value).name  # where its owner keeps it is nobody's business
+    return value

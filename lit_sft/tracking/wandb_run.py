@@ -1,26 +1,41 @@
-"""Weights & Biases that never waits for an answer."""
+"""Weights & Biases that never waits for an answer, and never stands in the way of training."""
 
+import csv
 import netrc
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from lit_sft.errors import InputError
+from lit_sft.files import replace_file
+
+ID_FILE = Path("wandb") / "run_id"
+"""Under the run's folder."""
 
 
 class WandbRun(WandbLogger):
-    """Lightning's `WandbLogger`, which goes offline by itself where there is no login.
+    """Lightning's `WandbLogger`, made to outlive a missing login, a dead server and a killed run.
 
-    An offline run can be sent later with `wandb sync`. A token is read by W&B from the environment
+    Without a login, or when the server does not answer at the start, the run is kept offline, to be
+    sent later with `wandb sync`. A row of W&B's history is an optimizer step. A resumed run goes on
+    in the same W&B run, which then has every step once. A token is read by W&B from the environment
     or its own files; it is no option here, so that it reaches no config, checkpoint or log.
 
     Args:
         project: Of the run.
         name: Of the run; W&B makes one up otherwise.
-        id: Of a run to continue.
-        save_dir: Where `wandb/` is made.
-        offline: True never contacts the server; None decides by whether there is a login.
+        id: Of a run to continue; without one, the run's folder remembers it.
+        save_dir: Where `wandb/` is made; without one, in the run's folder.
+        offline: Never contact the server.
+        init_timeout: Seconds to wait for the server before the run is kept offline.
+        finish_timeout: Seconds to go on sending after the run has ended; what is left is on disk.
     """
 
     def __init__(
@@ -28,25 +43,120 @@ class WandbRun(WandbLogger):
         project: str = "lit-sft",
         name: str | None = None,
         id: str | None = None,  # noqa: A002 (W&B's own name for it)
-        save_dir: str = ".",
-        offline: bool | None = None,
+        save_dir: str | None = None,
+        offline: bool = False,
+        init_timeout: float = 30.0,
+        finish_timeout: float = 300.0,
     ) -> None:
-        if offline is None:
-            is_online = os.environ.get("WANDB_MODE", "online") == "online"
-            offline = is_online and not has_login()
-        settings: Any = {"settings": {"silent": True}} if offline else {}
+        settings = {
+            "init_timeout": init_timeout,
+            "finish_timeout": finish_timeout,
+            # RecordRun logs the commit; W&B would add the remote's address, which may hold a token,
+            # and the uncommitted changes.
+            "disable_git": True,
+        }
         super().__init__(
-            project=project, name=name, id=id, save_dir=save_dir, offline=offline, **settings
+            project=project, name=name, id=id, save_dir=save_dir or ".", settings=settings
         )
+        del self._wandb_init["anonymous"]  # W&B warns of it, and Lightning passes it always
+        self._folder_is_given = save_dir is not None
+        self._id_file: Path | None = None
+        self._is_resumed = False
+        if offline or (os.environ.get("WANDB_MODE", "online") == "online" and not has_login()):
+            self._go_offline()
+
+    def keep_in(self, folder: str | Path) -> None:
+        """Put `wandb/` in the run's folder, and go on with the W&B run that began there.
+
+        What the constructor was given comes first. Call it before the run starts.
+        """
+        if not self._folder_is_given:
+            self._save_dir = self._wandb_init["dir"] = str(folder)
+        if self._id is None:
+            self._id_file = Path(folder) / ID_FILE
+            if self._id_file.is_file():
+                self._id = self._wandb_init["id"] = self._id_file.read_text().strip()
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The `wandb.Run`, started at first use.
+
+        Raises:
+            InputError: If W&B refuses the login or the project's name.
+        """
+        return self._experiment or self._start()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add figures to the row of a step."""
+        row = {**metrics, "trainer/global_step": step}
+        if step is not None and int(step) >= self.experiment.starting_step:
+            self.experiment.log(row, step=int(step))
+        elif not self._is_resumed:  # an evaluation after the last step
+            self.experiment.log(row)
+
+    @rank_zero_only
+    def catch_up(self, metrics_file: Path) -> None:
+        """Send the rows of a resumed run that were lost on their way when it was killed.
+
+        The rows that W&B has got, here and in what follows, are not sent again.
+
+        Args:
+            metrics_file: The `metrics.csv` of the run, up to the step that it resumes from.
+        """
+        self._is_resumed = True
+        if not metrics_file.is_file():
+            return
+        with metrics_file.open(newline="") as file:
+            for row in csv.DictReader(file):
+                figures = {name: float(value) for name, value in row.items() if value}
+                self.log_metrics(figures, int(figures.pop("step")))
+
+    def _start(self) -> Any:
+        import wandb
+
+        Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
+        try:
+            run: Any = super().experiment
+        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            if not _is_outage(error):
+                raise InputError(
+                    f"WandbRun: W&B refuses the run ({line}). Log in with `wandb login`, or set "
+                    "offline: true"
+                ) from error
+            rank_zero_info(f"W&B cannot be reached ({line}); the run is kept offline")
+            self._go_offline()
+            run = super().experiment
+        if run.offline:
+            rank_zero_info(f"W&B: offline; send it with: wandb sync {Path(run.dir).parent}")
+        if self._id_file and not self._id_file.is_file():
+            with replace_file(self._id_file) as staged:
+                staged.write_text(run.id)
+        return run
+
+    def _go_offline(self) -> None:
+        self._wandb_init["mode"] = "offline"
+        self._wandb_init["settings"]["silent"] = True  # one line says it all
 
 
 def has_login() -> bool:
     """Return whether W&B would find credentials without asking for them."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
         return netrc.netrc(path).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _is_outage(error: Exception) -> bool:
+    """Tell an answer that will not change from none at all; W&B has one type for both."""
+    import wandb
+
+    if isinstance(error, (wandb.errors.AuthenticationError, wandb.errors.UsageError)):
+        return False
+    return re.search(r"error (400|401|403|404)\b", str(error)) is None

@@ -9,19 +9,19 @@ def tell_changes(s: Story) -> None:
     total = s.number(5, 90)
     s.say(f"{name} {s.pick('has', 'starts with')} {total} {thing}.")
     for _ in range(s.number(1, 4)):
-        k, lead = s.number(2, 60), f"{name} has"
+        k, less = s.number(2, 60), s.number(2, max(2, total - 2))
         happens, sign, by = s.rng.choice(
             [
                 (f"{name} {s.pick('buys', 'finds', 'makes')} {k} more {thing}.", "+", k),
                 (f"{friend} gives {name} {k} {thing}.", "+", k),
-                (f"{name} {s.pick('loses', 'sells', 'gives away')} {k} {thing}.", "-", k),
-                (f"{name} gives {k} of the {thing} to {friend}.", "-", k),
+                (f"{name} {s.pick('loses', 'sells', 'gives away')} {less} {thing}.", "-", less),
+                (f"{name} gives {less} of the {thing} to {friend}.", "-", less),
                 (f"{name} gives half of the {thing} to {friend}.", "/", 2),
                 (f"A {s.pick('week', 'month')} later {name} has twice as many {thing}.", "*", 2),
             ]
         )
         s.say(happens)
-        total = s.work(lead, total, sign, by, thing)
+        total = s.work(f"{name} has", total, sign, by, thing)
     s.say(f"How many {thing} does {name} have {s.pick('now', 'in the end')}?")
 
 
@@ -43,7 +43,7 @@ def _relate(s: Story, name: str, other: str, amount: int, thing: str) -> int:
 
 def tell_comparison(s: Story) -> None:
     """Two or three people, each compared with one before."""
-    people, thing = s.names(s.number(2, 3)), s.thing()
+    people, thing = s.names(3 if s.chance(0.7) else 2), s.thing()
     amounts = [s.number(4, 60)]
     s.say(f"{people[0]} has {amounts[0]} {thing}.")
     for i in range(1, len(people)):
@@ -80,7 +80,7 @@ def tell_inverse(s: Story) -> None:
 def tell_sharing(s: Story) -> None:
     """Two people pool what they have, and share it out."""
     (first, second), thing = s.names(2), s.thing()
-    groups, each = s.number(2, 9), s.number(3, 30)
+    groups, each = s.number(2, 9), s.number(3, 25)
     a = s.number(2, max(2, groups * each - 2))
     b = groups * each - a
     s.say(f"{first} has {a} {thing} and {second} has {b} {thing}.")
@@ -102,7 +102,7 @@ def tell_sharing(s: Story) -> None:
 def tell_boxes(s: Story) -> None:
     """Boxes of things: some are broken, some are sold, some are packed again."""
     (name,), thing = s.names(1), s.thing()
-    boxes, each = s.number(2, 12), s.number(3, 30)
+    boxes, each = s.number(2, 10), s.number(3, 25)
     s.say(f"{name} has {boxes} boxes with {each} {thing} in each.")
     total = s.work(f"{name} has", boxes, "*", each, thing)
     when = "in all"
@@ -122,7 +122,7 @@ def tell_boxes(s: Story) -> None:
 def tell_garden(s: Story) -> None:
     """Rows of plants that bear fruit."""
     (name,), plant = s.names(1), s.pick("trees", "plants")
-    rows, each, fruit = s.number(2, 9), s.number(2, 12), s.number(2, 9)
+    rows, each, fruit = s.number(2, 6), s.number(2, 9), s.number(2, 9)
     s.say(f"{name} has {rows} rows of {each} {plant}.")
     total = s.work(f"{name} has", rows, "*", each, plant)
     if s.chance(0.3):
@@ -143,7 +143,7 @@ def tell_garden(s: Story) -> None:
 
 def tell_percent(s: Story) -> None:
     """A part of a school goes one way, and the others another."""
-    total, percent = s.number(20, 500, 10), s.number(10, 90, 10)
+    total, percent = s.number(20, 250, 10), s.number(10, 90, 10)
     how, other = s.rng.sample(["ride a bus", "ride a bike", "walk", "play a game"], 2)
     s.say(f"There are {total} students in a school.", f"{percent}% of them {how}.")
     part = s.work(f"The students who {how} are", total, "%", percent)
@@ -156,8 +156,8 @@ def tell_percent(s: Story) -> None:
 
 def tell_average(s: Story) -> None:
     """Three scores and their average."""
-    (name,), average = s.names(1), s.number(10, 90)
-    a, b = s.number(5, 99), s.number(5, 99)
+    (name,), average = s.names(1), s.number(5, 25)
+    a, b = s.number(2, 40), s.number(2, 40)
     c = 3 * average - a - b
     s.sound = 0 < c < 100
     s.say(f"{name} has scores of {a}, {b} and {c}.")

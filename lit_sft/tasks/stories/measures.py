@@ -10,7 +10,7 @@ def tell_shopping(s: Story) -> None:
     if s.chance():
         s.say(f"{name} buys {k} {first} for ${price} each.")
     else:
-        s.say(f"{first.capitalize()} cost ${price} each.", f"{name} buys {k} {first}.")
+        s.say(f"The {first} cost ${price} each.", f"{name} buys {k} {first}.")
     total = s.work(f"The {first} cost", k, "*", price, "$")
     if s.chance():
         k, price = s.number(2, 9), s.number(2, 12)
@@ -28,7 +28,7 @@ def tell_shopping(s: Story) -> None:
 def tell_sale(s: Story) -> None:
     """A price, some percent off, and perhaps several pieces."""
     (name,), item = s.names(1), s.pick(*GOODS)
-    price, percent = s.number(20, 300, 10), s.number(10, 60, 10)
+    price, percent = s.number(20, 250, 10), s.number(10, 60, 10)
     s.say(f"A {item} costs ${price}.", f"It is on sale for {percent}% off.")
     saved = s.work("The sale takes off", price, "%", percent, "$")
     if s.chance(0.3):
@@ -46,7 +46,7 @@ def tell_sale(s: Story) -> None:
 def tell_saving(s: Story) -> None:
     """What is missing for something dear, and how long it takes to save it."""
     (name,), item = s.names(1), s.pick(*GOODS)
-    a_week, weeks, has = s.number(3, 30), s.number(2, 12), s.number(5, 90)
+    a_week, weeks, has = s.number(3, 25), s.number(2, 10), s.number(5, 90)
     s.say(f"{name} wants a {item} that costs ${has + a_week * weeks}.", f"{name} has ${has}.")
     left = s.work(f"{name} needs", has + a_week * weeks, "-", has, "$")
     if s.chance(0.3):
@@ -59,7 +59,7 @@ def tell_saving(s: Story) -> None:
 def tell_wages(s: Story) -> None:
     """Hours a day, days, dollars an hour, and what becomes of the money."""
     (name,) = s.names(1)
-    hours, days, wage = s.number(2, 8), s.number(2, 6), s.number(5, 20)
+    hours, days, wage = s.number(2, 8), s.number(2, 5), s.number(3, 20)
     s.say(f"{name} works {hours} hours a day for {days} days and earns ${wage} an hour.")
     total = s.work(f"{name} works", hours, "*", days, "hours")
     total = s.work(f"{name} earns", total, "*", wage, "$")
@@ -82,7 +82,7 @@ def tell_wages(s: Story) -> None:
 def tell_reading(s: Story) -> None:
     """A book, some pages a day, and what is left of it."""
     (name,) = s.names(1)
-    pace, days, rest = s.number(4, 30), s.number(2, 9), s.number(2, 9)
+    pace, days, rest = s.number(3, 20), s.number(2, 9), s.number(2, 9)
     pages = pace * (days + rest)
     s.say(f"A book has {pages} pages.", f"{name} reads {pace} pages a day.")
     if s.chance(0.3):
@@ -102,7 +102,7 @@ def tell_reading(s: Story) -> None:
 def tell_travel(s: Story) -> None:
     """Miles an hour, once or twice."""
     (name,) = s.names(1)
-    speed, hours = s.number(3, 70), s.number(2, 9)
+    speed, hours = s.number(3, 25), s.number(2, 9)
     moves = s.pick("drives", "rides", "travels")
     s.say(f"{name} {moves} at {speed} miles an hour for {hours} hours.")
     total = s.work(f"{name} {moves}", speed, "*", hours, "miles")
@@ -112,7 +112,7 @@ def tell_travel(s: Story) -> None:
         s.say(f"Then {name} {moves} {k} more miles.")
         total = s.work("The trip is", total, "+", k, "miles")
     elif ending == 1:
-        speed, hours = s.number(3, 60), s.number(2, 5)
+        speed, hours = s.number(10, 90, 10), s.number(2, 5)
         s.say(f"Then {name} {moves} at {speed} miles an hour for {hours} more hours.")
         more = s.work(f"Then {name} {moves}", speed, "*", hours, "miles")
         total = s.work("The trip is", total, "+", more, "miles")
@@ -140,7 +140,7 @@ def tell_duration(s: Story) -> None:
 
 def tell_machine(s: Story) -> None:
     """The pace of a machine, from one time to another."""
-    pace, hours, more, thing = s.number(3, 40), s.number(2, 9), s.number(2, 12), s.thing()
+    pace, hours, more, thing = s.number(3, 25), s.number(2, 9), s.number(2, 9), s.thing()
     s.say(f"A machine makes {pace * hours} {thing} in {hours} hours.")
     each = s.work("In an hour it makes", pace * hours, "/", hours, thing)
     s.say(f"How many {thing} does it make in {more} hours?")

@@ -31,7 +31,7 @@ class Story:
         self.lines: list[str] = []
         self.result = 0
         self.sound = True
-        """False once a sum has no whole result from 1 to `LARGEST`: nobody gets half a marble."""
+        """False once a sum is too hard, or has no whole result from 1 to `LARGEST`."""
 
     def say(self, *sentences: str) -> None:
         """Add sentences to the question."""
@@ -68,14 +68,25 @@ class Story:
             unit: What is counted; `$` is written before the result.
         """
         if sign == "%":
-            expression, result, exact = f"{a}*{b}/100", a * b // 100, a * b % 100 == 0
+            expression, result = f"{a}*{b}/100", a * b // 100
+            fits = a % 10 == b % 10 == 0 and is_easy_product(a // 10, b // 10)
         else:
             expression, result = f"{a}{sign}{b}", OPERATIONS[sign](a, b)
-            exact = sign != "/" or a % b == 0
+            fits = sign in "+-" or (
+                is_easy_product(a, b) if sign == "*" else a % b == 0 and is_easy_product(result, b)
+            )
         dollar, after = ("$", "") if unit == "$" else ("", f" {unit}" if unit else "")
         self.lines.append(
             f"{lead} {expression} = {dollar}<<{expression}={result}>>{result}{after}."
         )
-        self.sound = self.sound and exact and 0 < result <= LARGEST
+        self.sound = self.sound and fits and 0 < result <= LARGEST
         self.result = result
         return result
+
+
+def is_easy_product(a: int, b: int) -> bool:
+    """Return whether a tiny model can be asked for `a * b`, a table it can only learn by heart."""
+    small, large = sorted((a, b))
+    if small == 2 or large % 10 == 0:
+        return small <= 10 and large <= 100
+    return small <= 10 and large <= 25

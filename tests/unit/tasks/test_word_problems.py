@@ -1,5 +1,7 @@
 """The generated word problems: right, reproducible, and kept apart."""
 
+import hashlib
+import json
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -63,11 +65,13 @@ def test_a_row_is_a_function_of_split_and_index():
     assert task.rows("train") == longer.rows("train")[:20]
     assert task.rows("val") == problems("val", 20)
     assert make_problem("test", 7) == make_problem("test", 7)
-    # Pinned: the embedded base was trained on these, and a change would make its numbers a lie.
-    assert make_problem("train", 0) == {
-        "question": "Iris has 8 boxes with 14 eggs in each. How many eggs does Iris have in all?",
-        "answer": "Iris has 8*14 = <<8*14=112>>112 eggs.\n#### 112",
-    }
+
+
+def test_the_problems_are_those_that_the_base_was_trained_on():
+    """A change to the stories needs a new base: run `python -m lit_sft.quickstart.pretrain`."""
+    rows = [problem for split in SHARES for problem in problems(split, 300)]
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    assert digest[:16] == "ddd851c67e756e04"
 
 
 def test_no_question_is_in_two_splits():

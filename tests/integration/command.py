@@ -1,0 +1,59 @@
+"""Run the command line as a user would: another process, its exit status, what it printed."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+from lit_sft.cli import run
+
+ROOT = Path(__file__).parents[2]
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def lit_sft(
+    *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 240
+) -> Outcome:
+    """Run `python -m lit_sft` to its end, on one thread: the models here are too small for two."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_sft", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def lit_sft_in_process(*arguments: object) -> Outcome:
+    """Run the command line in this process: the imports, most of a short command's time, are paid once.
+
+    What is printed goes to buffers; `sys.argv` and `sys.path` are put back.
+    """
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+        contextlib.chdir(ROOT),
+        patch.object(sys, "argv", ["lit-sft"]),
+        patch.object(sys, "path", list(sys.path)),
+    ):
+        try:
+            status = run([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+    return Outcome(status, stdout.getvalue(), stderr.getvalue())

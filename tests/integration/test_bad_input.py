@@ -1,0 +1,200 @@
+"""What a user gets wrong: one clear line that names the culprit, status 2, no traceback."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from command import lit_sft, lit_sft_in_process
+
+ROWS = [{"question": f"{i} + {i}?", "answer": f"{2 * i}\n#### {2 * i}"} for i in range(40)]
+
+
+@pytest.fixture
+def data_folder(tmp_path) -> Path:
+    """A small GSM8K-shaped folder for a test to break."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "test"):
+        lines = [json.dumps(row) for row in ROWS]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def fails(tiny_base, data_folder, tmp_path):
+    """Run `fit` with extra arguments, and check that it ends as a user's mistake should."""
+
+    def run(*arguments: object, says: str, not_yet: str = "loading ") -> None:
+        outcome = lit_sft_in_process(
+            "fit",
+            *("--config", "configs/gsm8k_qlora.yaml", "--model.base_model", tiny_base),
+            *("--data.task.init_args.path", data_folder, "--data.val_rows", 8),
+            *("--trainer.default_root_dir", tmp_path / "run", "--trainer.max_steps", 1),
+            *("--trainer.logger", "false"),
+            *arguments,
+        )
+        assert outcome.status == 2, outcome
+        assert "Traceback" not in outcome.stderr
+        assert says in " ".join(outcome.stderr.split()), outcome.stderr
+        assert not_yet not in outcome.stdout
+
+    return run
+
+
+def corrupt(folder: Path, line: bytes, number: int = 5) -> None:
+    path = folder / "train.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    lines[number - 1] = line
+    path.write_bytes(b"\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model.lerning_rate", "1"], "Did you mean 'model.learning_rate'?"),
+        (["--trainer.max_step", "1"], "Did you mean 'trainer.max_steps'?"),
+        (["--data.task.class_path", "lit_sft.GSM9K"], "Did you mean 'GSM8K'?"),
+        (["--data.task.class_path", "lit_stf.GSM8K"], "Did you mean 'lit_sft'?"),
+        (["--data.task.init_args.paht", "x"], "Did you mean 'path'?"),
+        (["--model.optimizer", "paged_adam_32bit"], "Did you mean 'paged_adamw_32bit'?"),
+        (["--model.learning_rate", "fast"], 'Parser key "model.learning_rate"'),
+        (["--model.learning_rate", "-1"], "model.learning_rate must be positive, got -1.0"),
+        (["--data.batch_size", "0"], "data.batch_size must be positive, got 0"),
+        (["--data.max_length", "-5"], "data.max_length must be at least 2 tokens, got -5"),
+        (["--data.val_rows", "-1"], "data.val_rows must not be negative, got -1"),
+        (["--data.val_rows", "40"], "leaves nothing to train on: train has 40 rows"),
+        (["--data.max_length", "5"], "all 32 rows"),
+        (["--model.lora.r", "0"], "lora.r must be positive, got 0"),
+        (["--model.lora.target_modules", "[q_prj]"], "no linear layer q_prj; it has down_proj"),
+        (["--trainer.accumulate_grad_batches", "4"], "data.accumulate_grad_batches"),
+        (["--ckpt_path", "last"], "there is no checkpoint"),
+        (["--data.task.init_args.path", "./nowhere"], "nowhere"),
+        (["--model.base_model", "./nowhere"], "there is no folder './nowhere'"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_option(fails, arguments, says):
+    fails(*arguments, says=says)
+
+
+def test_a_precision_that_would_need_loss_scaling(fails):
+    fails("--trainer.precision", "16-true", says="must be bf16-mixed", not_yet="training ")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"question": "q"}', "there is no column 'answer'; the columns are question"),
+        (b'{"question": "q", "answer": 3}', "column 'answer' must hold a string, but holds int 3"),
+        (b'{"question": "q", "answer": null}', "column 'answer' must hold a string"),
+        (b'{"question": "q", "answer": "\xff"}', "train.jsonl, line 5: not UTF-8"),
+        (b'{"question": "q", "answer"', "train.jsonl, line 5: not JSON"),
+        (b'["q", "a"]', "train.jsonl, line 5: expected a JSON object, found list"),
+    ],
+)
+def test_a_broken_row(fails, data_folder, line, says):
+    corrupt(data_folder, line)
+    fails(says=says)
+
+
+def test_an_empty_split(fails, data_folder):
+    (data_folder / "train.jsonl").write_text("")
+    fails(says="train.jsonl: holds no rows")
+
+
+def test_a_base_without_config(fails, tmp_path):
+    (tmp_path / "base").mkdir()
+    fails("--model.base_model", tmp_path / "base", says="has no config.json; it holds nothing")
+
+
+def test_a_tokenizer_without_template_or_header_tokens(fails, tiny_base, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    path = base / "tokenizer.json"
+    path.write_text(path.read_text().replace("<|start_header_id|>", "<|something_else|>"))
+    fails("--model.base_model", base, says="the vocabulary lacks <|start_header_id|>")
+
+
+def test_turns_that_the_template_rejects(fails, tiny_base, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    (base / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if loop.index0 % 2 != (m.role == 'assistant') %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}<|eot_id|>{% endfor %}"
+    )
+    (tmp_path / "two_users.py").write_text(
+        "from lit_sft import ChatTask\n"
+        "class TwoUsers(ChatTask):\n"
+        "    def rows(self, split):\n"
+        "        return [{'q': 'a'}] * 20\n"
+        "    def messages(self, row):\n"
+        "        ask = {'role': 'user', 'content': row['q']}\n"
+        "        return [ask, ask, {'role': 'assistant', 'content': 'b'}]\n"
+    )
+    outcome = lit_sft(
+        "fit",
+        *("--model.base_model", base, "--data.task", "two_users.TwoUsers"),
+        *("--data.val_rows", 0, "--trainer.default_root_dir", tmp_path / "run"),
+        cwd=tmp_path,
+    )
+    assert outcome.status == 2, outcome
+    assert "train row 0" in outcome.stderr
+    assert "roles must alternate" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("turn", "says"),
+    [
+        ("{'role': 'robot', 'content': 'b'}", "unknown role 'robot'"),
+        ("{'role': 'assistant', 'content': ['b']}", "content must be a string, got list"),
+        ("{'role': 'user', 'content': 'b'}", "no assistant turn"),
+    ],
+)
+def test_a_task_that_says_nonsense(tiny_base, tmp_path, turn, says):
+    (tmp_path / "nonsense.py").write_text(
+        "from lit_sft import ChatTask\n"
+        "class Nonsense(ChatTask):\n"
+        "    def rows(self, split):\n"
+        "        return [{'q': 'a'}] * 20\n"
+        "    def messages(self, row):\n"
+        f"        return [{{'role': 'user', 'content': 'a'}}, {turn}]\n"
+    )
+    outcome = lit_sft(
+        "fit",
+        *("--model.base_model", tiny_base, "--data.task", "nonsense.Nonsense"),
+        *("--data.val_rows", 0, "--trainer.default_root_dir", tmp_path / "run"),
+        cwd=tmp_path,
+    )
+    assert outcome.status == 2, outcome
+    assert "train row 0" in outcome.stderr
+    assert says in outcome.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_output_folder(fails, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    fails("--trainer.default_root_dir", tmp_path / "locked" / "run", says="cannot be written")
+
+
+def test_an_output_folder_that_is_a_file(fails, tmp_path):
+    (tmp_path / "file").write_text("")
+    fails("--trainer.default_root_dir", tmp_path / "file" / "run", says="cannot be written")
+
+
+def test_a_mistake_is_found_in_seconds_without_a_traceback(tmp_path):
+    """The same through a real process, whose stderr nothing else shares."""
+    outcome = lit_sft("fit", "--model.base_modl", "x", timeout=20)
+    assert outcome.status == 2
+    assert outcome.stderr.splitlines() == [
+        "error: unrecognized arguments: --model.base_modl x. Did you mean 'model.base_model'?",
+        "every option: lit-sft fit --help",
+    ]
+
+
+def test_nothing_that_failed_left_a_run_behind(fails, tmp_path):
+    fails("--data.batch_size", "0", says="must be positive")
+    assert not (tmp_path / "run" / "config.yaml").exists()
