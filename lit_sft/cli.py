@@ -18,6 +18,7 @@ from lit_sft.callbacks.progress import Progress
 from lit_sft.callbacks.record_run import RecordRun
 from lit_sft.callbacks.save_adapter import SaveAdapter
 from lit_sft.callbacks.summary import Summary
+from lit_sft.callbacks.write_predictions import WritePredictions
 from lit_sft.checkpoint import AtomicCheckpointIO
 from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.errors import InputError, NonFiniteError, UploadError, require
@@ -114,8 +115,7 @@ def run(arguments: Sequence[str]) -> int:
             save_config_kwargs={"save_to_log_dir": False},
             parser_class=Parser,
             seed_everything_default=0,
-            trainer_defaults=TRAINER_DEFAULTS
-            | {"callbacks": [Progress(), RecordRun(), SaveAdapter(), Summary()]},
+            trainer_defaults=TRAINER_DEFAULTS | {"callbacks": _callbacks_of_every_run()},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -126,6 +126,10 @@ def run(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _callbacks_of_every_run() -> list[pl.Callback]:
+    return [Progress(), RecordRun(), SaveAdapter(), WritePredictions(), Summary()]
 
 
 def _as_list(value: Any) -> list[Any]:

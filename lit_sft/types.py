@@ -53,12 +53,12 @@ Window = list[Batch]
 """What one rank sees in one optimizer step: the micro-batches whose gradients are summed."""
 
 
-class PromptBatch(TypedDict):
-    """Prompts to continue, padded on the left so that all end at the same position."""
+class Prompt(NamedTuple):
+    """A conversation up to where the assistant has to answer."""
 
-    input_ids: Tensor
-    """int64 `[batch, tokens]`."""
-    attention_mask: Tensor
-    """int64 `[batch, tokens]`; 0 on padding."""
-    rows: list[int]
-    """Row numbers within their split, `[batch]`."""
+    row: int
+    """Its number within the split."""
+    input_ids: list[int]
+    """`[tokens]`, generation prompt included."""
+    messages: list[Message]
+    """The whole conversation; the last assistant turn is the reference answer."""

@@ -24,7 +24,6 @@ from transformers import (  # noqa: E402
 )
 
 from lit_sft.data.tokenizer import load_tokenizer  # noqa: E402
-
 from lit_sft.notices import WARNINGS  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "shared"

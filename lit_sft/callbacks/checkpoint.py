@@ -16,8 +16,8 @@ class LastCheckpoint(Checkpoint):
     """Keep `checkpoints/last.ckpt` under the run's folder: the one to resume from.
 
     A checkpoint stands between two optimizer steps, after all that was due at the earlier one: a
-    validation that follows a step is done before the step is saved. So a resumed run neither repeats nor
-    misses one. Use Lightning's `ModelCheckpoint` beside it to keep the best by a metric.
+    validation that follows a step is done before the step is saved, so that a resumed run neither
+    repeats nor misses one. Lightning's `ModelCheckpoint` beside it keeps the best by a metric.
 
     Args:
         every_n_steps: Optimizer steps between two checkpoints, besides those after each validation

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lit_sft.types import IGNORE_INDEX, Batch, Example, PromptBatch
+from lit_sft.types import IGNORE_INDEX, Batch, Example
 
 
 def pad_batch(examples: Sequence[Example], pad_token_id: int) -> Batch:
@@ -34,22 +34,4 @@ def pad_batch(examples: Sequence[Example], pad_token_id: int) -> Batch:
         labels=torch.from_numpy(labels),
         num_tokens=sum(len(example.input_ids) for example in examples),
         num_supervised=int((labels[:, 1:] != IGNORE_INDEX).sum()),
-    )
-
-
-def pad_prompts(prompts: Sequence[tuple[int, list[int]]], pad_token_id: int) -> PromptBatch:
-    """Lay prompts side by side, padded on the left so that generation starts at one position.
-
-    Args:
-        prompts: Row numbers and their token ids.
-        pad_token_id: Fills `input_ids` where `attention_mask` is 0.
-    """
-    longest = max(len(ids) for _, ids in prompts)
-    input_ids = torch.full((len(prompts), longest), pad_token_id, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    for place, (_, ids) in enumerate(prompts):
-        input_ids[place, longest - len(ids) :] = torch.tensor(ids)
-        attention_mask[place, longest - len(ids) :] = 1
-    return PromptBatch(
-        input_ids=input_ids, attention_mask=attention_mask, rows=[row for row, _ in prompts]
     )

@@ -1,9 +1,8 @@
 """The Lightning shell around encoding and batching."""
 
 import os
-import random
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -12,18 +11,18 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.batching import pad_prompts
-from lit_sft.data.dataset import EncodedRows, NamedRow, load_or_encode, read_conversations
-from lit_sft.data.encode import encode_prompt
+from lit_sft.data.dataset import EncodedRows, load_or_encode
 from lit_sft.data.ledger import Ledger, format_ledgers, make_ledger
+from lit_sft.data.prompts import make_prompts
+from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.data.windows import Windows, WindowSampler
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask
 from lit_sft.types import Split
 
-HELD_OUT_SEED = 0
-"""Fixed, so that runs with different seeds are validated on the same rows."""
+PREDICTED_ROWS = 256
+"""Prompts handed out at once; generation makes its own batches of them."""
 
 
 class SFTDataModule(pl.LightningDataModule):
@@ -109,14 +108,9 @@ class SFTDataModule(pl.LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader:
-        """Return the prompts of the test split, as batches of `lit_sft.types.PromptBatch`."""
-        conversations = read_conversations(self.task, self._named_rows("test"))
-        prompts = [
-            (row, encode_prompt(self.tokenizer, messages))
-            for row, (_, messages) in enumerate(conversations)
-        ]
-        collate = partial(pad_prompts, pad_token_id=self.tokenizer.pad_token_id)
-        return DataLoader(prompts, batch_size=self.batch_size, collate_fn=collate)
+        """Return the prompts of the test split, as lists of `lit_sft.types.Prompt`."""
+        prompts: Any = make_prompts(self.task, "test", self.tokenizer, self.val_rows)
+        return DataLoader(prompts, batch_size=PREDICTED_ROWS, collate_fn=list)
 
     def _load_splits(self, stage: str) -> None:
         needed: dict[str, tuple[Split, ...]] = {
@@ -125,31 +119,14 @@ class SFTDataModule(pl.LightningDataModule):
         for split in needed[stage]:
             if split in self.ledgers or (split == "val" and self.val_rows == 0):
                 continue
-            conversations = read_conversations(self.task, self._named_rows(split))
+            rows = read_split(self.task, split, self.val_rows)
             self._encoded[split], self.fingerprints[split] = load_or_encode(
-                self.tokenizer, conversations, self.max_length, self.cache_dir
+                self.tokenizer,
+                read_conversations(self.task, rows),
+                self.max_length,
+                self.cache_dir,
             )
             self.ledgers[split] = make_ledger(split, self._encoded[split], self.batch_size)
-
-    def _named_rows(self, split: Split) -> list[NamedRow]:
-        """Return the rows of a split; `val` is held out of `train` where the task has none."""
-        if split == "test":
-            return self._read("test")
-        if self.task.rows("val") is not None:
-            return self._read("train") if split == "train" else self._read("val")[: self.val_rows]
-        rows = self._read("train")
-        require(
-            self.val_rows < len(rows),
-            f"data.val_rows={self.val_rows} leaves nothing to train on: train has {len(rows)} rows",
-        )
-        held_out = set(random.Random(HELD_OUT_SEED).sample(range(len(rows)), self.val_rows))
-        return [row for i, row in enumerate(rows) if (i in held_out) == (split == "val")]
-
-    def _read(self, split: Split) -> list[NamedRow]:
-        rows = self.task.rows(split)
-        if not rows:
-            raise InputError(f"the {split} split of {type(self.task).__name__} has no rows")
-        return [(f"{split} row {number}", row) for number, row in enumerate(rows)]
 
     def _loader(self, split: Split) -> DataLoader:
         training = split == "train"

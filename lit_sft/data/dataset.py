@@ -21,20 +21,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.encode import encode_chats, naming, plain_backend
-from lit_sft.errors import InputError, require
-from lit_sft.tasks.base import ChatTask, Row
-from lit_sft.types import IGNORE_INDEX, Example, Message
+from lit_sft.data.encode import encode_chats, plain_backend
+from lit_sft.data.splits import Conversation
+from lit_sft.errors import require
+from lit_sft.types import IGNORE_INDEX, Example
 
 ENCODING_VERSION = 1
 """Part of every fingerprint: raise it when `encode_chat` gives other ids or labels than before."""
 CHUNK_ROWS = 1024
 """Rows encoded at once: enough to share the costs of a call, few enough to hold as Python lists."""
-
-NamedRow = tuple[str, Row]
-"""A row and what to call it in an error, such as `"train row 17"`."""
-Conversation = tuple[str, list[Message]]
-"""A row's messages under the row's name."""
 
 
 class EncodedRows(Dataset[Example]):
@@ -75,23 +70,6 @@ class EncodedRows(Dataset[Example]):
     def num_supervised(self) -> int:
         """Return the number of tokens that carry loss, over all kept rows."""
         return int(self.supervised.sum())
-
-
-def read_conversations(task: ChatTask, rows: Sequence[NamedRow]) -> list[Conversation]:
-    """Return the messages of every row under its name.
-
-    Raises:
-        InputError: If the task cannot read a row; the message names it.
-    """
-    conversations = []
-    for name, row in rows:
-        with naming(name):
-            try:
-                conversations.append((name, task.messages(row)))
-            except (KeyError, IndexError, TypeError, AttributeError) as error:
-                reason = f"{type(error).__name__}: {error}"
-                raise InputError(f"{type(task).__name__} cannot read it ({reason})") from error
-    return conversations
 
 
 def encode_rows(

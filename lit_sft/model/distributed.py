@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Return the sum of a scalar over all ranks, on its device."""
+    """Return the sum of a tensor over all ranks, on its device."""
     if _is_distributed():
         value = value.clone()
         distributed.all_reduce(value)

@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
+from lit_sft.data.prompts import find_stop_ids
 from lit_sft.errors import InputError, NonFiniteError, require
+from lit_sft.evaluation.generate import Generation, evaluating, generate_greedy
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.memory import peak_memory_gib
@@ -25,7 +27,7 @@ from lit_sft.model.qlora import (
     read_base_config,
     require_targets,
 )
-from lit_sft.types import Window
+from lit_sft.types import Prompt, Window
 
 
 class SFTModule(pl.LightningModule):
@@ -45,6 +47,7 @@ class SFTModule(pl.LightningModule):
         weight_decay: Decoupled, of every trained parameter.
         warmup_ratio: The share of all optimizer steps over which the learning rate rises from 0.
         max_grad_norm: A larger gradient is scaled down to this norm; 0 never clips.
+        max_new_tokens: Of a generated answer, its stop token included.
         seed: Of the adapter's initial weights, and of the dropout of every step.
     """
 
@@ -58,6 +61,7 @@ class SFTModule(pl.LightningModule):
         weight_decay: float = 0.0,
         warmup_ratio: float = 0.03,
         max_grad_norm: float = 1.0,
+        max_new_tokens: int = 256,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -65,10 +69,11 @@ class SFTModule(pl.LightningModule):
         require(weight_decay >= 0, f"model.weight_decay must not be negative, got {weight_decay}")
         require(0 <= warmup_ratio < 1, f"model.warmup_ratio must be in [0, 1), got {warmup_ratio}")
         require(max_grad_norm >= 0, f"model.max_grad_norm must not be negative: {max_grad_norm}")
+        require(max_new_tokens > 0, f"model.max_new_tokens must be positive, got {max_new_tokens}")
         self.base_model, self.quantization, self.lora = base_model, quantization, lora
         self.optimizer_name, self.learning_rate = optimizer, learning_rate
         self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
-        self.max_grad_norm, self.seed = max_grad_norm, seed
+        self.max_grad_norm, self.max_new_tokens, self.seed = max_grad_norm, max_new_tokens, seed
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold no base; `on_load_checkpoint` is stricter
         self.eval_loss = MeanMetric()
@@ -167,6 +172,34 @@ class SFTModule(pl.LightningModule):
         """Log `test/loss`."""
         self.log_dict({"test/loss": self.eval_loss.compute()})
         self.eval_loss.reset()
+
+    def predict_step(self, prompts: Sequence[Prompt], batch_idx: int) -> list[Generation]:
+        """Answer prompts greedily."""
+        return self.generate([prompt.input_ids for prompt in prompts])
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int | None = None,
+        max_batch_tokens: int = 32768,
+    ) -> list[Generation]:
+        """Answer prompts greedily, and leave modes and random states as they were.
+
+        Args:
+            prompts: Token ids, generation prompt included.
+            max_new_tokens: Of an answer; None takes the module's own.
+            max_batch_tokens: Rows times their longest length, of a batch.
+        """
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        with evaluating(self.model), self.trainer.precision_plugin.forward_context():
+            return generate_greedy(
+                self.model,
+                prompts,
+                stop_ids=find_stop_ids(tokenizer),
+                pad_id=tokenizer.pad_token_id,
+                max_new_tokens=max_new_tokens or self.max_new_tokens,
+                max_batch_tokens=max_batch_tokens,
+            )
 
     def total_steps(self) -> int:
         """Return the number of optimizer steps after which the learning rate is 0.

@@ -4,6 +4,7 @@ import csv
 import netrc
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class WandbRun(WandbLogger):
         if self._id is None:
             self._id_file = Path(folder) / ID_FILE
             if self._id_file.is_file():
-                self._id = self._wandb_init["id"] = self._id_file.read_text().strip()
+                self._id = self._id_file.read_text().strip()
 
     @property
     @rank_zero_experiment
@@ -116,7 +117,11 @@ class WandbRun(WandbLogger):
     def _start(self) -> Any:
         import wandb
 
+        self._id = self._wandb_init["id"] = self._id or secrets.token_hex(6)
         Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
+        if self._id_file:
+            with replace_file(self._id_file) as staged:
+                staged.write_text(self._id)
         try:
             run: Any = super().experiment
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
@@ -131,9 +136,6 @@ class WandbRun(WandbLogger):
             run = super().experiment
         if run.offline:
             rank_zero_info(f"W&B: offline; send it with: wandb sync {Path(run.dir).parent}")
-        if self._id_file and not self._id_file.is_file():
-            with replace_file(self._id_file) as staged:
-                staged.write_text(run.id)
         return run
 
     def _go_offline(self) -> None:

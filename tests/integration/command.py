@@ -40,7 +40,7 @@ def lit_sft(
 
 
 def lit_sft_in_process(*arguments: object) -> Outcome:
-    """Run the command line in this process: the imports, most of a short command's time, are paid once.
+    """Run the command line in this process, which pays for the imports only once.
 
     What is printed goes to buffers; `sys.argv` and `sys.path` are put back.
     """

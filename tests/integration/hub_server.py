@@ -83,8 +83,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif fault is not None:
             self.reply({"error": "so the test wants it"}, int(fault))
-        elif route == "unknown":
-            self.reply({"error": f"this server has no {self.path}"}, 404)
+        elif route == "unknown" or (
+            route in ("info", "auth") and parts["repo"] not in self.server.repositories
+        ):
+            self.reply({"error": f"there is no {self.path}"}, 404)
         else:
             self.reply(getattr(self, f"answer_{route}")(body, **parts))
 

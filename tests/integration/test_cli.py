@@ -21,7 +21,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 @pytest.fixture(scope="module")
 def llama_base(shared, tmp_path_factory) -> Path:
-    """A random Llama with the real 128,256-token vocabulary and the real tokenizer, but few layers."""
+    """A random Llama with the real tokenizer and vocabulary of 128,256, but two narrow layers."""
     folder = tmp_path_factory.mktemp("llama_base")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(shared / "llama-3.2-3b" / name, folder)
@@ -61,7 +61,7 @@ def recipe_run(llama_base, shared, tmp_path_factory):
 
 
 def test_the_recipe_runs_and_leaves_its_run_folder(recipe_run):
-    root, outcome = recipe_run
+    root, _ = recipe_run
     with (root / "logs" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["1", "2", "3"]

@@ -28,6 +28,9 @@ class WandbServer(ThreadingHTTPServer):
         self.configs: dict[str, dict[str, Any]] = {}
         self.exit_codes: dict[str, int] = {}
 
+    def handle_error(self, *request: Any) -> None:
+        """Print nothing of clients that were killed."""
+
     def start_run(self, name: str, project: str, config: str | None, **others: Any) -> Any:
         self.history.setdefault(name, [])
         self.configs[name] = json.loads(config or "{}")

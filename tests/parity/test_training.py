@@ -49,9 +49,7 @@ class StepRecorder(pl.Callback):
         self.rates: list[float] = []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
-        self.gradients.append(
-            {k: p.grad.clone() for k, p in pl_module.trained_parameters.items()}
-        )
+        self.gradients.append({k: p.grad.clone() for k, p in pl_module.trained_parameters.items()})
 
     def on_train_batch_end(self, trainer, pl_module, *args) -> None:
         self.losses.append(trainer.callback_metrics["train/loss"].item())

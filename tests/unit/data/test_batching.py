@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_sft.data.batching import pad_batch, pad_prompts
+from lit_sft.data.batching import pad_batch
 from lit_sft.types import IGNORE_INDEX, Example
 
 ROWS = st.lists(
@@ -30,10 +30,3 @@ def test_a_batch_holds_every_row_and_padding_on_the_right(rows):
         assert labels == example.labels + [IGNORE_INDEX] * free
     assert batch["num_tokens"] == sum(map(len, rows))
     assert batch["num_supervised"] == sum(on for row in rows for _, on in row[1:])
-
-
-def test_prompts_end_at_one_position():
-    batch = pad_prompts([(7, [1, 2, 3]), (9, [4])], pad_token_id=0)
-    assert batch["input_ids"].tolist() == [[1, 2, 3], [0, 0, 4]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
-    assert batch["rows"] == [7, 9]

@@ -10,9 +10,9 @@ from lit_sft.data.dataset import (
     encode_rows,
     fingerprint,
     load_or_encode,
-    read_conversations,
 )
 from lit_sft.data.encode import encode_chat
+from lit_sft.data.splits import read_conversations
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
 from lit_sft.tasks.base import ChatTask, Row

@@ -5,8 +5,9 @@ import time
 import pytest
 from transformers import AutoTokenizer
 
-from lit_sft.data.dataset import load_or_encode, read_conversations
+from lit_sft.data.dataset import load_or_encode
 from lit_sft.data.ledger import make_ledger
+from lit_sft.data.splits import read_conversations
 from lit_sft.errors import InputError
 from lit_sft.tasks.gsm8k import GSM8K
 from lit_sft.types import IGNORE_INDEX

@@ -1,0 +1,189 @@
+"""Let the model answer, grade its answers, and log how many are right."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from lit_sft.data.prompts import make_prompts
+from lit_sft.data.splits import read_split
+from lit_sft.errors import require
+from lit_sft.evaluation.report import Answer, Tally, count_answers
+from lit_sft.model.distributed import sum_over_ranks
+from lit_sft.tasks.base import ChatTask
+from lit_sft.types import Prompt, Split
+
+GENERATIONS = Path("logs") / "generations.jsonl"
+"""Under the run's folder."""
+
+
+class GenerationEval(pl.Callback):
+    """Exact match by greedy generation: `val/exact_match` while training, `test/exact_match` after.
+
+    The prompts are rendered by the template of training. In training it runs before the first step,
+    then every `every_n_steps`, and after the last step; it leaves no trace in what is trained.
+
+    Args:
+        eval_rows: Rows of the validation split to answer; 0 answers all of them.
+        every_n_steps: Optimizer steps between two evaluations; None evaluates after each epoch.
+        max_new_tokens: Of an answer, its stop token included; None takes the model's own.
+        max_batch_tokens: Rows times their longest length, of a batch; bounds the cache's memory.
+        num_shots: Solved training rows before each question, for a base that knows no chat.
+        samples: How many answers are kept in `logs/generations.jsonl` and shown by the loggers.
+        task: What to evaluate on, if it is not what is trained.
+    """
+
+    def __init__(
+        self,
+        eval_rows: int = 256,
+        every_n_steps: int | None = None,
+        max_new_tokens: int | None = None,
+        max_batch_tokens: int = 32768,
+        num_shots: int = 0,
+        samples: int = 8,
+        task: ChatTask | None = None,
+    ) -> None:
+        require(eval_rows >= 0, f"GenerationEval.eval_rows must not be negative: {eval_rows}")
+        for name, value in (
+            ("every_n_steps", every_n_steps),
+            ("max_new_tokens", max_new_tokens),
+            ("max_batch_tokens", max_batch_tokens),
+        ):
+            require(value is None or value > 0, f"GenerationEval.{name} must be positive: {value}")
+        require(num_shots >= 0, f"GenerationEval.num_shots must not be negative: {num_shots}")
+        require(samples >= 0, f"GenerationEval.samples must not be negative: {samples}")
+        self.eval_rows, self.every_n_steps = eval_rows, every_n_steps
+        self.max_new_tokens, self.max_batch_tokens = max_new_tokens, max_batch_tokens
+        self.num_shots, self.samples, self.task = num_shots, samples, task
+        self._evaluated_at = -1
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Render the prompts, so that what is wrong with them is found before training."""
+        if stage == "predict":
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        task = self.task or data.task
+        require(
+            type(task).grade is not ChatTask.grade,
+            f"GenerationEval: {type(task).__name__} does not grade answers; give it a method "
+            "grade(row, text), name another task, or take the callback out of the config",
+        )
+        split: Split = "test" if stage == "test" else "val"
+        require(
+            split == "test" or data.val_rows > 0,
+            "GenerationEval: data.val_rows=0 leaves no rows to evaluate on",
+        )
+        rows = [row for _, row in read_split(task, split, data.val_rows)]
+        prompts = make_prompts(task, split, data.tokenizer, data.val_rows, self.num_shots)
+        limit = (self.eval_rows if split == "val" else 0) or len(prompts)
+        rank, world_size = trainer.global_rank, trainer.world_size
+        self._grade, self._rows = task.grade, rows
+        self._prompts = prompts[:limit][rank::world_size]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Measure the base as it is; a resumed run has done so already."""
+        if trainer.global_step == 0:
+            self._evaluate_in_training(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        """Measure after the steps that are due."""
+        step = trainer.global_step
+        if self.every_n_steps:
+            is_due = step % self.every_n_steps == 0
+        else:
+            is_due = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if is_due or step == pl_module.total_steps():
+            self._evaluate_in_training(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Measure for `lit-sft validate`; validations inside training have their own rhythm."""
+        if trainer.state.fn == "validate":
+            tally, _, _ = self._answer(trainer, pl_module)
+            pl_module.log_dict({f"val/{k}": v for k, v in tally.as_shares().items()})
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Measure the test split, with a 95 % interval."""
+        tally, _, seconds = self._answer(trainer, pl_module)
+        low, high = tally.interval()
+        figures = tally.as_shares() | {"exact_match_low": low, "exact_match_high": high}
+        pl_module.log_dict(
+            {f"test/{k}": v for k, v in figures.items()} | {"test/eval_seconds": seconds}
+        )
+
+    def _evaluate_in_training(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self._evaluated_at == trainer.global_step:
+            return
+        self._evaluated_at = trainer.global_step
+        tally, answers, seconds = self._answer(trainer, pl_module)
+        figures = {f"val/{k}": v for k, v in tally.as_shares().items()}
+        figures["val/eval_seconds"] = seconds
+        # Not `self.log`: before the first step it would be kept back until the epoch's end.
+        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in figures.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=trainer.global_step)
+        if trainer.is_global_zero:
+            self._keep_samples(trainer, answers[: self.samples])
+
+    def _answer(self, trainer: pl.Trainer, pl_module: Any) -> tuple[Tally, list[Answer], float]:
+        """Return the tally over all ranks, this rank's answers, and the seconds it took."""
+        started = time.perf_counter()
+        generations = pl_module.generate(
+            [prompt.input_ids for prompt in self._prompts],
+            max_new_tokens=self.max_new_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+        )
+        decode = trainer.datamodule.tokenizer.decode  # type: ignore[attr-defined]
+        answers = []
+        for prompt, generation in zip(self._prompts, generations, strict=True):
+            output = decode(generation.token_ids, skip_special_tokens=True)
+            answers.append(
+                make_answer(
+                    prompt, output, self._grade(self._rows[prompt.row], output), generation.finished
+                )
+            )
+        counts = torch.tensor(count_answers(answers), device=pl_module.device)
+        tally = Tally(*sum_over_ranks(counts).tolist())
+        return tally, answers, time.perf_counter() - started
+
+    def _keep_samples(self, trainer: pl.Trainer, answers: Sequence[Answer]) -> None:
+        step = trainer.global_step
+        path = Path(trainer.default_root_dir) / GENERATIONS
+        path.parent.mkdir(parents=True, exist_ok=True)
+        earlier = _read_lines_before(path, step) if step > 0 else []
+        lines = [json.dumps({"step": step} | describe(answer)) for answer in answers]
+        path.write_text("".join(f"{line}\n" for line in [*earlier, *lines]), encoding="utf-8")
+        columns = list(describe(answers[0])) if answers else []
+        rows = [list(describe(answer).values()) for answer in answers]
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):
+                logger.log_table("val/generations", columns=columns, data=rows, step=step)
+
+
+def make_answer(prompt: Prompt, output: str, grade: bool | None, finished: bool) -> Answer:
+    """Return an answer beside the question and the reference of its conversation."""
+    said = {message["role"]: message["content"] for message in prompt.messages}
+    return Answer(prompt.row, said.get("user", ""), said["assistant"], output, grade, finished)
+
+
+def describe(answer: Answer) -> dict[str, Any]:
+    """Return an answer as plain values, the verdict in words."""
+    return {
+        "row": answer.row,
+        "question": answer.question,
+        "reference": answer.reference,
+        "output": answer.output,
+        "verdict": answer.verdict,
+        "finished": answer.finished,
+    }
+
+
+def _read_lines_before(path: Path, step: int) -> list[str]:
+    """Return what earlier steps wrote: a resumed run writes the steps after it again."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if json.loads(line)["step"] < step]

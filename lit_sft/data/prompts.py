@@ -1,0 +1,67 @@
+"""Rows to prompts that a model has to answer, and the tokens that end an answer."""
+
+import random
+
+from transformers import PreTrainedTokenizerBase
+
+from lit_sft.data.encode import encode_chat, encode_prompt, naming
+from lit_sft.data.splits import read_conversations, read_split
+from lit_sft.errors import require
+from lit_sft.tasks.base import ChatTask
+from lit_sft.types import IGNORE_INDEX, Message, Prompt, Split
+
+SHOTS_SEED = 0
+"""Fixed, so that every run sees the same examples before the question."""
+
+
+def make_prompts(
+    task: ChatTask,
+    split: Split,
+    tokenizer: PreTrainedTokenizerBase,
+    val_rows: int,
+    num_shots: int = 0,
+) -> list[Prompt]:
+    """Render the rows of a split by the template of training, up to the last assistant turn.
+
+    Args:
+        task: Where the rows come from.
+        split: As `lit_sft.data.splits.read_split` reads it.
+        tokenizer: As `load_tokenizer` returns it.
+        val_rows: How many rows `"val"` has.
+        num_shots: Solved conversations of `train` before each question, the same for all rows.
+
+    Raises:
+        InputError: If a row cannot be read or rendered; the message names it.
+    """
+    shots = _draw_shots(task, val_rows, num_shots) if num_shots else []
+    prompts = []
+    for row, (name, messages) in enumerate(
+        read_conversations(task, read_split(task, split, val_rows))
+    ):
+        with naming(name):
+            prompts.append(Prompt(row, encode_prompt(tokenizer, [*shots, *messages]), messages))
+    return prompts
+
+
+def find_stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end an answer: the one that the template writes, and EOS.
+
+    They differ where a template has a stop token of its own, such as ChatML's `<|im_end|>`.
+    """
+    probe: list[Message] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
+    labels = encode_chat(tokenizer, probe).labels
+    stop = [label for label in labels if label != IGNORE_INDEX][-1]
+    return sorted({stop, tokenizer.eos_token_id} - {None})
+
+
+def _draw_shots(task: ChatTask, val_rows: int, num_shots: int) -> list[Message]:
+    rows = read_split(task, "train", val_rows)
+    require(
+        num_shots <= len(rows),
+        f"num_shots={num_shots}, but train has {len(rows)} rows to draw them from",
+    )
+    drawn = random.Random(SHOTS_SEED).sample(rows, num_shots)
+    return [turn for _, messages in read_conversations(task, drawn) for turn in messages]

@@ -1,0 +1,161 @@
+"""HubUpload, with the real client of the Hub against a server on the loopback interface."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import ROOT, Outcome, lit_sft
+from hub_server import DROP, VANISH, HubServer, serve_hub
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from small_run import fit_options, isolated
+from transformers import AutoModelForCausalLM
+
+SEVERAL = """
+import json, sys
+from lit_sft.cli import run
+for arguments in json.loads(sys.argv[1]):
+    status = run(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        print(f"=== {status}", file=stream, flush=True)
+"""
+"""Several command lines in one process: most of a short run is the import of its libraries."""
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with serve_hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def uploaded(hub: HubServer, tiny_base: Path, tmp_path_factory) -> tuple[Path, Outcome]:
+    """The folder and the outcome of a run whose upload fails three times before it succeeds."""
+    folder = tmp_path_factory.mktemp("uploaded")
+    hub.faults["me/happy commit"] = iter([500, 429, DROP])
+    env = isolated(folder / "home", HF_ENDPOINT=hub.url, HF_TOKEN="hf_" + "x" * 34)
+    options = [*fit_options(tiny_base, folder / "run"), *upload_to("me/happy")]
+    return folder / "run", lit_sft("fit", *options, env=env)
+
+
+@pytest.fixture(scope="module")
+def failed(hub: HubServer, tiny_base: Path, tmp_path_factory) -> dict[str, tuple[Path, Outcome]]:
+    """By repository: the folder and the outcome of a run that the Hub fails for good."""
+    root = tmp_path_factory.mktemp("failed")
+    hub.faults |= {
+        "me/unknown create": iter([401]),
+        "me/readonly create": iter([403]),
+        # The client takes a refusal to create as a yes where there is such a repository to see.
+        "other/public create": iter([403]),
+        "other/public auth": iter([403]),
+        "me/broken commit": itertools.repeat(500),
+        "me/revoked commit": itertools.repeat(403),
+        "me/vanished commit": iter([VANISH]),
+    }
+    hub.repositories["other/public"] = False
+    # The last one starts when the server has vanished.
+    repositories = ["me/unknown", "me/readonly", "other/public"]
+    repositories += ["me/broken", "me/revoked", "me/vanished", "me/late"]
+    commands = [
+        ["fit", *fit_options(tiny_base, root / name), *upload_to(name)] for name in repositories
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL, json.dumps(commands)],
+        cwd=ROOT,
+        env=os.environ
+        | isolated(root / "home", HF_ENDPOINT=hub.url, HF_TOKEN="hf_x", OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return {name: (root / name, part) for name, part in zip(repositories, split(done), strict=True)}
+
+
+def upload_to(repository: str) -> list[str]:
+    upload = {"repo_id": repository, "retries": 3, "wait_seconds": 0.05}
+    callback = {"class_path": "lit_sft.HubUpload", "init_args": upload}
+    return [f"--trainer.callbacks={json.dumps([callback])}"]
+
+
+def split(done: subprocess.CompletedProcess[str]) -> list[Outcome]:
+    parts = []
+    out, err = done.stdout.split("=== "), done.stderr.split("=== ")
+    for i in range(len(out) - 1):
+        status = int(out[i + 1].split("\n", 1)[0])
+        before = [text[i] if i == 0 else text[i].split("\n", 1)[1] for text in (out, err)]
+        parts.append(Outcome(status, *before))
+    return parts
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_commit_is_repeated_until_the_adapter_is_there(hub, uploaded):
+    folder, outcome = uploaded
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.stderr.count("the upload failed") == 3
+    assert hub.files["me/happy"] == read_folder(folder / "adapter")
+    assert hub.repositories["me/happy"] is True, "must be private"
+
+
+def test_rights_are_asked_for_first_and_nothing_else_is(hub, uploaded):
+    assert hub.requests[:2] == ["create", "auth"]
+    assert hub.requests.count("lfs") == 1, "a repeated commit must not send the weights again"
+    assert "unknown" not in hub.requests
+
+
+def test_what_was_uploaded_loads_with_plain_peft(hub, uploaded, tiny_base, tmp_path):
+    for name, content in hub.files["me/happy"].items():
+        (tmp_path / name).write_bytes(content)
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    model = PeftModel.from_pretrained(base, tmp_path)
+    assert any(p.any() for name, p in model.named_parameters() if "lora_B" in name)
+
+
+def test_uploaded_card_has_metrics_and_config_and_no_place(hub, uploaded, tiny_base):
+    card = ModelCard(hub.files["me/happy"]["README.md"].decode())
+    names = {result.metric_name for result in card.data.eval_results}
+    assert "val/loss" in names
+    assert "max_steps: 4" in card.text
+    assert str(tiny_base.parent) not in card.content
+
+
+@pytest.mark.parametrize(
+    ("repository", "reason"),
+    [
+        ("me/unknown", "hf auth login"),
+        ("me/readonly", "write access"),
+        ("other/public", "write access"),
+        ("me/late", "cannot be reached"),
+    ],
+)
+def test_refusal_is_found_before_the_model_loads(failed, repository, reason):
+    folder, outcome = failed[repository]
+    assert outcome.status == 2
+    (line,) = (line for line in outcome.stderr.splitlines() if line.startswith("error: "))
+    assert repository in line
+    assert reason in line
+    assert "Traceback" not in outcome.stderr
+    assert "training" not in outcome.stdout
+    assert list(folder.iterdir()) == [], "a second attempt must not find a run there"
+
+
+@pytest.mark.parametrize(
+    ("repository", "retries"), [("me/broken", 3), ("me/revoked", 0), ("me/vanished", 3)]
+)
+def test_failed_upload_keeps_the_adapter_and_says_what_to_do(
+    failed, tiny_base, repository, retries
+):
+    folder, outcome = failed[repository]
+    assert outcome.status == 1
+    assert outcome.stderr.count("the upload failed") == retries, "a refusal is not worth a retry"
+    assert f"hf upload {repository} {folder / 'adapter'}" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert f"wrote {folder / 'adapter'}" in outcome.stdout
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), folder / "adapter")

@@ -1,0 +1,118 @@
+"""The Lightning shell: splits, ledgers, loaders."""
+
+import pytest
+
+from lit_sft import ChatTask, SFTDataModule
+from lit_sft.data.prompts import find_stop_ids, make_prompts
+from lit_sft.data.splits import read_split
+from lit_sft.data.tokenizer import load_tokenizer
+from lit_sft.errors import InputError
+
+
+class Numbers(ChatTask):
+    """Row `n` asks for `n + 1`."""
+
+    def __init__(self, train: int = 50, val: int = 0) -> None:
+        self.sizes = {"train": train, "val": val, "test": 7}
+
+    def rows(self, split):
+        return [{"n": n} for n in range(self.sizes[split])] or None
+
+    def messages(self, row):
+        return [
+            {"role": "user", "content": f"{row['n']}?"},
+            {"role": "assistant", "content": f"{row['n'] + 1}"},
+        ]
+
+
+def make_data(base, **kwargs) -> SFTDataModule:
+    data = SFTDataModule(Numbers(), tokenizer=str(base), **{"val_rows": 10} | kwargs)
+    data.setup("fit")
+    return data
+
+
+def test_held_out_rows_are_fixed_and_not_trained_on():
+    task = Numbers()
+    val = [name for name, _ in read_split(task, "val", val_rows=10)]
+    train = [name for name, _ in read_split(task, "train", val_rows=10)]
+    assert val == [name for name, _ in read_split(task, "val", val_rows=10)]
+    assert (len(val), len(train), set(val) & set(train)) == (10, 40, set())
+    assert val != [f"train row {i}" for i in range(10)]
+
+
+def test_a_val_split_of_the_tasks_own_is_used():
+    task = Numbers(val=5)
+    assert [name for name, _ in read_split(task, "val", val_rows=3)] == [
+        "val row 0",
+        "val row 1",
+        "val row 2",
+    ]
+    assert len(read_split(task, "train", val_rows=3)) == 50
+
+
+def test_loaders_hand_out_windows(tiny_base):
+    data = make_data(tiny_base, batch_size=3, accumulate_grad_batches=4)
+    windows = list(data.train_dataloader())
+    assert [[len(batch["input_ids"]) for batch in window] for window in windows] == [
+        [3, 3, 3, 3],
+        [3, 3, 3, 3],
+        [3, 3, 3, 3],
+        [3, 1],
+    ]
+    assert [len(window) for window in data.val_dataloader()] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_workers_change_nothing_and_a_loader_resumes(tiny_base, num_workers):
+    data = make_data(tiny_base, batch_size=2, num_workers=num_workers)
+
+    def ids(window):
+        return [batch["input_ids"].tolist() for batch in window]
+
+    whole = [ids(window) for window in make_data(tiny_base, batch_size=2).train_dataloader()]
+    first, second = data.train_dataloader(), data.train_dataloader()
+    running = iter(first)
+    seen = [ids(next(running)) for _ in range(2)]
+    second.load_state_dict(first.state_dict())
+    seen += [ids(window) for window in second]
+    assert seen == whole
+
+
+def test_the_ledger_is_printed_once(tiny_base, capsys):
+    data = make_data(tiny_base)
+    data.setup("fit")
+    data.setup("test")
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["split", "train", "val", "split", "test"]
+
+
+def test_prompts_end_where_the_answer_begins(tiny_base):
+    tokenizer = load_tokenizer(str(tiny_base))
+    prompt = make_prompts(Numbers(), "test", tokenizer, val_rows=10)[3]
+    text = tokenizer.decode(prompt.input_ids)
+    assert text.endswith("3?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+    assert text.count("<|begin_of_text|>") == 1
+    assert prompt.messages[-1]["content"] == "4"
+
+
+def test_shots_are_solved_training_rows_and_the_same_for_all(tiny_base):
+    tokenizer = load_tokenizer(str(tiny_base))
+    prompts = make_prompts(Numbers(), "test", tokenizer, val_rows=10, num_shots=2)
+    texts = [tokenizer.decode(prompt.input_ids) for prompt in prompts]
+    heads = {text.rsplit("<|start_header_id|>user", 1)[0] for text in texts}
+    assert len(heads) == 1
+    assert heads.pop().count("<|start_header_id|>assistant") == 2
+    with pytest.raises(InputError, match="num_shots=41, but train has 40 rows"):
+        make_prompts(Numbers(), "test", tokenizer, val_rows=10, num_shots=41)
+
+
+def test_answers_stop_at_the_templates_own_token(tiny_base):
+    tokenizer = load_tokenizer(str(tiny_base))
+    tokenizer.eos_token = "<|end_of_text|>"
+    names = tokenizer.convert_ids_to_tokens(find_stop_ids(tokenizer))
+    assert set(names) == {"<|eot_id|>", "<|end_of_text|>"}
+
+
+def test_a_tokenizer_is_needed(tmp_path):
+    with pytest.raises(InputError, match=r"data\.tokenizer: name the tokenizer"):
+        SFTDataModule(Numbers(), val_rows=10).setup("fit")
