@@ -26,6 +26,7 @@ from lit_sft.files import replace_file, require_writable
 from lit_sft.model.module import SFTModule
 from lit_sft.parser import Parser
 from lit_sft.tracking.metrics_file import MetricsFile
+from lit_sft.tracking.wandb_run import WandbRun
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/latest",
@@ -90,6 +91,9 @@ class SFTCommandLine(LightningCLI):
         """Add what every run has: checkpoints that survive a crash, and a file of figures."""
         config = self._get(self.config_init, "trainer")
         plugins, loggers = _as_list(config.plugins), _as_list(config.logger)
+        for logger in loggers:
+            if isinstance(logger, WandbRun):
+                logger.keep_in(config.default_root_dir)
         if self.subcommand == "fit":
             loggers = [MetricsFile(config.default_root_dir), *loggers]
         return super().instantiate_trainer(

@@ -29,11 +29,11 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self._saved_at = 0
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
-    ) -> None:
-        """Save between validations."""
-        if trainer.global_step % self.every_n_steps == 0 and not _validation_follows(trainer):
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        """Save between validations, and at the last step: so that a longer run can go on from it."""
+        step = trainer.global_step
+        is_due = step % self.every_n_steps == 0 or step == pl_module.total_steps()
+        if is_due and not _validation_follows(trainer):
             self._save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -42,7 +42,7 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the end of the run, unless it is saved already."""
+        """Save a run that ended early, such as by `trainer.max_time`."""
         self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:

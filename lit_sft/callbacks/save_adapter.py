@@ -8,11 +8,8 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_sft.data.tokenizer import hash_template
-from lit_sft.export.adapter import save_adapter
+from lit_sft.export.adapter import ADAPTER, save_adapter
 from lit_sft.export.model_card import ModelCard
-
-ADAPTER = "adapter"
-"""Under the run's folder."""
 
 
 class SaveAdapter(pl.Callback):

@@ -1,10 +1,14 @@
 """What a run says before it starts and when it is done."""
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
+
+from lit_sft.evaluation.report import format_table
 
 WRITTEN = (
     "adapter",
@@ -13,10 +17,18 @@ WRITTEN = (
     "logs/generations.jsonl",
     "config.yaml",
 )
+COMPARED = ("val/loss", "val/exact_match", "val/no_answer", "val/unfinished")
 
 
 class Summary(pl.Callback):
-    """Print one line on what is trained, and at the end the last figures and what was written."""
+    """Print one line on what is trained, and at the end what came of it, from the run's folder.
+
+    Args:
+        samples: How many answers of the last evaluation are printed.
+    """
+
+    def __init__(self, samples: int = 5) -> None:
+        self.samples = samples
 
     @rank_zero_only
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
@@ -35,10 +47,44 @@ class Summary(pl.Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Print the last figures, and where the results are."""
+        """Print before and after, some answers, and where the results are."""
         root = Path(trainer.default_root_dir)
-        metrics = trainer.callback_metrics
-        for name in ("train/loss", "val/loss", "val/exact_match"):
-            if name in metrics:
-                print(f"{name:<18}{metrics[name].item():.4f}")
+        print(describe_change(root / "logs" / "metrics.csv"))
+        print(describe_answers(root / "logs" / "generations.jsonl", self.samples), end="")
         print("\n".join(f"wrote {root / path}" for path in WRITTEN if (root / path).exists()))
+
+
+def describe_change(metrics: Path) -> str:
+    """Return the figures of the first and of the last evaluation side by side."""
+    if not metrics.is_file():
+        return ""
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns: dict[str, dict[str, float]] = {"before": {}, "after": {}}
+    for name in COMPARED:
+        values = [float(row[name]) for row in rows if row.get(name)]
+        if len(values) > 1:
+            columns["before"][name], columns["after"][name] = values[0], values[-1]
+    if columns["before"]:
+        return "\n" + format_table(columns)
+    last = {name: value for name, value in rows[-1].items() if value}
+    return "\n".join(
+        f"{name:<18}{float(last[name]):.4f}" for name in ("train/loss", *COMPARED) if name in last
+    )
+
+
+def describe_answers(generations: Path, count: int) -> str:
+    """Return some answers of the last evaluation, each with its question and verdict."""
+    if not generations.is_file():
+        return ""
+    answers = [json.loads(line) for line in generations.read_text(encoding="utf-8").splitlines()]
+    last = [answer for answer in answers if answer["step"] == answers[-1]["step"]]
+    texts = [
+        f"\n[{answer['verdict']}] {answer['question']}\n{_indent(answer['output'])}\n"
+        for answer in last[:count]
+    ]
+    return "".join(texts) + "\n"
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())

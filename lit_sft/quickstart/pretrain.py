@@ -5,16 +5,12 @@ of the chat tokens, tied between embedding and head, stay as untrained as those 
 """
 
 import argparse
-import itertools
 import json
-import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers.models import BPE
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import (
@@ -23,28 +19,34 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from lit_sft.model.qlora import Quantization, load_base
-from lit_sft.tasks.stories.story import Story
-from lit_sft.tasks.word_problems import WordProblems, make_problem
+from lit_sft.quickstart.corpus import BOS, EOS, PAD, build_tokenizer, make_batches, make_prompt
+from lit_sft.tasks.word_problems import WordProblems
 
-BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"
-SPECIAL_TOKENS = (BOS, EOS, PAD, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\r?\n|\s+(?!\S)|\s"
-ROLES = ("user", "assistant", "system")
-CHUNK = 4096
-PROMPT_WEIGHT = 0.1
-JUNK_SHARE = 0.02
+
+class Round(NamedTuple):
+    """One rise and fall of the learning rate; the next round starts from its saved weights."""
+
+    steps: int
+    """Optimizer steps."""
+    rate: float
+    """Scales the learning rates."""
+    signs: str
+    """The kinds of sums in the drills, each as often as it is named."""
+
+
+# Stories are understood after the first round, and products known: what is left is carrying.
+ROUNDS = (Round(1300, 1.0, "+-*/%"), Round(900, 0.5, "+++---*/%"))
 
 
 def main() -> None:
     """Train, save, load again, and print the exact match on problems that were never trained on."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the finished base")
-    parser.add_argument("--steps", type=int, default=1300, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data")
+    parser.add_argument("--steps", type=int, help="steps of each round, for a quick try")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.use_deterministic_algorithms(True)
@@ -52,45 +54,14 @@ def main() -> None:
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
-    train(model, tokenizer, args.steps, args.seed)
-    save(model, tokenizer, args.output)
+    for number, plan in enumerate(ROUNDS):
+        plan = plan._replace(steps=args.steps or plan.steps)
+        train(model, tokenizer, plan, args.seed + number)
+        save(model, tokenizer, args.output)
+        model = LlamaForCausalLM.from_pretrained(args.output, dtype=torch.float32)
     for stored in (Quantization("none"), Quantization("nf4")):
         base = load_base(str(args.output), stored, torch.bfloat16, torch.device("cpu"))
         print(f"{stored}: exact match {measure(base, tokenizer):.3f} on 500 held-out problems")
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-level tokenizer in which each word of the problems, and each digit, is a token.
-
-    It has no merges: a piece of text that is not in the vocabulary is spelt in bytes, so that any
-    text can be encoded, and decodes to itself.
-    """
-    split = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    texts = [*ROLES, *(make_document(i) for i in range(20_000))]
-    words = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = [*alphabet, *sorted(words - set(alphabet))]
-    tokenizer = Tokenizer(
-        BPE({piece: i for i, piece in enumerate(vocabulary)}, [], ignore_merges=True)
-    )
-    tokenizer.pre_tokenizer = split
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in SPECIAL_TOKENS])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        clean_up_tokenization_spaces=False,
-        model_max_length=512,
-    )
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
@@ -111,78 +82,8 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def make_prompt(question: str) -> str:
-    """Return the plain text that a solution follows."""
-    return f"Problem: {question}\nSolution:"
-
-
-def make_document(index: int) -> str:
-    """Return a problem of the pre-training split as plain text, without BOS and EOS."""
-    problem = make_problem("pretrain", index)
-    return f"{make_prompt(problem['question'])} {problem['answer']}"
-
-
-def make_drill(rng: random.Random) -> str:
-    """Return six sums in a row as plain text: arithmetic, four times as dense as in stories."""
-    sums: list[str] = []
-    while len(sums) < 6:
-        story = Story(rng)
-        a, b, sign = story.number(2, 25), story.number(2, 10), story.pick("+", "-", "*", "/", "%")
-        if sign in "+-":
-            a, b = story.number(2, 99) + story.rng.choice([0, 0, 100, 200]), story.number(2, 99)
-        elif sign == "/":
-            a *= b
-        elif sign == "%":
-            a, b = 10 * a, 10 * b
-        story.work("", a, sign, b)
-        if story.sound:
-            sums.append(story.lines[0].split("<<")[1].split(">>")[0])
-    return "".join(f" <<{text}>>" for text in sums)
-
-
-def make_batches(
-    tokenizer: PreTrainedTokenizerBase, seed: int, batch_tokens: int = 4096
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of documents of like length, padded on the right, without end.
-
-    A few documents are junk, tokens drawn at random: as in a real corpus, that is where every row
-    of the embedding but those of the chat tokens gets some training.
-
-    Args:
-        tokenizer: Of `build_tokenizer`.
-        seed: Which documents.
-        batch_tokens: The size of a batch, padding included.
-
-    Yields:
-        `input_ids`, int64, and the `weights` of their losses, float32, both `[rows, tokens]`:
-        `PROMPT_WEIGHT` up to `Solution:`, 1 after it, and 0 on padding.
-    """
-    rng = random.Random(seed)
-    ids = tokenizer.encode("\nSolution:", add_special_tokens=False)
-    solution = ids[-2]
-    for chunk in itertools.count():
-        first = seed * 1_000_000_000 + chunk * CHUNK
-        texts = [make_document(first + i) + EOS for i in range(CHUNK)]
-        rows = [(ids, ids.index(solution) + 2) for ids in tokenizer(texts)["input_ids"]]
-        for _ in range(int(JUNK_SHARE * CHUNK)):
-            junk = [rng.randrange(len(tokenizer) - len(SPECIAL_TOKENS)) for _ in range(32)]
-            rows.append(([tokenizer.bos_token_id, *junk], 33))
-        for _ in range(CHUNK // (chunk + 1)):
-            drill = tokenizer.encode(make_drill(rng) + EOS)
-            rows.append((drill, 1))
-        rows.sort(key=lambda row: len(row[0]))
-        batches: list[list[tuple[list[int], int]]] = [[]]
-        for row in rows:
-            if (len(batches[-1]) + 1) * len(row[0]) > batch_tokens:
-                batches.append([])
-            batches[-1].append(row)
-        del batches[-1]  # Not full.
-        rng.shuffle(batches)
-        yield from map(_pad, batches)
-
-
 def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, steps: int, seed: int
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, plan: Round, seed: int
 ) -> None:
     """Train with Muon on the matrices of the layers and AdamW on the rest, under autocast."""
     AttentionInterface.register("float32_causal", attend)
@@ -191,22 +92,24 @@ def train(
     inner = {n for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n}
     optimizers = [
         torch.optim.Muon(
-            [p for n, p in model.named_parameters() if n in inner], lr=0.02, weight_decay=0.01
+            [p for n, p in model.named_parameters() if n in inner],
+            lr=0.02 * plan.rate,
+            weight_decay=0.01,
         ),
         torch.optim.AdamW(
             [p for n, p in model.named_parameters() if n not in inner],
-            lr=3e-3,
+            lr=3e-3 * plan.rate,
             betas=(0.9, 0.98),
             weight_decay=0.01,
         ),
     ]
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda step: scale_rate(step, steps))
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: scale_rate(step, plan.steps))
         for o in optimizers
     ]
     started = time.monotonic()
-    batches = make_batches(tokenizer, seed)
-    for step in range(1, steps + 1):
+    batches = make_batches(tokenizer, seed, plan.signs)
+    for step in range(1, plan.steps + 1):
         ids, weights = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
             logits = forward(input_ids=ids, use_cache=False).logits[:, :-1].float()
@@ -290,16 +193,6 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: i
         answers = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
         right += sum(bool(task.grade(row, text)) for row, text in zip(batch, answers, strict=True))
     return right / count
-
-
-def _pad(rows: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
-    width = max(len(ids) for ids, _ in rows)
-    padded = [ids + [0] * (width - len(ids)) for ids, _ in rows]
-    weights = [
-        [PROMPT_WEIGHT] * start + [1.0] * (len(ids) - start) + [0.0] * (width - len(ids))
-        for ids, start in rows
-    ]
-    return torch.tensor(padded), torch.tensor(weights)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ class WandbRun(WandbLogger):
         settings = {
             "init_timeout": init_timeout,
             "finish_timeout": finish_timeout,
+            "quiet": True,  # otherwise it asks a server that is down for the user's name, for 10 s
             # RecordRun logs the commit; W&B would add the remote's address, which may hold a token,
             # and the uncommitted changes.
             "disable_git": True,
@@ -132,6 +133,7 @@ class WandbRun(WandbLogger):
                     "offline: true"
                 ) from error
             rank_zero_info(f"W&B cannot be reached ({line}); the run is kept offline")
+            wandb.teardown()  # otherwise the id is still in use
             self._go_offline()
             run = super().experiment
         if run.offline:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from command import ROOT, lit_sft
-from small_run import NOBODY, fit_options, isolated
+from small_run import fit_options, isolated
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb_server import serve_wandb
 
@@ -34,7 +34,7 @@ class Kill(pl.Callback):
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Read a run's `.wandb` file: blocks of 32 KiB with parts of records, after 7 bytes of header."""
+    """Read a `.wandb` file: blocks of 32 KiB with parts of records, after 7 bytes of header."""
     (path,) = folder.glob("run-*.wandb")
     data, position, record, records = path.read_bytes(), 7, b"", []
     while position + 7 <= len(data):
@@ -122,62 +122,44 @@ def test_offline_file_has_config_history_and_exit_code(offline):
 
 
 @pytest.fixture(scope="module")
-def resumed(tiny_base, tmp_path_factory):
-    """A run of 9 steps: killed once without a server, killed once with one, and then ended."""
-    root = tmp_path_factory.mktemp("resumed")
+def killed(tiny_base, tmp_path_factory):
+    """A run that was killed in step 5, with a checkpoint of step 4, and a way to train it on."""
+    root = tmp_path_factory.mktemp("killed")
     (root / "killer.py").write_text(KILLER)
-    options = [
-        *fit_options(tiny_base, root / "run", steps=9),
-        "--checkpoint.every_n_steps=2",
-        "--trainer.logger=lit_sft.WandbRun",
-        "--trainer.logger.init_timeout=1",
-    ]
-    env = {"WANDB_API_KEY": KEY, "WANDB_HTTP_TIMEOUT": "1", "PYTHONPATH": str(root)}
-    env = isolated(root / "home") | env
-
-    def fit(url: str, *more: str) -> Any:
-        return lit_sft("fit", *options, *more, env=env | {"WANDB_BASE_URL": url}, timeout=60)
-
-    def kill_at(step: int) -> list[str]:
-        return ["--trainer.callbacks+=killer.Kill", f"--trainer.callbacks.step={step}"]
-
     with serve_wandb() as server:
-        outcomes = [fit(NOBODY, *kill_at(5))]
-        outcomes.append(fit(server.url, "--ckpt_path=last", *kill_at(7)))
-        # As if all of it had arrived, up to a step behind the one that is resumed from.
-        for name, rows in server.history.items():
-            rows[:] = [{"_step": step, "old": name} for step in range(1, 8)]
-        outcomes.append(fit(server.url, "--ckpt_path=last"))
-        yield root / "run", server, outcomes
+        env = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "PYTHONPATH": str(root)}
+
+        def fit(folder: Path, *more: str) -> Any:
+            options = [*fit_options(tiny_base, folder, 7), "--checkpoint.every_n_steps=2"]
+            options += ["--trainer.logger=lit_sft.WandbRun", *more]
+            return lit_sft("fit", *options, env=isolated(root / "home") | env, timeout=60)
+
+        kill = ["--trainer.callbacks=killer.Kill", "--trainer.callbacks.step=5"]
+        outcome = fit(root / "run", *kill)
+        assert outcome.status == -9, outcome.stderr
+        yield root / "run", server, fit
 
 
-def test_server_that_is_down_stops_nothing(resumed):
-    root, _, outcomes = resumed
-    assert [outcome.status for outcome in outcomes] == [-9, -9, 0], outcomes[-1].stderr
-    assert "W&B cannot be reached" in outcomes[0].stderr
-    assert "step 4/9" in outcomes[0].stdout
-    assert len(list((root / "wandb").glob("offline-run-*"))) == 1
-
-
-def test_killed_run_goes_on_as_the_same_run_without_gap_or_repetition(resumed):
-    root, server, _ = resumed
-    ((name, rows),) = server.history.items()
-    assert (root / "wandb" / "run_id").read_text() == name
-    assert [row["_step"] for row in rows] == list(range(1, 10))
-    assert ["old" in row for row in rows] == [True] * 7 + [False] * 2
-    losses = read_losses(root)
-    assert list(losses) == list(range(1, 10))
-    assert rows[-1]["train/loss"] == pytest.approx(losses[9])
-    assert server.exit_codes == {name: 0}
+@pytest.mark.parametrize("arrived", [5, 2], ids=["one more than the checkpoint", "too few"])
+def test_killed_run_goes_on_as_the_same_run_without_gap_or_repetition(killed, arrived, tmp_path):
+    folder, server, fit = killed
+    root = tmp_path / "run"
+    shutil.copytree(folder, root, symlinks=True)
+    name = (root / "wandb" / "run_id").read_text()
+    assert list(server.history) == [name]
+    server.history[name] = [{"_step": step} for step in range(1, arrived + 1)]
+    outcome = fit(root, "--ckpt_path=last")
+    assert outcome.status == 0, outcome.stderr
+    assert f"View run at {server.url}/me/lit-sft/runs/{name}" in outcome.stderr
+    assert server.exit_codes.pop(name) == 0
     assert server.configs[name]["data"]["value"]["train"]["kept"] == 32
 
-
-def test_rows_that_were_lost_are_sent_when_the_run_is_resumed(resumed, tmp_path):
-    root, _, _ = resumed
-    second = sorted((root / "wandb").glob("run-*-*"))[1]
-    records = read_records(second)
-    steps = [read_items(r.history.item)["_step"] for r in records if r.HasField("history")]
-    assert steps[:4] == [1, 2, 3, 4], "W&B had none of them; the run was resumed from step 4"
+    ((same_name, rows),) = server.history.items()
+    assert same_name == name
+    assert [row["_step"] for row in rows] == list(range(1, 8))
+    sent = {row["_step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    losses = read_losses(root)
+    assert sent == pytest.approx({step: losses[step] for step in range(arrived + 1, 8)})
 
 
 def test_login_that_the_server_refuses_is_found_before_training(tiny_base, tmp_path):
@@ -191,4 +173,3 @@ def test_login_that_the_server_refuses_is_found_before_training(tiny_base, tmp_p
     assert "error: WandbRun: W&B refuses the run" in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert "training" not in outcome.stdout
-    shutil.rmtree(tmp_path)
