@@ -4,11 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_sft.callbacks.generation_eval import GenerationEval
     from lit_sft.callbacks.gradient_checkpointing import GradientCheckpointing
     from lit_sft.callbacks.hub_upload import HubUpload
     from lit_sft.data.datamodule import SFTDataModule
     from lit_sft.data.encode import encode_chat
     from lit_sft.data.tokenizer import load_tokenizer
+    from lit_sft.evaluation.metric import GSM8KExactMatch
     from lit_sft.model.module import SFTModule
     from lit_sft.model.qlora import Lora, Quantization
     from lit_sft.tasks.base import ChatTask
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from lit_sft.types import IGNORE_INDEX, Batch, Example, Message, Window
 
 _HOMES = {
+    "GSM8KExactMatch": "lit_sft.evaluation.metric",
+    "GenerationEval": "lit_sft.callbacks.generation_eval",
     "GradientCheckpointing": "lit_sft.callbacks.gradient_checkpointing",
     "HubUpload": "lit_sft.callbacks.hub_upload",
     "SFTDataModule": "lit_sft.data.datamodule",
@@ -44,6 +48,8 @@ __all__ = [
     "Batch",
     "ChatTask",
     "Example",
+    "GSM8KExactMatch",
+    "GenerationEval",
     "GradientCheckpointing",
     "HubUpload",
     "Lora",

@@ -1,8 +1,19 @@
 """Tell a local folder from a Hub id, before a library guesses."""
 
+from importlib.resources import files
 from pathlib import Path
 
 from lit_sft.errors import InputError
+
+EMBEDDED_BASE = "lit_sft/tiny"
+"""Names the small base model inside this package, wherever that is installed."""
+
+
+def locate(path: str) -> str:
+    """Return where a library finds `path`: the embedded base, a local folder, or a Hub id."""
+    if path == EMBEDDED_BASE:
+        return str(files("lit_sft.quickstart") / "base")
+    return str(Path(path).expanduser()) if is_local(path) else path
 
 
 def is_local(path: str) -> bool:
@@ -12,7 +23,8 @@ def is_local(path: str) -> bool:
     parts is local.
     """
     return (
-        path.startswith((".", "/", "~"))
+        path == EMBEDDED_BASE
+        or path.startswith((".", "/", "~"))
         or len(Path(path).parts) != 2
         or Path(path).expanduser().exists()
     )
@@ -29,7 +41,7 @@ def require_folder(path: str, holding: str, option: str) -> Path:
     Raises:
         InputError: If the folder or the file is missing.
     """
-    folder = Path(path).expanduser()
+    folder = Path(locate(path))
     if not folder.is_dir():
         raise InputError(f"{option}: there is no folder {path!r} (a Hub id reads owner/name)")
     if not (folder / holding).is_file():

@@ -30,7 +30,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
-        """Save between validations, and at the last step: so that a longer run can go on from it."""
+        """Save between validations, and at the last step, from where a longer run can go on."""
         step = trainer.global_step
         is_due = step % self.every_n_steps == 0 or step == pl_module.total_steps()
         if is_due and not _validation_follows(trainer):

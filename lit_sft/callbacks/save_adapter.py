@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.export.adapter import ADAPTER, save_adapter
 from lit_sft.export.model_card import ModelCard
+from lit_sft.model.adapter import fingerprint_base
 
 
 class SaveAdapter(pl.Callback):
@@ -24,6 +25,7 @@ class SaveAdapter(pl.Callback):
         card = ModelCard(
             base_model=pl_module.base_model,
             dataset=getattr(data.task, "path", type(data.task).__name__),
+            base_sha256=fingerprint_base(pl_module.model),
             template_sha256=hash_template(data.tokenizer),
             metrics={
                 name: value.item()

@@ -44,6 +44,8 @@ class Summary(pl.Callback):
             f"training {trained:,} parameters of a LoRA adapter; the base's {frozen:,} are frozen",
             flush=True,
         )
+        for token, reason in pl_module.trained_tokens.items():
+            print(f"training the row of {token} too: {reason}", flush=True)
 
     @rank_zero_only
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -12,6 +12,8 @@ from lit_sft.types import IGNORE_INDEX, Message, Prompt, Split
 
 SHOTS_SEED = 0
 """Fixed, so that every run sees the same examples before the question."""
+PROBE: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+"""A conversation that shows what the template writes around what is said."""
 
 
 def make_prompts(
@@ -48,13 +50,15 @@ def find_stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     They differ where a template has a stop token of its own, such as ChatML's `<|im_end|>`.
     """
-    probe: list[Message] = [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
-    ]
-    labels = encode_chat(tokenizer, probe).labels
+    labels = encode_chat(tokenizer, PROBE).labels
     stop = [label for label in labels if label != IGNORE_INDEX][-1]
     return sorted({stop, tokenizer.eos_token_id} - {None})
+
+
+def find_chat_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the special tokens that the template writes into a conversation."""
+    written = set(encode_chat(tokenizer, PROBE).input_ids)
+    return sorted(written & set(tokenizer.added_tokens_decoder))
 
 
 def _draw_shots(task: ChatTask, val_rows: int, num_shots: int) -> list[Message]:

@@ -1,10 +1,12 @@
 """The adapter folder: what PEFT, vLLM and the Hub expect, written whole or not at all."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_sft.export.model_card import ModelCard, format_card, name_source
 from lit_sft.files import replace_folder
+from lit_sft.model.adapter import PROVENANCE
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,4 +39,7 @@ def save_adapter(
         # "auto" would ask the Hub whether the vocabulary was resized; it never is here.
         model.save_pretrained(str(staged), save_embedding_layers=False)
         tokenizer.save_pretrained(staged)
+        provenance = {"base_model": name_source(card.base_model), "base_sha256": card.base_sha256}
+        provenance["template_sha256"] = card.template_sha256
+        (staged / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
         (staged / "README.md").write_text(format_card(card), encoding="utf-8")

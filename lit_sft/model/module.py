@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -10,10 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
 
 from lit_sft.data.prompts import find_stop_ids
 from lit_sft.errors import InputError, NonFiniteError, require
 from lit_sft.evaluation.generate import Generation, evaluating, generate_greedy
+from lit_sft.model.adapter import (
+    attach_lora,
+    load_adapter,
+    read_adapter_config,
+    read_adapter_tokens,
+    require_same_lora,
+    require_same_shapes,
+)
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.memory import peak_memory_gib
@@ -21,12 +30,12 @@ from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warm
 from lit_sft.model.qlora import (
     Lora,
     Quantization,
-    attach_lora,
     compute_dtype,
     load_base,
     read_base_config,
     require_targets,
 )
+from lit_sft.model.tokens import choose_tokens
 from lit_sft.types import Prompt, Window
 
 
@@ -42,6 +51,9 @@ class SFTModule(pl.LightningModule):
         base_model: A Hub id or a folder.
         quantization: How the frozen base is stored.
         lora: The shape of the adapter.
+        adapter: The folder or Hub id of an adapter to go on from, or to evaluate.
+        trainable_tokens: Tokens whose rows in embedding and head are trained too; `auto` takes
+            those of the chat format that look untrained, see `lit_sft.model.tokens`.
         optimizer: By name, see `lit_sft.model.optim.build_optimizer`.
         learning_rate: The peak of the cosine schedule.
         weight_decay: Decoupled, of every trained parameter.
@@ -56,6 +68,8 @@ class SFTModule(pl.LightningModule):
         base_model: str,
         quantization: Quantization = Quantization(),  # noqa: B008 (it is frozen)
         lora: Lora = Lora(),  # noqa: B008 (it is frozen)
+        adapter: str | None = None,
+        trainable_tokens: Literal["auto", "none"] | list[str] = "auto",
         optimizer: OptimizerName = "paged_adamw_32bit",
         learning_rate: float = 1e-4,
         weight_decay: float = 0.0,
@@ -71,12 +85,14 @@ class SFTModule(pl.LightningModule):
         require(max_grad_norm >= 0, f"model.max_grad_norm must not be negative: {max_grad_norm}")
         require(max_new_tokens > 0, f"model.max_new_tokens must be positive, got {max_new_tokens}")
         self.base_model, self.quantization, self.lora = base_model, quantization, lora
+        self.adapter, self.trainable_tokens = adapter, trainable_tokens
         self.optimizer_name, self.learning_rate = optimizer, learning_rate
         self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
         self.max_grad_norm, self.max_new_tokens, self.seed = max_grad_norm, max_new_tokens, seed
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold no base; `on_load_checkpoint` is stricter
         self.eval_loss = MeanMetric()
+        self.trained_tokens: dict[str, str] = {}
         self._model: nn.Module | None = None
 
     @property
@@ -94,6 +110,8 @@ class SFTModule(pl.LightningModule):
     def check_base(self) -> None:
         """Raise `InputError` if the base cannot be trained as asked; reads its config alone."""
         require_targets(read_base_config(self.base_model), self.lora)
+        if self.adapter:
+            require_same_lora(self.adapter, read_adapter_config(self.adapter), self.lora)
 
     def setup(self, stage: str) -> None:
         """Find what is wrong before any weights are touched."""
@@ -114,7 +132,9 @@ class SFTModule(pl.LightningModule):
         base = load_base(self.base_model, self.quantization, dtype, device)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            self._model = attach_lora(base, self.lora)
+            self._model = attach_lora(base, self.lora, self._choose_tokens(base))
+        if self.adapter:
+            load_adapter(self._model, self.adapter)
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer. Its learning rate is a pure function of the step, set in each."""
@@ -226,7 +246,21 @@ class SFTModule(pl.LightningModule):
         Raises:
             InputError: With the first keys or shapes that differ.
         """
-        require_same_shapes(self.trained_parameters, checkpoint["state_dict"])
+        require_same_shapes(self.trained_parameters, checkpoint["state_dict"], "the checkpoint")
+
+    def _choose_tokens(self, base: PreTrainedModel) -> list[int]:
+        """Return the token ids whose rows are trained, and keep why in `trained_tokens`."""
+        data = getattr(self.trainer, "datamodule", None)
+        if self.adapter:
+            chosen = dict.fromkeys(read_adapter_tokens(self.adapter), "the adapter has it")
+        elif data is None or not hasattr(data, "tokenizer"):
+            chosen = {}
+        else:
+            embedding: Any = base.get_input_embeddings()
+            chosen = choose_tokens(self.trainable_tokens, embedding.weight.detach(), data.tokenizer)
+        name = data.tokenizer.convert_ids_to_tokens if data is not None else str
+        self.trained_tokens = {name(token): reason for token, reason in chosen.items()}
+        return list(chosen)
 
     def _seed_of_step(self) -> int:
         """Return 32 bits, all that the CPU generator reads, from seed, step and rank.
@@ -264,22 +298,3 @@ class SFTModule(pl.LightningModule):
 
     def _count(self, window: Window, field: Literal["num_tokens", "num_supervised"]) -> Tensor:
         return torch.tensor(float(sum(batch[field] for batch in window)), device=self.device)
-
-
-def require_same_shapes(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Raise `InputError` unless both have the same names and shapes."""
-    differing = [
-        f"{name}: here {describe(expected.get(name))}, there {describe(given.get(name))}"
-        for name in sorted(expected.keys() | given.keys())
-        if describe(expected.get(name)) != describe(given.get(name))
-    ]
-    require(
-        not differing,
-        f"the checkpoint is of another adapter: {len(differing)} tensors differ, such as "
-        f"{'; '.join(differing[:3])}. Were lora.r or lora.target_modules changed?",
-    )
-
-
-def describe(tensor: Tensor | None) -> str:
-    """Return the shape as text, or `missing`."""
-    return "missing" if tensor is None else str(list(tensor.shape))

@@ -1,4 +1,4 @@
-"""Load a base model in four bits (Dettmers et al., 2023) and attach LoRA (Hu et al., 2021)."""
+"""Load a base model, frozen and in four bits (Dettmers et al., 2023)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from lit_sft.errors import InputError, require
-from lit_sft.paths import is_local, require_folder
+from lit_sft.paths import is_local, locate, require_folder
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Config entries of models whose logits are more than head(hidden), which the loss relies on."""
@@ -62,7 +62,7 @@ def read_base_config(base_model: str) -> PretrainedConfig:
     if is_local(base_model):
         require_folder(base_model, holding="config.json", option="model.base_model")
     try:
-        config = AutoConfig.from_pretrained(base_model)
+        config = AutoConfig.from_pretrained(locate(base_model))
     except Exception as error:  # transformers raises OSError, ValueError, KeyError here
         raise InputError(
             f"model.base_model: no config of {base_model!r} could be read "
@@ -115,30 +115,12 @@ def load_base(
         )
     with _without_progress_bar() if is_local(base_model) else nullcontext():
         model = AutoModelForCausalLM.from_pretrained(
-            base_model, dtype=dtype, device_map={"": device}, **kwargs
+            locate(base_model), dtype=dtype, device_map={"": device}, **kwargs
         )
     model.requires_grad_(False)
     model.config.use_cache = False
     _forbid_packing(model)
     return model
-
-
-def attach_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
-    """Return the base as a `peft.PeftModel` in training mode; only the adapter asks for gradients.
-
-    `from_pretrained` leaves a model in eval mode, where dropout and gradient checkpointing are
-    silently off.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config).train()
 
 
 def compute_dtype(precision: str) -> torch.dtype:

@@ -20,6 +20,7 @@ ROLES = ("user", "assistant", "system")
 CHUNK = 4096
 PROMPT_WEIGHT = 0.1
 JUNK_SHARE = 0.02
+SIGNS = "+-*/%"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -67,12 +68,12 @@ def make_document(index: int) -> str:
     return f"{make_prompt(problem['question'])} {problem['answer']}"
 
 
-def make_drill(rng: random.Random, signs: str) -> str:
+def make_drill(rng: random.Random) -> str:
     """Return six sums in a row as plain text: arithmetic, four times as dense as in stories."""
     sums: list[str] = []
     while len(sums) < 6:
         story = Story(rng)
-        a, b, sign = story.number(2, 25), story.number(2, 10), story.pick(*signs)
+        a, b, sign = story.number(2, 25), story.number(2, 10), story.pick(*SIGNS)
         if sign in "+-":
             a, b = story.number(2, 99) + story.rng.choice([0, 0, 100, 200]), story.number(2, 99)
         elif sign == "/":
@@ -86,7 +87,7 @@ def make_drill(rng: random.Random, signs: str) -> str:
 
 
 def make_batches(
-    tokenizer: PreTrainedTokenizerBase, seed: int, signs: str, batch_tokens: int = 4096
+    tokenizer: PreTrainedTokenizerBase, seed: int, batch_tokens: int = 4096
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of documents of like length, padded on the right, without end.
 
@@ -96,7 +97,6 @@ def make_batches(
     Args:
         tokenizer: Of `build_tokenizer`.
         seed: Which documents.
-        signs: What the drills are made of; they grow rarer from chunk to chunk.
         batch_tokens: The size of a batch, padding included.
 
     Yields:
@@ -114,7 +114,7 @@ def make_batches(
             junk = [rng.randrange(len(tokenizer) - len(SPECIAL_TOKENS)) for _ in range(32)]
             rows.append(([tokenizer.bos_token_id, *junk], 33))
         for _ in range(CHUNK // (chunk + 1)):
-            drill = tokenizer.encode(make_drill(rng, signs) + EOS)
+            drill = tokenizer.encode(make_drill(rng) + EOS)
             rows.append((drill, 1))
         rows.sort(key=lambda row: len(row[0]))
         batches: list[list[tuple[list[int], int]]] = [[]]

@@ -8,7 +8,6 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,27 +25,12 @@ from lit_sft.quickstart.corpus import BOS, EOS, PAD, build_tokenizer, make_batch
 from lit_sft.tasks.word_problems import WordProblems
 
 
-class Round(NamedTuple):
-    """One rise and fall of the learning rate; the next round starts from its saved weights."""
-
-    steps: int
-    """Optimizer steps."""
-    rate: float
-    """Scales the learning rates."""
-    signs: str
-    """The kinds of sums in the drills, each as often as it is named."""
-
-
-# Stories are understood after the first round, and products known: what is left is carrying.
-ROUNDS = (Round(1300, 1.0, "+-*/%"), Round(900, 0.5, "+++---*/%"))
-
-
 def main() -> None:
     """Train, save, load again, and print the exact match on problems that were never trained on."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the finished base")
+    parser.add_argument("--steps", type=int, default=3200, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data")
-    parser.add_argument("--steps", type=int, help="steps of each round, for a quick try")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.use_deterministic_algorithms(True)
@@ -54,11 +38,8 @@ def main() -> None:
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
-    for number, plan in enumerate(ROUNDS):
-        plan = plan._replace(steps=args.steps or plan.steps)
-        train(model, tokenizer, plan, args.seed + number)
-        save(model, tokenizer, args.output)
-        model = LlamaForCausalLM.from_pretrained(args.output, dtype=torch.float32)
+    train(model, tokenizer, args.steps, args.seed)
+    save(model, tokenizer, args.output)
     for stored in (Quantization("none"), Quantization("nf4")):
         base = load_base(str(args.output), stored, torch.bfloat16, torch.device("cpu"))
         print(f"{stored}: exact match {measure(base, tokenizer):.3f} on 500 held-out problems")
@@ -83,7 +64,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
 
 
 def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, plan: Round, seed: int
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, steps: int, seed: int
 ) -> None:
     """Train with Muon on the matrices of the layers and AdamW on the rest, under autocast."""
     AttentionInterface.register("float32_causal", attend)
@@ -93,23 +74,23 @@ def train(
     optimizers = [
         torch.optim.Muon(
             [p for n, p in model.named_parameters() if n in inner],
-            lr=0.02 * plan.rate,
+            lr=0.01,
             weight_decay=0.01,
         ),
         torch.optim.AdamW(
             [p for n, p in model.named_parameters() if n not in inner],
-            lr=3e-3 * plan.rate,
+            lr=3e-3,
             betas=(0.9, 0.98),
             weight_decay=0.01,
         ),
     ]
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda step: scale_rate(step, plan.steps))
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: scale_rate(step, steps))
         for o in optimizers
     ]
     started = time.monotonic()
-    batches = make_batches(tokenizer, seed, plan.signs)
-    for step in range(1, plan.steps + 1):
+    batches = make_batches(tokenizer, seed)
+    for step in range(1, steps + 1):
         ids, weights = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
             logits = forward(input_ids=ids, use_cache=False).logits[:, :-1].float()

@@ -1,0 +1,163 @@
+"""Attach a LoRA adapter to a base (Hu et al., 2021), or one that was trained before."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lit_sft.errors import InputError, require
+from lit_sft.model.qlora import Lora
+from lit_sft.paths import is_local, locate, require_folder
+
+PROVENANCE = "lit_sft.json"
+"""In an adapter's folder: what the adapter was trained on, so that a wrong base is found out."""
+
+
+def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = ()) -> Any:
+    """Return the base as a `peft.PeftModel` in training mode; only the adapter asks for gradients.
+
+    `from_pretrained` leaves a model in eval mode, where dropout and gradient checkpointing are
+    silently off.
+
+    Args:
+        model: The frozen base.
+        lora: The shape of the adapter.
+        token_ids: Rows of the embedding, and of the head, that are trained as well.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        trainable_token_indices=_name_token_layers(model, token_ids) if token_ids else None,
+        task_type="CAUSAL_LM",
+    )
+    adapted = get_peft_model(model, config).train()
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:  # PEFT leaves the token rows in the dtype of the base
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def read_adapter_config(adapter: str) -> dict[str, Any]:
+    """Return the config of an adapter's folder or Hub id; no weights are touched.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if is_local(adapter):
+        require_folder(adapter, holding="adapter_config.json", option="model.adapter")
+    from peft import PeftConfig
+
+    try:
+        config: dict[str, Any] = PeftConfig.from_pretrained(locate(adapter)).to_dict()
+    except Exception as error:  # peft raises ValueError, OSError, KeyError, TypeError here
+        raise InputError(
+            f"model.adapter: no adapter could be read from {adapter!r} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return config
+
+
+def read_adapter_tokens(adapter: str) -> list[int]:
+    """Return the token ids whose rows an adapter has trained."""
+    layers = read_adapter_config(adapter).get("trainable_token_indices") or []
+    return list(next(iter(layers.values())) if isinstance(layers, dict) else layers)
+
+
+def require_same_lora(adapter: str, config: dict[str, Any], lora: Lora) -> None:
+    """Raise `InputError` unless an adapter has the shape that the options ask for."""
+    there = {
+        "r": config["r"],
+        "alpha": config["lora_alpha"],
+        "target_modules": sorted(config["target_modules"]),
+    }
+    here = {"r": lora.r, "alpha": lora.alpha, "target_modules": sorted(lora.target_modules)}
+    differing = [
+        f"{key} is {there[key]}, model.lora says {here[key]}"
+        for key in here
+        if here[key] != there[key]
+    ]
+    require(not differing, f"model.adapter: of {adapter!r} {'; '.join(differing)}")
+
+
+def load_adapter(model: Any, adapter: str) -> None:
+    """Put the weights of an adapter's folder or Hub id into a `peft.PeftModel`.
+
+    Raises:
+        InputError: If the adapter was trained on another base, or its tensors are not exactly the
+            model's.
+    """
+    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+    _require_same_base(model, adapter)
+    weights = load_peft_weights(locate(adapter), device="cpu")
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    require_same_shapes(own, weights, f"model.adapter {adapter!r}")
+    set_peft_model_state_dict(model, weights)
+
+
+def require_same_shapes(expected: dict[str, Any], given: dict[str, Any], what: str) -> None:
+    """Raise `InputError` unless two sets of tensors have the same names and shapes.
+
+    Args:
+        expected: Those of this model.
+        given: Those of a file.
+        what: What to call the file.
+    """
+
+    def describe(tensor: torch.Tensor | None) -> str:
+        return "missing" if tensor is None else str(list(tensor.shape))
+
+    differing = [
+        f"{name}: here {describe(expected.get(name))}, there {describe(given.get(name))}"
+        for name in sorted(expected.keys() | given.keys())
+        if describe(expected.get(name)) != describe(given.get(name))
+    ]
+    require(
+        not differing,
+        f"{what} is of another adapter: {len(differing)} tensors differ, such as "
+        f"{'; '.join(differing[:3])}. Were model.lora or model.trainable_tokens changed?",
+    )
+
+
+def fingerprint_base(model: nn.Module) -> str:
+    """Return a SHA-256 of the base's norms, in hexadecimal.
+
+    They differ between any two trained models, are never quantised, and take no time to read; they
+    are rounded to bfloat16 first, so that the dtype in which a base is loaded changes nothing.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if "norm" in name.lower() and "lora_" not in name:
+            digest.update(parameter.detach().bfloat16().cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _require_same_base(model: Any, adapter: str) -> None:
+    path = Path(locate(adapter)) / PROVENANCE
+    if not path.is_file():
+        return  # trained by another tool, or not on this machine: the shapes must do
+    there = json.loads(path.read_text(encoding="utf-8"))
+    here = fingerprint_base(model)
+    require(
+        there.get("base_sha256") == here,
+        f"model.adapter: {adapter!r} was trained on another base, {there.get('base_model')!r} "
+        f"(fingerprint {str(there.get('base_sha256'))[:12]}; here it is {here[:12]})",
+    )
+
+
+def _name_token_layers(model: PreTrainedModel, token_ids: Sequence[int]) -> dict[str, list[int]]:
+    """Return the layers whose rows are trained; of a tied pair PEFT wraps both for one name."""
+    layers = [model.get_input_embeddings()]
+    if not model.config.tie_word_embeddings:
+        layers.append(model.get_output_embeddings())
+    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+    return {names[id(layer)]: list(token_ids) for layer in layers}
