@@ -1,6 +1,6 @@
 # `make quickstart` and `make test` are all that a new clone needs.
 .DEFAULT_GOAL := quickstart
-.PHONY: quickstart test lint install
+.PHONY: quickstart test lint pretrain-tiny install
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,6 +16,9 @@ lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+pretrain-tiny: install
+	@$(BIN)/python -m lit_sft.quickstart.pretrain --output lit_sft/quickstart/base
 
 install: .venv/installed
 

@@ -1,0 +1,172 @@
+"""Exact match while training: when it runs, what it logs, and that it leaves no trace."""
+
+import csv
+import json
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_sft import ChatTask, GenerationEval, Lora, SFTDataModule, SFTModule
+from lit_sft.errors import InputError
+from lit_sft.tracking.metrics_file import MetricsFile
+
+
+class Echo(ChatTask):
+    """Graded by a rule that even a random model meets now and then: the output's length is even."""
+
+    def rows(self, split):
+        return None if split == "val" else [{"n": n} for n in range(48)]
+
+    def messages(self, row):
+        return [
+            {"role": "user", "content": f"say {row['n']}"},
+            {"role": "assistant", "content": str(row["n"])},
+        ]
+
+    def grade(self, row, text):
+        return None if "?" in text else len(text) % 2 == 0
+
+
+class Ungraded(Echo):
+    grade = ChatTask.grade
+
+
+def train(base, root, callbacks, steps=4, task=None, logger=True, **module_args):
+    module = SFTModule(
+        str(base), lora=Lora(r=4, alpha=8), learning_rate=1e-2, max_new_tokens=6, **module_args
+    )
+    data = SFTDataModule(task or Echo(), val_rows=12, batch_size=2, accumulate_grad_batches=2)
+    trainer = pl.Trainer(
+        max_steps=steps,
+        default_root_dir=root,
+        accelerator="cpu",
+        precision="32-true",
+        callbacks=callbacks,
+        logger=MetricsFile(root) if logger else False,
+        log_every_n_steps=1,
+        limit_val_batches=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+    )
+    trainer.fit(module, data)
+    return trainer, module, data
+
+
+def read_metrics(root):
+    with (root / "logs" / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_it_runs_before_the_first_step_every_n_and_at_the_end(tiny_base, tmp_path):
+    train(tiny_base, tmp_path, [GenerationEval(every_n_steps=3, samples=2)], steps=5)
+    rows = [row for row in read_metrics(tmp_path) if row["val/exact_match"]]
+    assert [row["step"] for row in rows] == ["0", "3", "5"]
+    for row in rows:
+        assert 0 <= float(row["val/exact_match"]) <= 1
+        assert float(row["val/unfinished"]) + float(row["val/no_answer"]) >= 0
+        assert float(row["val/eval_seconds"]) > 0
+    lines = (tmp_path / "logs" / "generations.jsonl").read_text().splitlines()
+    samples = [json.loads(line) for line in lines]
+    assert [sample["step"] for sample in samples] == [0, 0, 3, 3, 5, 5]
+    assert set(samples[0]) >= {"question", "reference", "output", "verdict", "finished"}
+    assert samples[0]["question"].startswith("say ")
+
+
+def test_without_a_rhythm_it_runs_after_each_epoch(tiny_base, tmp_path):
+    # 36 training rows are windows of 4: nine a epoch
+    train(tiny_base, tmp_path, [GenerationEval()], steps=20)
+    steps = [row["step"] for row in read_metrics(tmp_path) if row["val/exact_match"]]
+    assert steps == ["0", "9", "18", "20"]
+
+
+def test_it_leaves_no_trace_in_training(tiny_base, tmp_path):
+    outcomes = []
+    for name, callbacks in {"without": [], "with": [GenerationEval(every_n_steps=1)]}.items():
+        _, module, _ = train(tiny_base, tmp_path / name, callbacks)
+        losses = [row["train/loss"] for row in read_metrics(tmp_path / name) if row["train/loss"]]
+        outcomes.append((losses, module.trained_parameters, module.model.training))
+    assert outcomes[0][0] == outcomes[1][0]
+    assert outcomes[0][2] == outcomes[1][2]
+    for name, parameter in outcomes[0][1].items():
+        assert torch.equal(parameter, outcomes[1][1][name])
+
+
+def test_the_best_checkpoint_is_chosen_by_exact_match(tiny_base, tmp_path):
+    best = ModelCheckpoint(
+        monitor="val/exact_match", mode="max", every_n_train_steps=1, filename="best-{step}"
+    )
+    train(tiny_base, tmp_path, [GenerationEval(every_n_steps=1), best])
+    rows = [row for row in read_metrics(tmp_path) if row["val/exact_match"] and row["step"] != "0"]
+    assert best.best_model_score == pytest.approx(
+        max(float(row["val/exact_match"]) for row in rows)
+    )
+    assert (tmp_path / "checkpoints").is_dir()
+
+
+def test_all_rows_some_rows_and_another_task(tiny_base, tmp_path):
+    for rows, expected in ((0, 12), (5, 5)):
+        callback = GenerationEval(eval_rows=rows)
+        train(tiny_base, tmp_path / str(rows), [callback], steps=1)
+        assert len(callback._prompts) == expected
+    train(tiny_base, tmp_path / "other", [GenerationEval(task=Echo())], steps=1, task=Ungraded())
+
+
+def test_test_gives_an_interval(tiny_base, tmp_path):
+    callback = GenerationEval()
+    trainer, module, data = train(tiny_base, tmp_path, [callback], steps=1, logger=False)
+    (figures,) = trainer.test(module, data, verbose=False)
+    assert len(callback._prompts) == 48
+    assert (
+        figures["test/exact_match_low"]
+        <= figures["test/exact_match"]
+        <= figures["test/exact_match_high"]
+    )
+
+
+def test_predict_answers_every_row(tiny_base, tmp_path):
+    trainer, module, data = train(tiny_base, tmp_path, [], steps=1, logger=False)
+    (answers,) = trainer.predict(module, data)
+    assert len(answers) == 48
+    assert all(len(answer.token_ids) <= 6 for answer in answers)
+
+
+def test_nan_logits_are_an_error_not_a_score(tiny_base, tmp_path):
+    trainer, module, data = train(tiny_base, tmp_path, [], steps=1, logger=False)
+    next(iter(module.trained_parameters.values())).data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        trainer.predict(module, data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be positive"),
+        ({"max_batch_tokens": -1}, "max_batch_tokens must be positive"),
+        ({"every_n_steps": 0}, "every_n_steps must be positive"),
+        ({"eval_rows": -1}, "eval_rows must not be negative"),
+        ({"num_shots": -1}, "num_shots must not be negative"),
+        ({"samples": -1}, "samples must not be negative"),
+    ],
+)
+def test_impossible_sizes_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        GenerationEval(**arguments)
+
+
+def test_a_task_that_cannot_grade_is_found_before_the_model_loads(tiny_base, tmp_path):
+    with pytest.raises(InputError, match="Ungraded does not grade answers"):
+        train(tiny_base, tmp_path, [GenerationEval()], task=Ungraded())
+
+
+def test_an_empty_slice_is_refused(tiny_base, tmp_path):
+    module = SFTModule(str(tiny_base))
+    data = SFTDataModule(Echo(), val_rows=0)
+    trainer = pl.Trainer(
+        max_steps=1, callbacks=[GenerationEval()], logger=False, default_root_dir=tmp_path,
+        enable_checkpointing=False, accelerator="cpu",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="val_rows=0 leaves no rows to evaluate on"):
+        trainer.fit(module, data)
