@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,16 +33,22 @@ class Example(NamedTuple):
 
 
 class Batch(TypedDict):
-    """Examples laid side by side, padded on the right.
+    """Examples laid side by side and padded on the right, or end to end.
 
     The counts are Python integers, made where the batch is made, so that the training loop never
     waits for the device to learn them.
     """
 
     input_ids: Tensor
-    """int64 `[batch, tokens]`."""
+    """int64 `[batch, tokens]`; the batch is 1 where rows lie end to end."""
     labels: Tensor
     """int64 `[batch, tokens]`, unshifted; `IGNORE_INDEX` outside assistant turns."""
+    cu_seq_lens: NotRequired[Tensor]
+    """int32 `[rows + 1]`, only where rows lie end to end: where each starts, and the end."""
+    position_ids: NotRequired[Tensor]
+    """int64 `[1, tokens]`, likewise: from 0 in each row."""
+    max_length: NotRequired[int]
+    """Tokens of the longest row, likewise."""
     num_tokens: int
     """Tokens that are not padding."""
     num_supervised: int

@@ -35,3 +35,57 @@ def pad_batch(examples: Sequence[Example], pad_token_id: int) -> Batch:
         num_tokens=sum(len(example.input_ids) for example in examples),
         num_supervised=int((labels[:, 1:] != IGNORE_INDEX).sum()),
     )
+
+
+def pack_batch(examples: Sequence[Example]) -> Batch:
+    """Lay examples end to end, without padding.
+
+    The first token of a row is no target: what comes before it belongs to another row.
+
+    Args:
+        examples: At least one.
+
+    Returns:
+        Tensors `[1, tokens]`, their boundaries, and their counts.
+    """
+    lengths = [len(example.input_ids) for example in examples]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    input_ids = np.concatenate([np.asarray(x.input_ids, dtype=np.int64) for x in examples])
+    labels = np.concatenate([np.asarray(x.labels, dtype=np.int64) for x in examples])
+    labels[starts[:-1]] = IGNORE_INDEX
+    return Batch(
+        input_ids=torch.from_numpy(input_ids)[None],
+        labels=torch.from_numpy(labels)[None],
+        cu_seq_lens=torch.from_numpy(starts.astype(np.int32)),
+        position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
+        max_length=max(lengths),
+        num_tokens=len(input_ids),
+        num_supervised=int((labels != IGNORE_INDEX).sum()),
+    )
+
+
+def share_out(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Share rows out to as few passes as their tokens need, of about equal size.
+
+    The longest row goes first, each to the pass that has the fewest tokens (Graham, 1969).
+
+    Args:
+        lengths: Tokens of each row.
+        max_tokens: Of a pass; a row that is longer has a pass to itself.
+
+    Returns:
+        The positions of the rows of each pass, in order.
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    for count in range(max(1, -(-sum(lengths) // max_tokens)), len(lengths) + 1):
+        passes: list[list[int]] = [[] for _ in range(count)]
+        sizes = [0] * count
+        for row in longest_first:
+            lightest = sizes.index(min(sizes))
+            passes[lightest].append(row)
+            sizes[lightest] += lengths[row]
+        if all(
+            size <= max_tokens or len(rows) == 1 for size, rows in zip(sizes, passes, strict=True)
+        ):
+            return [sorted(rows) for rows in passes]
+    return [[row] for row in range(len(lengths))]

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -16,7 +16,7 @@ from lit_sft.data.ledger import Ledger, format_ledgers, make_ledger
 from lit_sft.data.prompts import make_prompts
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.data.tokenizer import load_tokenizer
-from lit_sft.data.windows import Windows, WindowSampler
+from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowSampler
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask
 from lit_sft.types import Split
@@ -33,6 +33,11 @@ class SFTDataModule(pl.LightningDataModule):
         tokenizer: A Hub id or folder; without one, the base model's own.
         batch_size: Rows a device sees at once.
         accumulate_grad_batches: Such batches an optimizer step, on every device.
+        batching: `padding_free` lays the rows of an optimizer step end to end, in as few passes as
+            `max_tokens_per_pass` allows; `padded` runs batches of `batch_size` padded rows. The
+            gradient is the same.
+        max_tokens_per_pass: What is run at once; `auto` is `batch_size` rows of `max_length`, the
+            most that a padded batch can be.
         max_length: In tokens; a longer row is dropped and counted, never cut.
         val_rows: Rows held out of `train` for validation where the task has no `val` split; with
             one, how many of it to use. 0 trains without validation.
@@ -48,6 +53,8 @@ class SFTDataModule(pl.LightningDataModule):
         tokenizer: str | None = None,
         batch_size: int = 4,
         accumulate_grad_batches: int = 4,
+        batching: Literal["padding_free", "padded"] = "padding_free",
+        max_tokens_per_pass: Literal["auto"] | int = "auto",
         max_length: int = 512,
         val_rows: int = 256,
         num_workers: int = 0,
@@ -64,7 +71,15 @@ class SFTDataModule(pl.LightningDataModule):
         require(val_rows >= 0, f"data.val_rows must not be negative, got {val_rows}")
         require(num_workers >= 0, f"data.num_workers must not be negative, got {num_workers}")
         self.task, self.batch_size, self.max_length = task, batch_size, max_length
-        self.accumulate_grad_batches = accumulate_grad_batches
+        self.accumulate_grad_batches, self.batching = accumulate_grad_batches, batching
+        self.max_tokens_per_pass = (
+            batch_size * max_length if max_tokens_per_pass == "auto" else max_tokens_per_pass
+        )
+        require(
+            self.max_tokens_per_pass >= max_length,
+            f"data.max_tokens_per_pass={max_tokens_per_pass} cannot hold a row of "
+            f"data.max_length={max_length} tokens; raise it to that at least",
+        )
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
         self.tokenizer_path = tokenizer
         default_cache = os.environ.get("LIT_SFT_CACHE", "~/.cache/lit_sft")
@@ -140,8 +155,13 @@ class SFTDataModule(pl.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=world_size,
         )
+        windows = (
+            PackedWindows(rows, self.max_tokens_per_pass)
+            if self.batching == "padding_free"
+            else PaddedWindows(rows, self.batch_size, self.tokenizer.pad_token_id)
+        )
         return StatefulDataLoader(
-            Windows(rows, self.batch_size, self.tokenizer.pad_token_id),
+            windows,
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,

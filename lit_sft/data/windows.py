@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from lit_sft.data.batching import pad_batch
+from lit_sft.data.batching import pack_batch, pad_batch, share_out
 from lit_sft.data.dataset import EncodedRows
 from lit_sft.types import Window
 
@@ -54,8 +54,8 @@ class WindowSampler(Sampler[list[int]]):
         return order
 
 
-class Windows(Dataset[Window]):
-    """Encoded rows, read a window at a time.
+class PaddedWindows(Dataset[Window]):
+    """Encoded rows, read a window at a time, in micro-batches of a fixed number of padded rows.
 
     Args:
         rows: The rows of a split.
@@ -74,3 +74,25 @@ class Windows(Dataset[Window]):
             pad_batch([self.rows[i] for i in numbers[k : k + self.batch_size]], self.pad_token_id)
             for k in range(0, len(numbers), self.batch_size)
         ]
+
+
+class PackedWindows(Dataset[Window]):
+    """Encoded rows, read a window at a time, end to end in as few passes as memory allows.
+
+    The gradient is that of `PaddedWindows`, without its padding and with fewer launches.
+
+    Args:
+        rows: The rows of a split.
+        max_tokens_per_pass: What is run at once.
+    """
+
+    def __init__(self, rows: EncodedRows, max_tokens_per_pass: int) -> None:
+        self.rows, self.max_tokens_per_pass = rows, max_tokens_per_pass
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, numbers: Sequence[int]) -> Window:
+        examples = [self.rows[i] for i in numbers]
+        passes = share_out([len(x.input_ids) for x in examples], self.max_tokens_per_pass)
+        return [pack_batch([examples[row] for row in rows]) for rows in passes if rows]

@@ -23,6 +23,7 @@ from lit_sft.model.adapter import (
     require_same_lora,
     require_same_shapes,
 )
+from lit_sft.model.attention import use_attention
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.memory import peak_memory_gib
@@ -151,8 +152,7 @@ class SFTModule(pl.LightningModule):
         loss = torch.zeros((), device=self.device)
         with without_gradient_sync(self.trainer.model):
             for batch in window:
-                part = sum_supervised_loss(self.model, batch["input_ids"], batch["labels"])
-                part = part / supervised
+                part = sum_supervised_loss(self.model, batch) / supervised
                 self.manual_backward(part)
                 loss += part.detach()
         loss = sum_over_ranks(loss)
@@ -211,6 +211,7 @@ class SFTModule(pl.LightningModule):
             max_batch_tokens: Rows times their longest length, of a batch.
         """
         tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        use_attention(self.model, packed=False)
         with evaluating(self.model), self.trainer.precision_plugin.forward_context():
             return generate_greedy(
                 self.model,
@@ -293,7 +294,7 @@ class SFTModule(pl.LightningModule):
     def _add_eval_loss(self, window: Window) -> None:
         for batch in window:
             if count := batch["num_supervised"]:
-                loss = sum_supervised_loss(self.model, batch["input_ids"], batch["labels"])
+                loss = sum_supervised_loss(self.model, batch)
                 self.eval_loss.update(loss / count, weight=count)
 
     def _count(self, window: Window, field: Literal["num_tokens", "num_supervised"]) -> Tensor:

@@ -56,7 +56,15 @@ class StepRecorder(pl.Callback):
         self.rates.append(trainer.callback_metrics["train/learning_rate"].item())
 
 
-def train(base: Path, root: Path, count: int, batch_size: int, accumulate: int, **module_args):
+def train(
+    base: Path,
+    root: Path,
+    count: int,
+    batch_size: int,
+    accumulate: int,
+    batching: str = "padding_free",
+    **module_args,
+):
     recorder = StepRecorder()
     module = SFTModule(
         str(base),
@@ -67,7 +75,12 @@ def train(base: Path, root: Path, count: int, batch_size: int, accumulate: int, 
         **module_args,
     )
     data = SFTDataModule(
-        Lines(count), batch_size=batch_size, accumulate_grad_batches=accumulate, val_rows=0
+        Lines(count),
+        batch_size=batch_size,
+        accumulate_grad_batches=accumulate,
+        batching=batching,
+        max_length=600,
+        val_rows=0,
     )
     trainer = pl.Trainer(
         max_steps=STEPS,
@@ -94,10 +107,17 @@ def order_of_epochs(rows: EncodedRows, data: SFTDataModule, epochs: int) -> list
     return windows
 
 
+@pytest.mark.parametrize("batching", ["padding_free", "padded"])
 @pytest.mark.parametrize("quantization", [Quantization(format="none"), Quantization()])
-def test_eight_steps_equal_a_plain_loop(tiny_base, tmp_path, quantization):
+def test_eight_steps_equal_a_plain_loop(tiny_base, tmp_path, quantization, batching):
     recorder, module, data = train(
-        tiny_base, tmp_path, count=40, batch_size=4, accumulate=4, quantization=quantization
+        tiny_base,
+        tmp_path,
+        count=40,
+        batch_size=4,
+        accumulate=4,
+        batching=batching,
+        quantization=quantization,
     )
     rows = data._encoded["train"]
     windows = order_of_epochs(rows, data, epochs=3)[:STEPS]
@@ -152,7 +172,8 @@ def plain_peft_model(base: Path, quantization: Quantization):
 def test_how_a_window_is_cut_changes_nothing(tiny_base, tmp_path):
     """40 rows are windows of 16, 16 and 8: the last is short under every cut."""
     runs = [
-        train(tiny_base, tmp_path, count=40, batch_size=b, accumulate=16 // b, max_grad_norm=0)[0]
+        train(tiny_base, tmp_path, 40, b, 16 // b, batching, max_grad_norm=0)[0]
+        for batching in ("padded", "padding_free")
         for b in (16, 4, 1)
     ]
     for other in runs[1:]:
@@ -167,7 +188,8 @@ def test_how_a_window_is_cut_changes_nothing(tiny_base, tmp_path):
 def test_a_short_last_window_is_exact_from_the_same_weights(tiny_base, tmp_path):
     """9 rows in one window that could hold 16, whole, in three pieces and in nine."""
     runs = [
-        train(tiny_base, tmp_path, count=9, batch_size=b, accumulate=16 // b, max_grad_norm=0)[0]
+        train(tiny_base, tmp_path, 9, b, 16 // b, batching, max_grad_norm=0)[0]
+        for batching in ("padded", "padding_free")
         for b in (16, 4, 1)
     ]
     for other in runs[1:]:

@@ -51,14 +51,23 @@ def test_a_val_split_of_the_tasks_own_is_used():
 
 
 def test_loaders_hand_out_windows(tiny_base):
-    data = make_data(tiny_base, batch_size=3, accumulate_grad_batches=4)
-    windows = list(data.train_dataloader())
+    sizes = {"batch_size": 3, "accumulate_grad_batches": 4, "max_length": 60}
+    padded = make_data(tiny_base, batching="padded", **sizes)
+    windows = list(padded.train_dataloader())
     assert [[len(batch["input_ids"]) for batch in window] for window in windows] == [
         [3, 3, 3, 3],
         [3, 3, 3, 3],
         [3, 3, 3, 3],
         [3, 1],
     ]
+    data = make_data(tiny_base, **sizes)
+    packed = list(data.train_dataloader())
+    assert [sum(len(batch["cu_seq_lens"]) - 1 for batch in window) for window in packed] == [
+        12, 12, 12, 4,
+    ]  # fmt: skip
+    assert max(batch["num_tokens"] for window in packed for batch in window) <= 3 * 60
+    for ours, theirs in zip(packed, windows, strict=True):
+        assert sum(x["num_supervised"] for x in ours) == sum(x["num_supervised"] for x in theirs)
     assert [len(window) for window in data.val_dataloader()] == [1, 1, 1, 1]
 
 
@@ -111,6 +120,11 @@ def test_answers_stop_at_the_templates_own_token(tiny_base):
     tokenizer.eos_token = "<|end_of_text|>"
     names = tokenizer.convert_ids_to_tokens(find_stop_ids(tokenizer))
     assert set(names) == {"<|eot_id|>", "<|end_of_text|>"}
+
+
+def test_a_pass_must_hold_the_longest_row():
+    with pytest.raises(InputError, match=r"max_tokens_per_pass=100 cannot hold a row .*=512"):
+        SFTDataModule(Numbers(), max_tokens_per_pass=100)
 
 
 def test_a_tokenizer_is_needed(tmp_path):

@@ -6,8 +6,8 @@ import torch
 
 from lit_sft import GradientCheckpointing, Lora, SFTDataModule, SFTModule, WordProblems
 from lit_sft.errors import InputError, NonFiniteError
+from lit_sft.model.adapter import require_same_shapes
 from lit_sft.model.loss import sum_supervised_loss
-from lit_sft.model.module import require_same_shapes
 
 
 def make_trainer(root, steps=2, precision="32-true", **kwargs) -> pl.Trainer:
@@ -35,7 +35,7 @@ def gradient_of(module, batch, seed=0) -> torch.Tensor:
     """Every trained parameter's gradient of one batch, end to end."""
     torch.manual_seed(seed)
     module.zero_grad()
-    sum_supervised_loss(module.model, batch["input_ids"], batch["labels"]).backward()
+    sum_supervised_loss(module.model, batch).backward()
     return torch.cat([p.grad.flatten() for p in module.trained_parameters.values()])
 
 
@@ -91,8 +91,8 @@ def test_gradient_checkpointing_recomputes_and_changes_no_gradient(tiny_base, tm
         module.train()
         batch = data.train_dataloader().dataset[[0, 1, 2]][0]
         outcomes[name] = counted, gradient_of(module, batch), module.trained_parameters
-    assert outcomes["plain"][0] == 2 * 4  # 2 steps of 4 micro-batches
-    assert outcomes["checkpointed"][0] == 2 * 8  # and every forward once more
+    assert outcomes["plain"][0] == 2 * 2  # 2 steps of 2 passes
+    assert outcomes["checkpointed"][0] == 2 * 4  # and every forward once more
     assert torch.equal(outcomes["plain"][1], outcomes["checkpointed"][1])
     for name, parameter in outcomes["plain"][2].items():
         assert torch.equal(parameter, outcomes["checkpointed"][2][name])
@@ -141,7 +141,7 @@ def test_missing_and_unknown_tensors_are_both_named():
     here = {"a": torch.zeros(2), "b": torch.zeros(1)}
     there = {"b": torch.zeros(1), "c": torch.zeros(3)}
     with pytest.raises(InputError, match=r"2 tensors.*a: here \[2\], there missing; c: here miss"):
-        require_same_shapes(here, there)
+        require_same_shapes(here, there, "the file")
 
 
 def test_the_adapter_starts_the_same_whatever_the_global_seed(tiny_base, tmp_path):
