@@ -8,6 +8,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,12 +26,25 @@ from lit_sft.quickstart.corpus import BOS, EOS, PAD, build_tokenizer, make_batch
 from lit_sft.tasks.word_problems import WordProblems
 
 
+class Round(NamedTuple):
+    """One rise and fall of the learning rate; the next round starts from its saved weights."""
+
+    steps: int
+    """Optimizer steps."""
+    rate: float
+    """Scales the learning rates."""
+
+
+ROUNDS = (Round(3200, 1.0), Round(1800, 0.5))
+"""The first learns to read the stories, the second mends its sums."""
+
+
 def main() -> None:
     """Train, save, load again, and print the exact match on problems that were never trained on."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the finished base")
-    parser.add_argument("--steps", type=int, default=3200, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data")
+    parser.add_argument("--steps", type=int, help="steps of each round, for a quick try")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.use_deterministic_algorithms(True)
@@ -38,8 +52,10 @@ def main() -> None:
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
-    train(model, tokenizer, args.steps, args.seed)
-    save(model, tokenizer, args.output)
+    for number, plan in enumerate(ROUNDS):
+        train(model, tokenizer, args.steps or plan.steps, plan.rate, args.seed + number)
+        save(model, tokenizer, args.output)
+        model = LlamaForCausalLM.from_pretrained(args.output, dtype=torch.float32)
     for stored in (Quantization("none"), Quantization("nf4")):
         base = load_base(str(args.output), stored, torch.bfloat16, torch.device("cpu"))
         print(f"{stored}: exact match {measure(base, tokenizer):.3f} on 500 held-out problems")
@@ -64,7 +80,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
 
 
 def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, steps: int, seed: int
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, steps: int, rate: float, seed: int
 ) -> None:
     """Train with Muon on the matrices of the layers and AdamW on the rest, under autocast."""
     AttentionInterface.register("float32_causal", attend)
@@ -74,12 +90,12 @@ def train(
     optimizers = [
         torch.optim.Muon(
             [p for n, p in model.named_parameters() if n in inner],
-            lr=0.01,
+            lr=0.01 * rate,
             weight_decay=0.01,
         ),
         torch.optim.AdamW(
             [p for n, p in model.named_parameters() if n not in inner],
-            lr=3e-3,
+            lr=3e-3 * rate,
             betas=(0.9, 0.98),
             weight_decay=0.01,
         ),
