@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from lit_sft.data.prompts import make_prompts
+from lit_sft.data.prompts import decode_answer, make_prompts
 from lit_sft.data.splits import read_split
 from lit_sft.errors import require
 from lit_sft.evaluation.report import Answer, Tally, count_answers
@@ -136,10 +136,10 @@ class GenerationEval(pl.Callback):
             max_new_tokens=self.max_new_tokens,
             max_batch_tokens=self.max_batch_tokens,
         )
-        decode = trainer.datamodule.tokenizer.decode  # type: ignore[attr-defined]
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         answers = []
         for prompt, generation in zip(self._prompts, generations, strict=True):
-            output = decode(generation.token_ids, skip_special_tokens=True)
+            output = decode_answer(tokenizer, generation.token_ids)
             answers.append(
                 make_answer(
                     prompt, output, self._grade(self._rows[prompt.row], output), generation.finished

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lit_sft.data.prompts import decode_answer
 from lit_sft.evaluation.generate import Generation
 from lit_sft.types import Prompt
 
@@ -32,13 +33,13 @@ class WritePredictions(pl.Callback):
         *args: Any,
     ) -> None:
         """Add the lines of a batch."""
-        decode = trainer.datamodule.tokenizer.decode  # type: ignore[attr-defined]
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         with self._path.open("a", encoding="utf-8") as file:
             for prompt, generation in zip(batch, outputs, strict=True):
                 line = {
                     "row": prompt.row,
                     "messages": prompt.messages,
-                    "output": decode(generation.token_ids, skip_special_tokens=True),
+                    "output": decode_answer(tokenizer, generation.token_ids),
                     "finished": generation.finished,
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -55,6 +55,7 @@ def recipe_run(llama_base, shared, tmp_path_factory):
         *("--trainer.val_check_interval", 3),
         *("--trainer.default_root_dir", folder / "run"),
         *("--trainer.logger", "false"),
+        *("--model.max_new_tokens", 8),
     )
     assert outcome.status == 0, outcome.stderr
     return folder / "run", outcome
@@ -64,8 +65,9 @@ def test_the_recipe_runs_and_leaves_its_run_folder(recipe_run):
     root, _ = recipe_run
     with (root / "logs" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == ["1", "2", "3"]
-    assert all(float(row["train/loss"]) > 0 for row in rows)
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
+    assert all(float(row["train/loss"]) > 0 for row in rows[1:])
+    assert [bool(row["val/exact_match"]) for row in rows] == [True, False, False, True]
     assert float(rows[-1]["val/loss"]) > 0
     assert (root / "checkpoints" / "last.ckpt").stat().st_size < 2_000_000  # no base inside
     assert yaml.safe_load((root / "config.yaml").read_text())["model"]["lora"]["r"] == 32
@@ -83,9 +85,8 @@ def test_what_the_run_printed_is_a_ledger_some_steps_and_a_summary(recipe_run):
     assert outcome.stderr == ""
     assert re.search(r"^train +7,457 +7,457 +0 ", outcome.stdout, re.MULTILINE)
     assert "step 3/3  loss " in outcome.stdout
-    assert "val/loss" in outcome.stdout
-    assert outcome.stdout.count("wrote ") >= 4
-    assert len(outcome.stdout.splitlines()) < 20
+    assert re.search(r"val/exact_match +0\.0000 +0\.0000", outcome.stdout)
+    assert outcome.stdout.count("wrote ") == 5
 
 
 def test_the_adapter_loads_in_plain_peft_with_the_same_logits(recipe_run, llama_base):
@@ -137,7 +138,7 @@ def test_validate_and_test_measure_the_base_as_it_is(llama_base, shared, tmp_pat
         *("--config", "configs/gsm8k_qlora.yaml", "--model.base_model", llama_base),
         *("--data.task.init_args.path", shared / "gsm8k", "--data.val_rows", 8),
         *("--trainer.default_root_dir", tmp_path, "--trainer.logger", "false"),
-        *("--data.cache_dir", tmp_path / "cache"),
+        *("--data.cache_dir", tmp_path / "cache", "--model.max_new_tokens", 4),
     )
     validated = lit_sft("validate", *common)
     assert validated.status == 0, validated.stderr
@@ -182,5 +183,9 @@ def test_the_recipe_is_the_recipe():
     assert (model["optimizer"], model["learning_rate"]) == ("paged_adamw_32bit", 1e-4)
     assert (data["batch_size"], data["accumulate_grad_batches"]) == (4, 4)
     assert (data["max_length"], data["task"]["class_path"]) == (512, "lit_sft.GSM8K")
-    assert config["trainer"]["precision"] == "bf16-mixed"
-    assert "GradientCheckpointing" in str(config["trainer"]["callbacks"])
+    trainer = config["trainer"]
+    assert trainer["precision"] == "bf16-mixed"
+    callbacks = [callback["class_path"].rpartition(".")[2] for callback in trainer["callbacks"]]
+    assert callbacks == ["GradientCheckpointing", "GenerationEval", "ModelCheckpoint"]
+    assert trainer["callbacks"][2]["init_args"]["monitor"] == "val/exact_match"
+    assert trainer["logger"]["class_path"] == "lit_sft.WandbRun"
