@@ -2,13 +2,14 @@
 
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import CheckpointIO
 
-from lit_sft.errors import InputError
+from lit_sft.errors import InputError, SaveError
 from lit_sft.files import replace_file
 
 
@@ -22,9 +23,19 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint; a full disk or a kill leaves the previous one as it was."""
-        with replace_file(Path(path)) as staged:
-            torch.save(checkpoint, staged)
+        """Write a checkpoint; a full disk or a kill leaves the previous one as it was.
+
+        Raises:
+            SaveError: If the disk is full or read-only.
+        """
+        try:
+            with replace_file(Path(path)) as staged, staged.open("wb") as file:
+                torch.save(checkpoint, file)
+        except OSError as error:
+            raise SaveError(
+                f"the checkpoint {str(path)!r} could not be written ({error.strerror}); what was "
+                "there before is still whole"
+            ) from error
 
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = True
@@ -54,3 +65,30 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
         """Delete a checkpoint that is no longer wanted."""
         Path(path).unlink(missing_ok=True)
+
+
+def choose_checkpoint(candidates: Sequence[Path], may_fall_back: bool) -> Path:
+    """Return the checkpoint to resume from.
+
+    Args:
+        candidates: The newest first.
+        may_fall_back: Whether an older one will do where the newest is damaged.
+
+    Raises:
+        InputError: If there is none, or the newest is damaged and no older one may be used.
+    """
+    io = AtomicCheckpointIO()
+    for path in candidates:
+        if not path.is_file():
+            continue
+        try:
+            io.load_checkpoint(path)
+        except InputError as error:
+            if not may_fall_back:
+                raise InputError(
+                    f"{error}. An older checkpoint is used with --resume_policy fallback"
+                ) from error
+            print(f"{error}; looking for an older one")
+            continue
+        return path
+    raise InputError(f"ckpt_path: there is no checkpoint {str(candidates[0])!r} that can be loaded")

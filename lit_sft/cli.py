@@ -7,21 +7,30 @@ calls `SFTModule.training_step`: from here to the loss there is nothing else of 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_sft.callbacks.checkpoint import LAST, LastCheckpoint
+from lit_sft.allowlist import require_allowed_packages
+from lit_sft.callbacks.checkpoint import LAST, PREVIOUS, LastCheckpoint
 from lit_sft.callbacks.progress import Progress
 from lit_sft.callbacks.record_run import RecordRun
 from lit_sft.callbacks.save_adapter import SaveAdapter
 from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.write_predictions import WritePredictions
-from lit_sft.checkpoint import AtomicCheckpointIO
+from lit_sft.checkpoint import AtomicCheckpointIO, choose_checkpoint
 from lit_sft.data.datamodule import SFTDataModule
-from lit_sft.errors import InputError, NonFiniteError, UploadError, require
+from lit_sft.errors import (
+    InputError,
+    InterruptedRun,
+    NonFiniteError,
+    SaveError,
+    UploadError,
+    require,
+)
 from lit_sft.files import replace_file, require_writable
 from lit_sft.model.module import SFTModule
 from lit_sft.parser import Parser
@@ -40,21 +49,35 @@ TRAINER_DEFAULTS = {
 }
 
 
+MEMORY_ADVICE = (
+    "To need less: halve data.max_tokens_per_pass (with data.max_length, if rows are shorter), add "
+    "lit_sft.GradientCheckpointing to trainer.callbacks, or quantise with model.quantization.format"
+)
+
+
 class SaveConfig(SaveConfigCallback):
     """Write `config.yaml`, the exact run, under the run's folder before training."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write it when the run trains; other commands leave the folder's config alone."""
         if stage == "fit":
+            config = self.config.clone()
+            config.ckpt_path = None  # where a run was taken up again is not what it is
             with replace_file(Path(trainer.default_root_dir) / "config.yaml") as staged:
-                staged.write_text(self.parser.dump(self.config, skip_unset=False))
+                staged.write_text(self.parser.dump(config, skip_unset=False))
 
 
 class SFTCommandLine(LightningCLI):
     """`lit-sft fit | validate | test | predict`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the resume checkpoint's options, and let one seed decide all."""
+        """Add what concerns checkpoints, and let one seed decide all."""
+        parser.add_argument(
+            "--resume_policy",
+            type=Literal["strict", "fallback"],
+            default="strict",
+            help="Whether --ckpt_path last may take the checkpoint before where it is damaged.",
+        )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         for seeded in ("data.seed", "model.seed"):
             parser.link_arguments("seed_everything", seeded, compute_fn=int)
@@ -71,13 +94,17 @@ class SFTCommandLine(LightningCLI):
             "trainer.accumulate_grad_batches and trainer.gradient_clip_val are set by "
             "data.accumulate_grad_batches and model.max_grad_norm here",
         )
-        if config.get("ckpt_path") == "last":
-            config.ckpt_path = str(root / LAST)
-        if path := config.get("ckpt_path"):
+        if config.ckpt_path == "auto" and not (root / LAST).exists():
+            config.ckpt_path = None
+        if config.ckpt_path in ("last", "auto"):
+            newest_first = [root / LAST, root / PREVIOUS]
+            config.ckpt_path = choose_checkpoint(newest_first, config.resume_policy == "fallback")
+            config.ckpt_path = str(config.ckpt_path)
+        elif path := config.ckpt_path:
             require(Path(path).is_file(), f"ckpt_path: there is no checkpoint {path!r}")
         if self.subcommand == "fit":
             require(
-                bool(path) or not (root / "config.yaml").exists(),
+                bool(config.ckpt_path) or not (root / "config.yaml").exists(),
                 f"trainer.default_root_dir: {str(root)!r} holds a run already; go on with it "
                 "(--ckpt_path last), choose another folder, or delete it",
             )
@@ -112,6 +139,7 @@ def run(arguments: Sequence[str]) -> int:
     sys.path.insert(0, "")  # as `python -m` does, so that a task of one's own is found
     sys.argv[1:] = arguments
     try:
+        require_allowed_packages(arguments)
         SFTCommandLine(
             SFTModule,
             SFTDataModule,
@@ -126,9 +154,15 @@ def run(arguments: Sequence[str]) -> int:
     except (InputError, MisconfigurationException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (NonFiniteError, UploadError) as error:
+    except (NonFiniteError, SaveError, UploadError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except torch.OutOfMemoryError as error:
+        print(f"error: {error}\n{MEMORY_ADVICE}", file=sys.stderr)
+        return 1
+    except InterruptedRun as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
     return 0
 
 

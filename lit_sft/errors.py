@@ -1,6 +1,7 @@
-"""The one exception that means "what was given is wrong", as opposed to "the code is wrong"."""
+"""What can go wrong with a run, as opposed to with the code."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -16,8 +17,26 @@ class NonFiniteError(RuntimeError):
     """A loss or a gradient is NaN or infinite; the weights are still the last good ones."""
 
 
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; the one before is as it was."""
+
+
 class UploadError(RuntimeError):
     """The trained adapter is safe on disk, but it did not reach the Hub."""
+
+
+class InterruptedRun(RuntimeError):  # noqa: N818 (the run did what it was told to)
+    """A signal ended the run, between two optimizer steps and after a checkpoint.
+
+    Args:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.exit_status = 128 + number
+        super().__init__(
+            f"{signal.Signals(number).name} received: the run is saved; go on with --ckpt_path last"
+        )
 
 
 def suggest(wrong: str, known: Iterable[str]) -> str:

@@ -1,15 +1,22 @@
-"""The checkpoint that a killed run is resumed from."""
+"""The checkpoint that an interrupted run is resumed from, and how a run is interrupted."""
 
+import os
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_sft.errors import require
+from lit_sft.errors import InterruptedRun, require
+from lit_sft.model.distributed import max_over_ranks
 
 LAST = Path("checkpoints") / "last.ckpt"
 """Under the run's folder."""
+PREVIOUS = Path("checkpoints") / "previous.ckpt"
+"""Likewise: the one before, for the case that the last is damaged later."""
 
 
 class LastCheckpoint(Checkpoint):
@@ -18,6 +25,9 @@ class LastCheckpoint(Checkpoint):
     A checkpoint stands between two optimizer steps, after all that was due at the earlier one: a
     validation that follows a step is done before the step is saved, so that a resumed run neither
     repeats nor misses one. Lightning's `ModelCheckpoint` beside it keeps the best by a metric.
+
+    On SIGTERM or Ctrl-C the run goes on to the next such moment, saves, and ends with
+    `InterruptedRun`; a second signal ends the process at once.
 
     Args:
         every_n_steps: Optimizer steps between two checkpoints, besides those after each validation
@@ -28,28 +38,69 @@ class LastCheckpoint(Checkpoint):
         require(every_n_steps > 0, f"checkpoint.every_n_steps must be positive: {every_n_steps}")
         self.every_n_steps = every_n_steps
         self._saved_at = 0
+        self._signal = 0
+        self._earlier_handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the signals from Lightning, which would stop in the middle of a window."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._earlier_handlers[number] = signal.signal(number, self._receive)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         """Save between validations, and at the last step, from where a longer run can go on."""
         step = trainer.global_step
-        is_due = step % self.every_n_steps == 0 or step == pl_module.total_steps()
+        received = self._received_on_any_rank(pl_module.device)
+        is_due = step % self.every_n_steps == 0 or step == pl_module.total_steps() or received
         if is_due and not _validation_follows(trainer):
             self._save(trainer)
+            _stop(received)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after a validation inside training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save(trainer)
+            _stop(self._received_on_any_rank(pl_module.device))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save a run that ended early, such as by `trainer.max_time`."""
         self._save(trainer)
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._earlier_handlers.items():
+            signal.signal(number, handler)
+        self._earlier_handlers = {}
+
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.fast_dev_run or trainer.global_step == self._saved_at:  # type: ignore[attr-defined]
             return
+        last = Path(trainer.default_root_dir) / LAST
+        if trainer.is_global_zero and last.is_file():
+            _keep_a_copy(last, Path(trainer.default_root_dir) / PREVIOUS)
+        trainer.save_checkpoint(last)
         self._saved_at = trainer.global_step
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:
+            os._exit(128 + number)
+        self._signal = number
+
+    def _received_on_any_rank(self, device: torch.device) -> int:
+        """Return the signal, the same on all ranks: they leave the loop together or not at all."""
+        return max_over_ranks(self._signal, device)
+
+
+def _stop(received: int) -> None:
+    if received:
+        raise InterruptedRun(received)
+
+
+def _keep_a_copy(last: Path, previous: Path) -> None:
+    """Hold on to the file that is about to be replaced; a link costs no disk."""
+    staged = previous.with_suffix(".tmp")
+    staged.unlink(missing_ok=True)
+    os.link(last, staged)
+    staged.replace(previous)
 
 
 def _validation_follows(trainer: pl.Trainer) -> bool:

@@ -15,7 +15,7 @@ from lit_sft.data.dataset import EncodedRows, load_or_encode
 from lit_sft.data.ledger import Ledger, format_ledgers, make_ledger
 from lit_sft.data.prompts import make_prompts
 from lit_sft.data.splits import read_conversations, read_split
-from lit_sft.data.tokenizer import load_tokenizer
+from lit_sft.data.tokenizer import hash_template, load_tokenizer
 from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowSampler
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask
@@ -126,6 +126,16 @@ class SFTDataModule(pl.LightningDataModule):
         """Return the prompts of the test split, as lists of `lit_sft.types.Prompt`."""
         prompts: Any = make_prompts(self.task, "test", self.tokenizer, self.val_rows)
         return DataLoader(prompts, batch_size=PREDICTED_ROWS, collate_fn=list)
+
+    def describe_run(self) -> dict[str, Any]:
+        """Return what decides which rows an optimizer step sees."""
+        return {
+            "data.rows": self.fingerprints.get("train"),
+            "data.chat_template": hash_template(self.tokenizer),
+            "data.batch_size": self.batch_size,
+            "data.accumulate_grad_batches": self.accumulate_grad_batches,
+            "data.seed": self.seed,
+        }
 
     def _load_splits(self, stage: str) -> None:
         needed: dict[str, tuple[Split, ...]] = {

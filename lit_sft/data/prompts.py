@@ -1,7 +1,6 @@
 """Rows to prompts that a model has to answer, and the tokens that end an answer."""
 
 import random
-from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -46,12 +45,11 @@ def make_prompts(
     return prompts
 
 
-def decode_answer(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+def decode_answer(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     """Return generated tokens as text, to the letter: no special tokens, no spaces cleaned up."""
-    text: str = tokenizer.decode(
-        token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    return str(
+        tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     )
-    return text
 
 
 def find_stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -16,6 +16,15 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+def max_over_ranks(value: int, device: torch.device) -> int:
+    """Return the largest value that any rank has."""
+    if not _is_distributed():
+        return value
+    largest = torch.tensor(value, device=device)
+    distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
+    return int(largest.item())
+
+
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Add up the gradients of all ranks in place, in one flat transfer.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
@@ -25,6 +26,7 @@ from lit_sft.model.adapter import (
 )
 from lit_sft.model.attention import use_attention
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
+from lit_sft.model.identity import describe_run, describe_settings
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.memory import peak_memory_gib
 from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup
@@ -37,6 +39,7 @@ from lit_sft.model.qlora import (
     require_targets,
 )
 from lit_sft.model.tokens import choose_tokens
+from lit_sft.resume import find_differences, require_same_run
 from lit_sft.types import Prompt, Window
 
 
@@ -61,6 +64,8 @@ class SFTModule(pl.LightningModule):
         warmup_ratio: The share of all optimizer steps over which the learning rate rises from 0.
         max_grad_norm: A larger gradient is scaled down to this norm; 0 never clips.
         max_new_tokens: Of a generated answer, its stop token included.
+        accept_changes: What may differ from the run of a checkpoint that is resumed, by the names
+            that the refusal gives.
         seed: Of the adapter's initial weights, and of the dropout of every step.
     """
 
@@ -77,6 +82,7 @@ class SFTModule(pl.LightningModule):
         warmup_ratio: float = 0.03,
         max_grad_norm: float = 1.0,
         max_new_tokens: int = 256,
+        accept_changes: tuple[str, ...] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -93,6 +99,7 @@ class SFTModule(pl.LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold no base; `on_load_checkpoint` is stricter
         self.eval_loss = MeanMetric()
+        self.accept_changes = accept_changes
         self.trained_tokens: dict[str, str] = {}
         self._model: nn.Module | None = None
 
@@ -238,15 +245,22 @@ class SFTModule(pl.LightningModule):
         return int(total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapter, and drop the frozen base."""
+        """Keep the adapter and what the run is, and drop the frozen base."""
         checkpoint["state_dict"] = {k: p.detach() for k, p in self.trained_parameters.items()}
+        checkpoint["run"] = describe_run(self)
+        checkpoint["settings"] = describe_settings(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose adapter is not exactly this one's shape.
+        """Refuse a checkpoint of another adapter, and to go on with another run's.
 
         Raises:
-            InputError: With the first keys or shapes that differ.
+            InputError: With what differs.
         """
+        if self.trainer.state.fn == "fit":
+            require_same_run(checkpoint.get("run", {}), describe_run(self), self.accept_changes)
+            changes = find_differences(checkpoint.get("settings", {}), describe_settings(self))
+            for name, change in changes.items():
+                rank_zero_info(f"{name} {change}")
         require_same_shapes(self.trained_parameters, checkpoint["state_dict"], "the checkpoint")
 
     def _choose_tokens(self, base: PreTrainedModel) -> list[int]:

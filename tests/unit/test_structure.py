@@ -10,12 +10,12 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "lit_sft"
 LAYERS = [
     ("cli", "__main__", "quickstart"),
-    ("callbacks", "parser", "notices"),
+    ("callbacks", "parser", "notices", "allowlist"),
     ("model", "export", "tracking", "checkpoint"),
     ("data",),
     ("tasks",),
     ("evaluation",),
-    ("files", "paths", "types", "errors"),
+    ("files", "paths", "types", "errors", "resume"),
 ]
 """A room may import from its own layer and from those below."""
 

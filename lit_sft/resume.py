@@ -1,0 +1,44 @@
+"""What a resumed run must have in common with the run that it resumes. Pure."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from lit_sft.errors import require
+
+
+def find_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return what differs between two runs, by name, each as `was X, is now Y`.
+
+    Args:
+        saved: Plain values by dotted names, such as `model.lora.r`.
+        now: Likewise.
+    """
+    return {
+        name: f"was {saved.get(name)}, is now {now.get(name)}"
+        for name in sorted(saved.keys() | now.keys())
+        if saved.get(name) != now.get(name)
+    }
+
+
+def require_same_run(
+    saved: Mapping[str, Any], now: Mapping[str, Any], accepted: Collection[str]
+) -> None:
+    """Raise `InputError` if what decides the numbers of a run has changed since a checkpoint.
+
+    Args:
+        saved: Of the checkpoint.
+        now: Of this run.
+        accepted: Names that may differ.
+    """
+    refused = {
+        name: change
+        for name, change in find_differences(saved, now).items()
+        if name not in accepted
+    }
+    lines = "".join(f"\n  {name}: {change}" for name, change in refused.items())
+    names = ", ".join(refused)
+    require(
+        not refused,
+        f"the checkpoint is of another run:{lines}\nGo back to what it was, or go on all the same "
+        f"with --model.accept_changes '[{names}]'",
+    )

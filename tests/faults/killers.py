@@ -1,0 +1,91 @@
+"""Callbacks that do to a run what a preempted machine does. Each strikes once a run folder."""
+
+import os
+import signal
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from lit_sft import files
+
+
+def strike_once(trainer: pl.Trainer, name: str, number: int = signal.SIGKILL) -> None:
+    mark = Path(trainer.default_root_dir) / f".struck-{name}"
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), number)
+
+
+class KillInWindow(pl.Callback):
+    """In the backward pass of a step, when some of its gradients are there already."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.step:
+            parameter = next(iter(pl_module.trained_parameters.values()))
+            parameter.register_hook(lambda _: strike_once(trainer, f"window{self.step}"))
+
+
+class KillInSave(pl.Callback):
+    """After the new checkpoint's bytes are written, before it takes the old one's place."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        if trainer.global_step == self.step:
+            sync = files._sync
+
+            def strike(path: Path) -> None:
+                if "last.ckpt" in path.name:
+                    strike_once(trainer, f"save{self.step}")
+                sync(path)
+
+            files._sync = strike
+
+
+class KillInEvaluation(pl.Callback):
+    """In the forward pass of a generation or of a validation after some steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        def strike(module, args) -> None:
+            if not torch.is_grad_enabled() and trainer.global_step == self.step:
+                strike_once(trainer, f"evaluation{self.step}")
+
+        layer = pl_module.model.get_base_model().model.layers[0]
+        layer.register_forward_pre_hook(strike)
+
+
+class Signal(pl.Callback):
+    """Sends a signal in the middle of a step; the run has to end by itself."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number = step, number
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.step:
+            strike_once(trainer, f"signal{self.number}", self.number)
+
+
+class Poison(pl.Callback):
+    """Puts a NaN into the adapter before a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.step:
+            next(iter(pl_module.trained_parameters.values())).data[0, 0] = float("nan")
+
+
+class OutOfMemory(pl.Callback):
+    """Raises what a full device raises."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")

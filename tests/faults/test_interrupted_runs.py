@@ -1,0 +1,221 @@
+"""Kill a run anywhere, start it again with the same command, and it ends with the same bits."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from command import lit_sft
+
+TIMINGS = ("second", "peak_memory")
+
+
+def make_config(base: Path, callbacks: str = "", workers: int = 0) -> str:
+    """A run of two epochs of 6 steps with everything on that draws random numbers."""
+    return f"""
+model:
+  base_model: {base}
+  learning_rate: 1.0e-2
+  lora: {{r: 4, alpha: 8, dropout: 0.1}}
+  max_new_tokens: 4
+data:
+  task: {{class_path: lit_sft.WordProblems, init_args: {{train_rows: 47, val_rows: 6}}}}
+  batch_size: 2
+  accumulate_grad_batches: 4
+  max_length: 400
+  max_tokens_per_pass: 500
+  val_rows: 6
+  num_workers: {workers}
+checkpoint: {{every_n_steps: 2}}
+trainer:
+  default_root_dir: run
+  max_epochs: 2
+  val_check_interval: 3
+  callbacks:
+    - lit_sft.GradientCheckpointing
+    - {{class_path: lit_sft.GenerationEval, init_args: {{every_n_steps: 4}}}}
+{callbacks}
+"""
+
+
+def run(folder: Path, base: Path, *arguments: object, callbacks: str = "", workers: int = 0):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(make_config(base, callbacks, workers))
+    env = {"PYTHONPATH": str(Path(__file__).parent), "LIT_SFT_CACHE": str(folder / "cache")}
+    return lit_sft("fit", "--config", "config.yaml", *arguments, cwd=folder, env=env)
+
+
+def kill(class_name: str, step: int) -> str:
+    return f"    - {{class_path: killers.{class_name}, init_args: {{step: {step}}}}}\n"
+
+
+def read_result(folder: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
+    """The bytes of the adapter, and the figures without what a clock says."""
+    adapter = {
+        path.name: path.read_bytes()
+        for path in sorted((folder / "run" / "adapter").iterdir())
+        if path.name != "README.md"  # it holds the config, with the killer in it
+    }
+    with (folder / "run" / "logs" / "metrics.csv").open(newline="") as file:
+        rows = [
+            {k: v for k, v in row.items() if not any(word in k for word in TIMINGS)}
+            for row in csv.DictReader(file)
+        ]
+    return adapter, rows
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    outcome = run(folder, tiny_base)
+    assert outcome.status == 0, outcome.stderr
+    adapter, rows = read_result(folder)
+    assert [row["step"] for row in rows] == [str(step) for step in range(13)]
+    return adapter, rows, (folder / "run" / "logs" / "generations.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "killers",
+    [
+        [("KillInWindow", 3)],
+        [("KillInWindow", 6)],
+        [("KillInSave", 4)],
+        [("KillInSave", 6)],
+        [("KillInEvaluation", 4)],
+        [("KillInEvaluation", 9)],
+        [("KillInWindow", 1), ("KillInWindow", 5), ("KillInSave", 8), ("KillInEvaluation", 12)],
+    ],
+    ids=lambda killers: "+".join(f"{name}{step}" for name, step in killers),
+)
+def test_killed_and_resumed_equals_whole(tiny_base, tmp_path, whole, killers, workers):
+    if workers and len(killers) == 1 and killers[0][0] != "KillInWindow":
+        pytest.skip("what evaluation and saving leave behind does not depend on loader workers")
+    callbacks = "".join(kill(*killer) for killer in killers)
+    statuses = []
+    for _ in range(len(killers) + 1):
+        outcome = run(
+            tmp_path, tiny_base, "--ckpt_path", "auto", callbacks=callbacks, workers=workers
+        )
+        statuses.append(outcome.status)
+    assert statuses == [-9] * len(killers) + [0], outcome.stderr
+    adapter, rows = read_result(tmp_path)
+    assert rows == whole[1]
+    assert adapter == whole[0]
+    assert (tmp_path / "run" / "logs" / "generations.jsonl").read_bytes() == whole[2]
+
+
+@pytest.mark.parametrize(("number", "status"), [(15, 143), (2, 130)])
+def test_a_signal_saves_at_the_next_boundary(tiny_base, tmp_path, whole, number, status):
+    signal = f"    - {{class_path: killers.Signal, init_args: {{step: 3, number: {number}}}}}\n"
+    stopped = run(tmp_path, tiny_base, callbacks=signal)
+    assert stopped.status == status, stopped.stderr
+    assert "the run is saved" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not (tmp_path / "run" / "adapter").exists()
+    resumed = run(tmp_path, tiny_base, "--ckpt_path", "last", callbacks=signal)
+    assert resumed.status == 0, resumed.stderr
+    assert read_result(tmp_path) == whole[:2]
+
+
+def test_a_nan_never_reaches_a_checkpoint(tiny_base, tmp_path):
+    poisoned = run(tmp_path, tiny_base, callbacks=kill("Poison", 5))
+    assert poisoned.status == 1
+    assert "optimizer step 5: loss nan" in poisoned.stderr
+    assert "Traceback" not in poisoned.stderr
+    healthy = run(tmp_path, tiny_base, "--ckpt_path", "last")
+    assert healthy.status == 0, healthy.stderr
+
+
+def test_out_of_memory_comes_with_advice(tiny_base, tmp_path):
+    outcome = run(
+        tmp_path, tiny_base, callbacks="    - killers.OutOfMemory\n"
+    )  # fmt: skip
+    assert outcome.status == 1
+    assert "CUDA out of memory" in outcome.stderr
+    assert "halve data.max_tokens_per_pass" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_base, tmp_path_factory):
+    """A run that was stopped after three steps."""
+    folder = tmp_path_factory.mktemp("stopped")
+    signal = "    - {class_path: killers.Signal, init_args: {step: 2, number: 15}}\n"
+    assert run(folder, tiny_base, callbacks=signal).status == 143
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model.lora.r", "8"], "lora"),
+        (["--data.batch_size", "4"], "data.batch_size: was 2, is now 4"),
+        (["--data.accumulate_grad_batches", "2"], "data.accumulate_grad_batches: was 4, is now 2"),
+        (["--data.max_length", "390"], "data.rows: was "),
+        (["--data.task.init_args.train_rows", "46"], "data.rows: was "),
+        (["--seed_everything", "1"], "model.seed: was 0, is now 1"),
+        (["--model.optimizer", "adamw"], "model.optimizer: was paged_adamw_32bit, is now adamw"),
+        (["--model.quantization.format", "none"], "model.quantization: was "),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_changed_run_is_refused_with_the_difference(
+    tiny_base, stopped, tmp_path, arguments, says
+):
+    shutil.copytree(stopped, tmp_path / "copy")
+    outcome = run(tmp_path / "copy", tiny_base, "--ckpt_path", "last", *arguments)
+    assert outcome.status == 2, outcome.stderr
+    assert says in outcome.stderr
+    assert "--model.accept_changes" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_a_change_can_be_accepted_by_name_and_the_learning_rate_always(
+    tiny_base, stopped, tmp_path
+):
+    shutil.copytree(stopped, tmp_path / "copy")
+    outcome = run(
+        tmp_path / "copy",
+        tiny_base,
+        *("--ckpt_path", "last", "--model.learning_rate", "5e-3"),
+        *("--data.batch_size", "4", "--model.accept_changes", "[data.batch_size]"),
+    )
+    assert outcome.status == 0, outcome.stderr
+    assert "model.learning_rate was 0.01, is now 0.005" in outcome.stdout + outcome.stderr
+    with (tmp_path / "copy" / "run" / "logs" / "metrics.csv").open(newline="") as file:
+        rates = [row["train/learning_rate"] for row in csv.DictReader(file)]
+    assert float(rates[4]) < 5e-3
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "bomb"])
+def test_a_damaged_checkpoint_is_named_and_an_older_one_used_on_request(
+    tiny_base, stopped, tmp_path, damage
+):
+    shutil.copytree(stopped, tmp_path / "copy")
+    last = tmp_path / "copy" / "run" / "checkpoints" / "last.ckpt"
+    data = bytearray(last.read_bytes())
+    if damage == "truncate":
+        data = data[: len(data) // 2]
+    elif damage == "flip":
+        data[len(data) // 2] ^= 4
+    else:
+        data = b"\x80\x04cos\nsystem\n(S'touch ran'\ntR."
+    last.unlink()  # not through the link that keeps the one before
+    last.write_bytes(bytes(data))
+    refused = run(tmp_path / "copy", tiny_base, "--ckpt_path", "last")
+    assert refused.status == 2
+    assert "last.ckpt' is damaged" in refused.stderr
+    assert "--resume_policy fallback" in refused.stderr
+    assert not (tmp_path / "copy" / "ran").exists()
+    resumed = run(
+        tmp_path / "copy", tiny_base, "--ckpt_path", "last", "--resume_policy", "fallback"
+    )
+    assert resumed.status == 0, resumed.stderr
+
+
+def test_a_missing_checkpoint_is_no_reason_to_start_over(tiny_base, tmp_path):
+    outcome = run(tmp_path, tiny_base, "--ckpt_path", "last")
+    assert outcome.status == 2
+    assert "there is no checkpoint" in outcome.stderr
+    assert not (tmp_path / "run" / "logs").exists()
