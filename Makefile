@@ -1,6 +1,6 @@
 # `make quickstart` and `make test` are all that a new clone needs.
 .DEFAULT_GOAL := quickstart
-.PHONY: quickstart test lint pretrain-tiny install
+.PHONY: quickstart test lint pretrain-tiny bench-quality install
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,6 +19,9 @@ lint: install
 
 pretrain-tiny: install
 	@$(BIN)/python -m lit_sft.quickstart.pretrain --output lit_sft/quickstart/base
+
+bench-quality: install
+	@PYTHONPATH=tests/integration $(BIN)/python tests/benchmarks/quality.py
 
 install: .venv/installed
 
