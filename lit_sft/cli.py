@@ -94,8 +94,9 @@ class SFTCommandLine(LightningCLI):
             "trainer.accumulate_grad_batches and trainer.gradient_clip_val are set by "
             "data.accumulate_grad_batches and model.max_grad_norm here",
         )
+        is_asked_to_go_on = config.ckpt_path is not None
         if config.ckpt_path == "auto" and not (root / LAST).exists():
-            config.ckpt_path = None
+            config.ckpt_path = None  # it was interrupted before there was anything to save
         if config.ckpt_path in ("last", "auto"):
             newest_first = [root / LAST, root / PREVIOUS]
             config.ckpt_path = choose_checkpoint(newest_first, config.resume_policy == "fallback")
@@ -104,7 +105,7 @@ class SFTCommandLine(LightningCLI):
             require(Path(path).is_file(), f"ckpt_path: there is no checkpoint {path!r}")
         if self.subcommand == "fit":
             require(
-                bool(config.ckpt_path) or not (root / "config.yaml").exists(),
+                is_asked_to_go_on or not (root / "config.yaml").exists(),
                 f"trainer.default_root_dir: {str(root)!r} holds a run already; go on with it "
                 "(--ckpt_path last), choose another folder, or delete it",
             )

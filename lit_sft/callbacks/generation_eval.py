@@ -15,6 +15,7 @@ from lit_sft.errors import require
 from lit_sft.evaluation.report import Answer, Tally, count_answers
 from lit_sft.model.distributed import sum_over_ranks
 from lit_sft.tasks.base import ChatTask
+from lit_sft.tracking.publish import publish
 from lit_sft.types import Prompt, Split
 
 GENERATIONS = Path("logs") / "generations.jsonl"
@@ -121,10 +122,7 @@ class GenerationEval(pl.Callback):
         tally, answers, seconds = self._answer(trainer, pl_module)
         figures = {f"val/{k}": v for k, v in tally.as_shares().items()}
         figures["val/eval_seconds"] = seconds
-        # Not `self.log`: before the first step it would be kept back until the epoch's end.
-        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in figures.items()})
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step)
+        publish(trainer, figures)
         if trainer.is_global_zero:
             self._keep_samples(trainer, answers[: self.samples])
 

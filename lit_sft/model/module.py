@@ -40,6 +40,7 @@ from lit_sft.model.qlora import (
 )
 from lit_sft.model.tokens import choose_tokens
 from lit_sft.resume import find_differences, require_same_run
+from lit_sft.tracking.publish import publish
 from lit_sft.types import Prompt, Window
 
 
@@ -170,16 +171,16 @@ class SFTModule(pl.LightningModule):
         learning_rate = self._step_optimizer()
         tokens = sum_over_ranks(self._count(window, "num_tokens"))
         seconds = time.perf_counter() - started
-        self.log_dict(
+        publish(
+            self.trainer,
             {
-                "step": float(self.global_step),
                 "train/loss": loss,
                 "train/grad_norm": grad_norm,
                 "train/learning_rate": learning_rate,
                 "train/tokens_per_second": tokens / seconds,
                 "train/supervised_tokens_per_second": supervised / seconds,
                 "train/peak_memory_gib": peak_memory_gib(self.device),
-            }
+            },
         )
 
     def validation_step(self, window: Window, batch_idx: int) -> None:
@@ -188,7 +189,10 @@ class SFTModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss`."""
-        self.log_dict({"step": float(self.global_step), "val/loss": self.eval_loss.compute()})
+        if self.trainer.state.fn == "fit":
+            publish(self.trainer, {"val/loss": self.eval_loss.compute()})
+        else:
+            self.log("val/loss", self.eval_loss.compute())
         self.eval_loss.reset()
 
     def test_step(self, window: Window, batch_idx: int) -> None:
@@ -197,7 +201,7 @@ class SFTModule(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log `test/loss`."""
-        self.log_dict({"test/loss": self.eval_loss.compute()})
+        self.log("test/loss", self.eval_loss.compute())
         self.eval_loss.reset()
 
     def predict_step(self, prompts: Sequence[Prompt], batch_idx: int) -> list[Generation]:
