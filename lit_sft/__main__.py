@@ -8,9 +8,12 @@ Supervised fine-tuning of chat models with QLoRA, on PyTorch Lightning.
 
 commands:
   fit        train, and leave a run folder with checkpoints, figures and the adapter
-  validate   the loss on the held-out rows
-  test       the loss on the rows of the test split
+  validate   loss and exact match on the held-out rows
+  test       loss and exact match on the test split, with a 95 % interval
   predict    answers to the prompts of the test split
+
+--ckpt_path last goes on from, or measures, the last checkpoint of the run's folder; auto does so
+where there is one. Without it, fit starts anew, and the others measure the base as it is.
 
 Every option of a command, with its default: lit-sft COMMAND --help
 The config that a command line makes:        lit-sft COMMAND ... --print_config

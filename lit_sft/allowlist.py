@@ -11,8 +11,9 @@ import yaml
 from lit_sft.errors import require
 
 VARIABLE = "LIT_SFT_ALLOWED_PACKAGES"
-CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.[A-Z]\w*")
-"""What a config names a class by, at any place in it: dotted, the last part in capitals."""
+CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+"""What a config may name a class by, at any place in it."""
+CONFIG_ENDINGS = (".yaml", ".yml", ".json")
 
 
 def require_allowed_packages(arguments: Sequence[str]) -> None:
@@ -41,12 +42,10 @@ def require_allowed_packages(arguments: Sequence[str]) -> None:
 def _read_values(arguments: Sequence[str]) -> Iterator[Any]:
     """Yield the values of all options and the contents of all configs."""
     words = [word for argument in arguments for word in argument.split("=", 1)]
-    for before, word in zip(["", *words], words, strict=False):
+    for word in words:
         try:
             yield yaml.safe_load(word)
-            if before in ("--config", "-c"):
-                yield yaml.safe_load(Path(word).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, OSError, UnicodeDecodeError):
+        except yaml.YAMLError:
             continue  # the parser will say what is wrong with it
 
 
@@ -57,5 +56,10 @@ def _find_class_paths(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _find_class_paths(item)
+    elif isinstance(value, str) and value.endswith(CONFIG_ENDINGS):
+        try:  # a config may stand in for any part of another
+            yield from _find_class_paths(yaml.safe_load(Path(value).read_text(encoding="utf-8")))
+        except (yaml.YAMLError, OSError, UnicodeDecodeError):
+            return
     elif isinstance(value, str) and CLASS_PATH.fullmatch(value):
         yield value

@@ -31,6 +31,7 @@ from lit_sft.errors import (
     UploadError,
     require,
 )
+from lit_sft.export.adapter import ADAPTER
 from lit_sft.files import replace_file, require_writable
 from lit_sft.model.module import SFTModule
 from lit_sft.parser import Parser
@@ -51,7 +52,8 @@ TRAINER_DEFAULTS = {
 
 MEMORY_ADVICE = (
     "To need less: halve data.max_tokens_per_pass (with data.max_length, if rows are shorter), add "
-    "lit_sft.GradientCheckpointing to trainer.callbacks, or quantise with model.quantization.format"
+    "lit_sft.GradientCheckpointing to trainer.callbacks, quantise with model.quantization.format, "
+    "or, if it was in an evaluation, halve GenerationEval.max_batch_tokens"
 )
 
 
@@ -62,7 +64,9 @@ class SaveConfig(SaveConfigCallback):
         """Write it when the run trains; other commands leave the folder's config alone."""
         if stage == "fit":
             config = self.config.clone()
-            config.ckpt_path = None  # where a run was taken up again is not what it is
+            # Where and how a run was taken up again is not what it is.
+            config.ckpt_path, config.resume_policy = None, "strict"
+            config.model.accept_changes = []
             with replace_file(Path(trainer.default_root_dir) / "config.yaml") as staged:
                 staged.write_text(self.parser.dump(config, skip_unset=False))
 
@@ -105,7 +109,7 @@ class SFTCommandLine(LightningCLI):
             require(Path(path).is_file(), f"ckpt_path: there is no checkpoint {path!r}")
         if self.subcommand == "fit":
             require(
-                is_asked_to_go_on or not (root / "config.yaml").exists(),
+                is_asked_to_go_on or not any((root / path).exists() for path in (LAST, ADAPTER)),
                 f"trainer.default_root_dir: {str(root)!r} holds a run already; go on with it "
                 "(--ckpt_path last), choose another folder, or delete it",
             )
@@ -119,10 +123,12 @@ class SFTCommandLine(LightningCLI):
         """Add what every run has: checkpoints that survive a crash, and a file of figures."""
         config = self._get(self.config_init, "trainer")
         plugins, loggers = _as_list(config.plugins), _as_list(config.logger)
-        for logger in loggers:
-            if isinstance(logger, WandbRun):
-                logger.keep_in(config.default_root_dir)
-        if self.subcommand == "fit":
+        if self.subcommand != "fit":
+            loggers = []  # they would write over what the training run has logged
+        else:
+            for logger in loggers:
+                if isinstance(logger, WandbRun):
+                    logger.keep_in(config.default_root_dir)
             loggers = [MetricsFile(config.default_root_dir), *loggers]
         return super().instantiate_trainer(
             plugins=[*plugins, AtomicCheckpointIO()], logger=loggers, **kwargs

@@ -33,16 +33,21 @@ def replace_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`, which takes its place once all is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    old = staged.with_suffix(".old")
     try:
         yield staged
         for file in staged.rglob("*"):
             _sync(file)
         staged.chmod(0o755)
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            path.replace(old)
         staged.replace(path)
         _sync(path.parent)
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.replace(path)
+        for folder in (staged, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_writable(folder: Path, option: str) -> None:

@@ -1,6 +1,7 @@
 """The checkpoint that an interrupted run is resumed from, and how a run is interrupted."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from types import FrameType
@@ -38,11 +39,13 @@ class LastCheckpoint(Checkpoint):
         require(every_n_steps > 0, f"checkpoint.every_n_steps must be positive: {every_n_steps}")
         self.every_n_steps = every_n_steps
         self._saved_at = 0
+        self._last_is_good = False
         self._signal = 0
         self._earlier_handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals from Lightning, which would stop in the middle of a window."""
+        self._last_is_good = trainer.ckpt_path == str(Path(trainer.default_root_dir) / LAST)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._earlier_handlers[number] = signal.signal(number, self._receive)
 
@@ -67,6 +70,15 @@ class LastCheckpoint(Checkpoint):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
+        self._give_signals_back()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the signals back; there is no teardown after an error."""
+        self._give_signals_back()
+
+    def _give_signals_back(self) -> None:
         for number, handler in self._earlier_handlers.items():
             signal.signal(number, handler)
         self._earlier_handlers = {}
@@ -74,16 +86,20 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.fast_dev_run or trainer.global_step == self._saved_at:  # type: ignore[attr-defined]
             return
-        last = Path(trainer.default_root_dir) / LAST
-        if trainer.is_global_zero and last.is_file():
-            _keep_a_copy(last, Path(trainer.default_root_dir) / PREVIOUS)
+        last, previous = (Path(trainer.default_root_dir) / path for path in (LAST, PREVIOUS))
+        held = previous.with_suffix(".tmp")
+        if trainer.is_global_zero and self._last_is_good:
+            _hold_on_to(last, held)
         trainer.save_checkpoint(last)
-        self._saved_at = trainer.global_step
+        if held.exists() and trainer.is_global_zero:
+            held.replace(previous)
+        self._saved_at, self._last_is_good = trainer.global_step, True
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._signal:
             os._exit(128 + number)
         self._signal = number
+        print("finishing this step and saving; once more to stop at once", flush=True)
 
     def _received_on_any_rank(self, device: torch.device) -> int:
         """Return the signal, the same on all ranks: they leave the loop together or not at all."""
@@ -95,12 +111,13 @@ def _stop(received: int) -> None:
         raise InterruptedRun(received)
 
 
-def _keep_a_copy(last: Path, previous: Path) -> None:
-    """Hold on to the file that is about to be replaced; a link costs no disk."""
-    staged = previous.with_suffix(".tmp")
-    staged.unlink(missing_ok=True)
-    os.link(last, staged)
-    staged.replace(previous)
+def _hold_on_to(last: Path, held: Path) -> None:
+    """Keep the file that is about to be replaced under another name; a link costs no disk."""
+    held.unlink(missing_ok=True)
+    try:
+        os.link(last, held)
+    except OSError:  # a file system without links
+        shutil.copy2(last, held)
 
 
 def _validation_follows(trainer: pl.Trainer) -> bool:

@@ -8,11 +8,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_sft.data.prompts import decode_answer, make_prompts
 from lit_sft.data.splits import read_split
 from lit_sft.errors import require
 from lit_sft.evaluation.report import Answer, Tally, count_answers
+from lit_sft.files import replace_file
 from lit_sft.model.distributed import sum_over_ranks
 from lit_sft.tasks.base import ChatTask
 from lit_sft.tracking.publish import publish
@@ -81,6 +83,8 @@ class GenerationEval(pl.Callback):
         rows = [row for _, row in read_split(task, split, data.val_rows)]
         prompts = make_prompts(task, split, data.tokenizer, data.val_rows, self.num_shots)
         limit = (self.eval_rows if split == "val" else 0) or len(prompts)
+        for row in rows[:limit]:
+            task.grade(row, "")  # a row that cannot be graded is found now, not after hours
         rank, world_size = trainer.global_rank, trainer.world_size
         self._grade, self._rows = task.grade, rows
         self._prompts = prompts[:limit][rank::world_size]
@@ -99,6 +103,10 @@ class GenerationEval(pl.Callback):
             is_due = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if is_due or step == pl_module.total_steps():
             self._evaluate_in_training(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Measure a run that ended before its last step, such as by `trainer.max_time`."""
+        self._evaluate_in_training(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure for `lit-sft validate`; validations inside training have their own rhythm."""
@@ -119,7 +127,12 @@ class GenerationEval(pl.Callback):
         if self._evaluated_at == trainer.global_step:
             return
         self._evaluated_at = trainer.global_step
-        tally, answers, seconds = self._answer(trainer, pl_module)
+        try:
+            tally, answers, seconds = self._answer(trainer, pl_module)
+        except torch.OutOfMemoryError as error:
+            # Not worth a training run; one row that does not fit alone is all that comes here.
+            rank_zero_warn(f"evaluation left out after step {trainer.global_step}: {error}")
+            return
         figures = {f"val/{k}": v for k, v in tally.as_shares().items()}
         figures["val/eval_seconds"] = seconds
         publish(trainer, figures)
@@ -150,10 +163,10 @@ class GenerationEval(pl.Callback):
     def _keep_samples(self, trainer: pl.Trainer, answers: Sequence[Answer]) -> None:
         step = trainer.global_step
         path = Path(trainer.default_root_dir) / GENERATIONS
-        path.parent.mkdir(parents=True, exist_ok=True)
         earlier = _read_lines_before(path, step) if step > 0 else []
         lines = [json.dumps({"step": step} | describe(answer)) for answer in answers]
-        path.write_text("".join(f"{line}\n" for line in [*earlier, *lines]), encoding="utf-8")
+        with replace_file(path) as staged:
+            staged.write_text("".join(f"{line}\n" for line in [*earlier, *lines]), encoding="utf-8")
         columns = list(describe(answers[0])) if answers else []
         rows = [list(describe(answer).values()) for answer in answers]
         for logger in trainer.loggers:

@@ -76,7 +76,10 @@ class HubUpload(pl.Callback):
         if stage != "fit":
             return
         folder = Path(trainer.default_root_dir) / ADAPTER
-        require(folder.is_dir(), f"HubUpload: there is no {folder}; add the SaveAdapter callback")
+        require(
+            folder.is_dir(),
+            f"HubUpload: there is no {folder}; add lit_sft.callbacks.save_adapter.SaveAdapter",
+        )
         try:
             rank_zero_info(f"uploaded the adapter to {self._upload(folder).repo_url}")
         except Exception as error:  # whatever it is, the trained adapter must outlive it

@@ -65,7 +65,7 @@ def describe_change(metrics: Path) -> str:
     columns: dict[str, dict[str, float]] = {"before": {}, "after": {}}
     for name in COMPARED:
         values = [float(row[name]) for row in rows if row.get(name)]
-        if len(values) > 1:
+        if len(values) > 1 and rows[0]["step"] == "0" and rows[0].get(name):
             columns["before"][name], columns["after"][name] = values[0], values[-1]
     if columns["before"]:
         return "\n" + format_table(columns)

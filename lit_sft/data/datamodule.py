@@ -124,6 +124,10 @@ class SFTDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """Return the prompts of the test split, as lists of `lit_sft.types.Prompt`."""
+        require(
+            self.trainer is None or self.trainer.world_size == 1,
+            "predict runs on one device; set trainer.devices=1",
+        )
         prompts: Any = make_prompts(self.task, "test", self.tokenizer, self.val_rows)
         return DataLoader(prompts, batch_size=PREDICTED_ROWS, collate_fn=list)
 
@@ -151,7 +155,8 @@ class SFTDataModule(pl.LightningDataModule):
                 self.max_length,
                 self.cache_dir,
             )
-            self.ledgers[split] = make_ledger(split, self._encoded[split], self.batch_size)
+            padded_rows = self.batch_size if self.batching == "padded" else 1
+            self.ledgers[split] = make_ledger(split, self._encoded[split], padded_rows)
 
     def _loader(self, split: Split) -> DataLoader:
         training = split == "train"

@@ -31,7 +31,13 @@ class Ledger:
 
 
 def make_ledger(split: str, encoded: EncodedRows, batch_size: int) -> Ledger:
-    """Measure an encoded split that has at least one row."""
+    """Measure an encoded split that has at least one row.
+
+    Args:
+        split: Its name.
+        encoded: Its rows.
+        batch_size: Rows that are padded to one length; 1 where nothing is padded.
+    """
     lengths = encoded.lengths()
     ranked = sorted(lengths)
     positions = sum(

@@ -1,22 +1,25 @@
 """Which rows an optimizer step sees, and how they reach the model."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, DistributedSampler
 
 from lit_sft.data.batching import pack_batch, pad_batch, share_out
 from lit_sft.data.dataset import EncodedRows
 from lit_sft.types import Window
 
 
-class WindowSampler(Sampler[list[int]]):
+class WindowSampler(DistributedSampler):
     """The row numbers of one rank, a window at a time.
 
     An epoch is one permutation of all rows, a function of `seed` and the epoch alone, cut into
     windows of `window_rows`. Each rank takes every `world_size`-th row of a window, so that the
     window holds the same rows on any number of ranks. No row is repeated and none is left out: the
     last window may be short, and on some ranks empty.
+
+    It is a `DistributedSampler` so that Lightning does not share out the shares once more.
 
     Args:
         num_rows: Rows of the split.
@@ -29,27 +32,23 @@ class WindowSampler(Sampler[list[int]]):
     def __init__(
         self, num_rows: int, window_rows: int, seed: int | None, rank: int = 0, world_size: int = 1
     ) -> None:
-        self.num_rows, self.window_rows, self.seed = num_rows, window_rows, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation; Lightning calls it before every epoch."""
-        self.epoch = epoch
+        rows: Any = range(num_rows)
+        super().__init__(rows, num_replicas=world_size, rank=rank)
+        self.num_rows, self.window_rows, self.order_seed = num_rows, window_rows, seed
 
     def __len__(self) -> int:
         return -(-self.num_rows // self.window_rows)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Any]:
         order = self._order()
         for start in range(0, self.num_rows, self.window_rows):
             window = order[start : start + self.window_rows]
-            yield window[self.rank :: self.world_size]
+            yield window[self.rank :: self.num_replicas]
 
     def _order(self) -> list[int]:
-        if self.seed is None:
+        if self.order_seed is None:
             return list(range(self.num_rows))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.order_seed * 1_000_003 + self.epoch)
         order: list[int] = torch.randperm(self.num_rows, generator=generator).tolist()
         return order
 

@@ -22,7 +22,7 @@ class Answer(NamedTuple):
     @property
     def verdict(self) -> str:
         """`right`, `wrong` or `no answer`."""
-        return {True: "right", False: "wrong", None: "no answer"}[self.grade]
+        return "no answer" if self.grade is None else "right" if self.grade else "wrong"
 
 
 class Tally(NamedTuple):
@@ -50,7 +50,7 @@ def count_answers(answers: Sequence[Answer]) -> Tally:
     """Count graded answers."""
     return Tally(
         total=len(answers),
-        right=sum(answer.grade is True for answer in answers),
+        right=sum(bool(answer.grade) for answer in answers),
         no_answer=sum(answer.grade is None for answer in answers),
         unfinished=sum(not answer.finished for answer in answers),
     )

@@ -16,6 +16,8 @@ from lit_sft.paths import is_local, locate, require_folder
 
 PROVENANCE = "lit_sft.json"
 """In an adapter's folder: what the adapter was trained on, so that a wrong base is found out."""
+SAMPLED_EVERY = 997
+"""Rows of the embedding from one sampled to the next."""
 
 
 def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = ()) -> Any:
@@ -74,10 +76,16 @@ def read_adapter_tokens(adapter: str) -> list[int]:
 
 def require_same_lora(adapter: str, config: dict[str, Any], lora: Lora) -> None:
     """Raise `InputError` unless an adapter has the shape that the options ask for."""
+    unlike = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
+    extras = [name for name in unlike if config.get(name)]
+    require(
+        not extras, f"model.adapter: {adapter!r} uses {', '.join(extras)}, which is unknown here"
+    )
+    targets = config["target_modules"]
     there = {
         "r": config["r"],
         "alpha": config["lora_alpha"],
-        "target_modules": sorted(config["target_modules"]),
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),
     }
     here = {"r": lora.r, "alpha": lora.alpha, "target_modules": sorted(lora.target_modules)}
     differing = [
@@ -129,15 +137,17 @@ def require_same_shapes(expected: dict[str, Any], given: dict[str, Any], what: s
 
 
 def fingerprint_base(model: nn.Module) -> str:
-    """Return a SHA-256 of the base's norms, in hexadecimal.
+    """Return a SHA-256 of the base's norms and of some rows of its embedding, in hexadecimal.
 
-    They differ between any two trained models, are never quantised, and take no time to read; they
-    are rounded to bfloat16 first, so that the dtype in which a base is loaded changes nothing.
+    These are never quantised and take no time to read. They are rounded to bfloat16 first, so that
+    the dtype in which a base is loaded changes nothing. Two models that share both, such as one and
+    what became of it by a LoRA on its attention layers, are taken for the same.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if "norm" in name.lower() and "lora_" not in name:
-            digest.update(parameter.detach().bfloat16().cpu().view(torch.int16).numpy().tobytes())
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    tensors = [p for _, p in sorted(model.named_parameters()) if p.ndim == 1]
+    for tensor in [*tensors, embedding.weight[::SAMPLED_EVERY]]:
+        digest.update(tensor.detach().bfloat16().cpu().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
 

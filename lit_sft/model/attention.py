@@ -57,6 +57,12 @@ def attend_packed(
         RuntimeError: If it is called without boundaries, or with anything that it would ignore:
             rows would see each other, and nothing else would tell.
     """
+    unknown = [name for name in ("softcap", "s_aux", "head_mask") if kwargs.get(name) is not None]
+    if unknown:
+        raise RuntimeError(
+            f"packed attention has no {', '.join(unknown)}, which this model needs; set "
+            "data.batching: padded"
+        )
     sliding = kwargs.get("sliding_window")
     if cu_seq_lens_q is None or max_length_q is None or attention_mask is not None or dropout:
         raise RuntimeError(

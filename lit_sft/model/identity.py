@@ -20,8 +20,15 @@ def describe_run(module: Any) -> dict[str, Any]:
         "model.trainable_tokens": ", ".join(module.trained_tokens),
         "model.optimizer": module.optimizer_name,
         "model.seed": module.seed,
+        "trainer.precision": module.trainer.precision,
         "trainer.devices": module.trainer.world_size,
     }
+
+
+def only_what_answers_depend_on(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of `describe_run` that must agree to evaluate a checkpoint."""
+    names = ("model.base_model", "model.lora", "model.trainable_tokens", "data.chat_template")
+    return {name: run[name] for name in names if name in run}
 
 
 def describe_settings(module: Any) -> dict[str, Any]:

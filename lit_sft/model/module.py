@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,7 +27,7 @@ from lit_sft.model.adapter import (
 )
 from lit_sft.model.attention import use_attention
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
-from lit_sft.model.identity import describe_run, describe_settings
+from lit_sft.model.identity import describe_run, describe_settings, only_what_answers_depend_on
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.memory import peak_memory_gib
 from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup
@@ -126,8 +127,13 @@ class SFTModule(pl.LightningModule):
         """Find what is wrong before any weights are touched."""
         precision = self.trainer.precision
         require(
-            precision in ("32-true", "bf16-mixed", "bf16-true"),
-            f"trainer.precision must be bf16-mixed, bf16-true or 32-true, got {precision}",
+            precision in ("32-true", "bf16-mixed"),
+            f"trainer.precision must be bf16-mixed or 32-true, got {precision}",
+        )
+        strategy = self.trainer.strategy
+        require(
+            isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)),
+            f"trainer.strategy must be auto or ddp, got {type(strategy).__name__}",
         )
         if self._model is None:
             self.check_base()
@@ -221,7 +227,11 @@ class SFTModule(pl.LightningModule):
             max_new_tokens: Of an answer; None takes the module's own.
             max_batch_tokens: Rows times their longest length, of a batch.
         """
-        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is None:
+            raise InputError(
+                "generation takes a data module with a tokenizer, such as SFTDataModule"
+            )
         use_attention(self.model, packed=False)
         with evaluating(self.model), self.trainer.precision_plugin.forward_context():
             return generate_greedy(
@@ -260,8 +270,11 @@ class SFTModule(pl.LightningModule):
         Raises:
             InputError: With what differs.
         """
+        saved, now = checkpoint.get("run", {}), describe_run(self)
+        if self.trainer.state.fn != "fit":
+            saved, now = only_what_answers_depend_on(saved), only_what_answers_depend_on(now)
+        require_same_run(saved, now, self.accept_changes)
         if self.trainer.state.fn == "fit":
-            require_same_run(checkpoint.get("run", {}), describe_run(self), self.accept_changes)
             changes = find_differences(checkpoint.get("settings", {}), describe_settings(self))
             for name, change in changes.items():
                 rank_zero_info(f"{name} {change}")
@@ -269,15 +282,20 @@ class SFTModule(pl.LightningModule):
 
     def _choose_tokens(self, base: PreTrainedModel) -> list[int]:
         """Return the token ids whose rows are trained, and keep why in `trained_tokens`."""
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         if self.adapter:
             chosen = dict.fromkeys(read_adapter_tokens(self.adapter), "the adapter has it")
-        elif data is None or not hasattr(data, "tokenizer"):
+        elif not hasattr(data, "tokenizer"):
+            require(
+                self.trainable_tokens in ("auto", "none"),
+                "model.trainable_tokens: naming tokens takes a data module with a tokenizer",
+            )
             chosen = {}
         else:
             embedding: Any = base.get_input_embeddings()
             chosen = choose_tokens(self.trainable_tokens, embedding.weight.detach(), data.tokenizer)
-        name = data.tokenizer.convert_ids_to_tokens if data is not None else str
+        tokenizer = getattr(data, "tokenizer", None)
+        name = tokenizer.convert_ids_to_tokens if tokenizer else str
         self.trained_tokens = {name(token): reason for token, reason in chosen.items()}
         return list(chosen)
 
@@ -296,6 +314,7 @@ class SFTModule(pl.LightningModule):
         learning_rate = self.learning_rate * cosine_with_warmup(self.global_step, warmup, total)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
+            group["weight_decay"] = self.weight_decay  # a resumed optimizer remembers its old one
         optimizer.step()
         optimizer.zero_grad()
         return learning_rate
@@ -305,8 +324,8 @@ class SFTModule(pl.LightningModule):
         if not torch.isfinite(loss + grad_norm).item():
             raise NonFiniteError(
                 f"optimizer step {self.global_step}: loss {loss.item()}, gradient norm "
-                f"{grad_norm.item()}; stopped before the update, so the adapter is still the last "
-                "good one. A lower learning rate or a look at the data may help"
+                f"{grad_norm.item()}. The run stopped before the update, and its last checkpoint "
+                "is good: go on from it with a lower learning rate, after a look at the data"
             )
 
     def _add_eval_loss(self, window: Window) -> None:

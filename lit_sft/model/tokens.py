@@ -36,7 +36,8 @@ def choose_tokens(
         return {}
     if wanted == "auto":
         special = list(tokenizer.added_tokens_decoder)
-        return find_untrained_rows(weight, find_chat_tokens(tokenizer), special)
+        in_use = weight[: len(tokenizer)]  # beyond it are rows that only fill up the vocabulary
+        return find_untrained_rows(in_use, find_chat_tokens(tokenizer), special)
     vocabulary = tokenizer.get_vocab()
     unknown = [token for token in wanted if token not in vocabulary]
     require(not unknown, f"model.trainable_tokens: not in the vocabulary: {', '.join(unknown)}")

@@ -1,0 +1,49 @@
+"""Two processes train what one does: the same windows, the same losses, the same adapter."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from command import lit_sft
+from safetensors.torch import load_file
+
+
+def train(base: Path, folder: Path, *arguments: object) -> Path:
+    outcome = lit_sft(
+        "fit",
+        *("--model.base_model", base, "--model.lora.dropout", 0, "--model.lora.r", 4),
+        *("--model.lora.alpha", 8, "--model.learning_rate", 1e-2, "--model.optimizer", "adamw"),
+        *("--model.max_new_tokens", 6, "--data.accumulate_grad_batches", 2),
+        *("--data.task", "lit_sft.WordProblems", "--data.task.init_args.train_rows", 37),
+        *("--data.task.init_args.val_rows", 7, "--data.val_rows", 7, "--data.max_length", 500),
+        *("--data.cache_dir", folder / "cache", "--trainer.default_root_dir", folder),
+        *("--trainer.precision", "32-true", "--trainer.accelerator", "cpu"),
+        *("--trainer.callbacks", "lit_sft.GenerationEval"),
+        *arguments,
+    )
+    assert outcome.status == 0, outcome.stderr
+    return folder
+
+
+def test_two_ranks_equal_one(tiny_base, tmp_path):
+    """37 rows are windows of 8, the last of 5: one rank has three of its rows, the other two."""
+    alone = train(tiny_base, tmp_path / "alone", "--data.batch_size", 4)
+    together = train(
+        tiny_base,
+        tmp_path / "together",
+        *("--data.batch_size", 2, "--trainer.devices", 2, "--trainer.strategy", "ddp"),
+    )
+    rows = []
+    for folder in (alone, together):
+        with (folder / "logs" / "metrics.csv").open(newline="") as file:
+            rows.append(list(csv.DictReader(file)))
+    assert [row["step"] for row in rows[0]] == ["0", "1", "2", "3", "4", "5"]
+    for one, two in zip(*rows, strict=True):
+        for name in ("train/loss", "train/grad_norm", "val/loss", "val/exact_match"):
+            if one[name]:
+                assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-5), name
+    ours, theirs = (
+        load_file(f / "adapter" / "adapter_model.safetensors") for f in (alone, together)
+    )
+    for name, tensor in ours.items():
+        assert (tensor - theirs[name]).norm() <= 1e-4 * tensor.norm() + 1e-7, name
