@@ -1,6 +1,6 @@
 # `make quickstart` and `make test` are all that a new clone needs.
 .DEFAULT_GOAL := quickstart
-.PHONY: quickstart test lint pretrain-tiny bench-quality install
+.PHONY: quickstart test test-all lint pretrain-tiny bench-quality install
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +10,10 @@ quickstart: install
 	@$(BIN)/lit-sft fit --config configs/quickstart.yaml
 
 test: install
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+test-all: install
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: install
 	@$(BIN)/ruff check .

@@ -17,9 +17,8 @@ WARNINGS = (
     # jsonargparse, about what Lightning calls
     r"\s+By default only one JsonargparseDeprecationWarning",
     r"\s+``instantiate_classes`` was deprecated",
-    # torch and torchdata, about each other
+    # torch, about itself
     r"`torch\.jit\.\w+` is deprecated",
-    r"'set_vital' is deprecated",
     r".*'pin_memory' argument is set as true but no accelerator is found",
     # transformers: the new names do not exist in 5.17, which is supported too
     r"`is_gradient_checkpointing` is deprecated",

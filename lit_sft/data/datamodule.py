@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
-from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.dataset import EncodedRows, load_or_encode
@@ -16,7 +15,7 @@ from lit_sft.data.ledger import Ledger, format_ledgers, make_ledger
 from lit_sft.data.prompts import make_prompts
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.data.tokenizer import hash_template, load_tokenizer
-from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowSampler
+from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowLoader, WindowSampler
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask
 from lit_sft.types import Split
@@ -170,12 +169,16 @@ class SFTDataModule(pl.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=world_size,
         )
+        if training and trainer:
+            # Workers read ahead at once, before Lightning sets the epoch of a resumed run.
+            epoch, sampler.first_window = divmod(trainer.global_step, len(sampler))
+            sampler.set_epoch(epoch)
         windows = (
             PackedWindows(rows, self.max_tokens_per_pass)
             if self.batching == "padding_free"
             else PaddedWindows(rows, self.batch_size, self.tokenizer.pad_token_id)
         )
-        return StatefulDataLoader(
+        return WindowLoader(
             windows,
             batch_size=None,
             sampler=sampler,

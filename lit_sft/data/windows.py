@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lit_sft.data.batching import pack_batch, pad_batch, share_out
 from lit_sft.data.dataset import EncodedRows
@@ -27,21 +27,31 @@ class WindowSampler(DistributedSampler):
         seed: Decides the order; None keeps file order.
         rank: Of this process.
         world_size: Number of processes.
+        first_window: Where the first pass begins: a run that is resumed in the middle of an epoch
+            needs no other memory of its position.
     """
 
     def __init__(
-        self, num_rows: int, window_rows: int, seed: int | None, rank: int = 0, world_size: int = 1
+        self,
+        num_rows: int,
+        window_rows: int,
+        seed: int | None,
+        rank: int = 0,
+        world_size: int = 1,
+        first_window: int = 0,
     ) -> None:
         rows: Any = range(num_rows)
         super().__init__(rows, num_replicas=world_size, rank=rank)
         self.num_rows, self.window_rows, self.order_seed = num_rows, window_rows, seed
+        self.first_window = first_window
 
     def __len__(self) -> int:
         return -(-self.num_rows // self.window_rows)
 
     def __iter__(self) -> Iterator[Any]:
         order = self._order()
-        for start in range(0, self.num_rows, self.window_rows):
+        begin, self.first_window = self.first_window * self.window_rows, 0
+        for start in range(begin, self.num_rows, self.window_rows):
             window = order[start : start + self.window_rows]
             yield window[self.rank :: self.num_replicas]
 
@@ -95,3 +105,18 @@ class PackedWindows(Dataset[Window]):
         examples = [self.rows[i] for i in numbers]
         passes = share_out([len(x.input_ids) for x in examples], self.max_tokens_per_pass)
         return [pack_batch([examples[row] for row in rows]) for rows in passes if rows]
+
+
+class WindowLoader(DataLoader):
+    """A loader without a state: the windows to come are a function of the steps taken.
+
+    What workers have read ahead when a run is killed is read again by the run that resumes it, so
+    their number makes no difference either.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing; having it tells Lightning that resuming is taken care of."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing: `WindowSampler.first_window` is the position."""

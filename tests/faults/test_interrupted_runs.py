@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import lit_sft
+from command import lit_sft, lit_sft_in_process
 
 TIMINGS = ("second", "peak_memory")
 
@@ -79,11 +79,11 @@ def whole(tiny_base, tmp_path_factory):
     "killers",
     [
         [("KillInWindow", 3)],
-        [("KillInWindow", 6)],
-        [("KillInSave", 4)],
-        [("KillInSave", 6)],
-        [("KillInEvaluation", 4)],
-        [("KillInEvaluation", 9)],
+        pytest.param([("KillInWindow", 6)], marks=pytest.mark.slow),
+        pytest.param([("KillInSave", 4)], marks=pytest.mark.slow),
+        pytest.param([("KillInSave", 6)], marks=pytest.mark.slow),
+        pytest.param([("KillInEvaluation", 4)], marks=pytest.mark.slow),
+        pytest.param([("KillInEvaluation", 9)], marks=pytest.mark.slow),
         [("KillInWindow", 1), ("KillInWindow", 5), ("KillInSave", 8), ("KillInEvaluation", 12)],
     ],
     ids=lambda killers: "+".join(f"{name}{step}" for name, step in killers),
@@ -161,10 +161,14 @@ def stopped(tiny_base, tmp_path_factory):
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_changed_run_is_refused_with_the_difference(
-    tiny_base, stopped, tmp_path, arguments, says
+    tiny_base, stopped, tmp_path, monkeypatch, arguments, says
 ):
     shutil.copytree(stopped, tmp_path / "copy")
-    outcome = run(tmp_path / "copy", tiny_base, "--ckpt_path", "last", *arguments)
+    monkeypatch.chdir(tmp_path / "copy")
+    Path("config.yaml").write_text(make_config(tiny_base))
+    outcome = lit_sft_in_process(
+        "fit", "--config", "config.yaml", "--ckpt_path", "last", *arguments, cwd=tmp_path / "copy"
+    )
     assert outcome.status == 2, outcome.stderr
     assert says in outcome.stderr
     assert "--model.accept_changes" in outcome.stderr

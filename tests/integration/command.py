@@ -39,7 +39,7 @@ def lit_sft(
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def lit_sft_in_process(*arguments: object) -> Outcome:
+def lit_sft_in_process(*arguments: object, cwd: Path = ROOT) -> Outcome:
     """Run the command line in this process, which pays for the imports only once.
 
     What is printed goes to buffers; `sys.argv` and `sys.path` are put back.
@@ -48,7 +48,7 @@ def lit_sft_in_process(*arguments: object) -> Outcome:
     with (
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
-        contextlib.chdir(ROOT),
+        contextlib.chdir(cwd),
         patch.object(sys, "argv", ["lit-sft"]),
         patch.object(sys, "path", list(sys.path)),
     ):

@@ -100,6 +100,7 @@ def train(
 def order_of_epochs(rows: EncodedRows, data: SFTDataModule, epochs: int) -> list[list[Example]]:
     """Windows of 16 rows in the order in which the data module hands them out."""
     loader: DataLoader = data.train_dataloader()
+    loader.sampler.first_window = 0
     windows = []
     for epoch in range(epochs):
         loader.sampler.set_epoch(epoch)

@@ -14,6 +14,7 @@ def card() -> ModelCard:
     return ModelCard(
         base_model="meta-llama/Llama-3.2-3B",
         dataset="openai/gsm8k",
+        base_sha256=HASH,
         template_sha256=HASH,
         metrics={"train/loss": 0.5, "val/loss": 0.43216, "val/exact_match": 0.625},
         steps=1402,
@@ -46,7 +47,9 @@ def test_local_folders_are_named_and_never_located(tmp_path):
     base.mkdir(parents=True)
     places = [str(base), f"file://{base}", "~/secret_place/x", "../secret_place/x"]
     config = {"model": {"base_model": str(base)}, "data": {"paths": places}}
-    text = format_card(ModelCard(str(base), str(base.with_name("rows.jsonl")), HASH, config=config))
+    text = format_card(
+        ModelCard(str(base), str(base.with_name("rows.jsonl")), HASH, HASH, config=config)
+    )
     assert "secret_place" not in text
     assert "LoRA adapter of my-base" in text
     data = huggingface_hub.ModelCard(text).data
@@ -55,6 +58,6 @@ def test_local_folders_are_named_and_never_located(tmp_path):
 
 
 def test_card_without_metrics_is_valid():
-    text = format_card(ModelCard("owner/base", "WordProblems", HASH))
+    text = format_card(ModelCard("owner/base", "WordProblems", HASH, HASH))
     assert huggingface_hub.ModelCard(text).data.eval_results is None
     assert "| metric |" not in text
