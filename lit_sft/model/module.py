@@ -12,20 +12,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
-from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.prompts import find_stop_ids
 from lit_sft.errors import InputError, NonFiniteError, require
 from lit_sft.evaluation.generate import Generation, evaluating, generate_greedy
-from lit_sft.model.adapter import (
-    attach_lora,
-    load_adapter,
-    read_adapter_config,
-    read_adapter_tokens,
-    require_same_lora,
-    require_same_shapes,
-)
+from lit_sft.model.adapter import read_adapter_config, require_same_lora, require_same_shapes
 from lit_sft.model.attention import use_attention
+from lit_sft.model.build import build_model
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
 from lit_sft.model.identity import describe_run, describe_settings, only_what_answers_depend_on
 from lit_sft.model.loss import sum_supervised_loss
@@ -35,11 +29,9 @@ from lit_sft.model.qlora import (
     Lora,
     Quantization,
     compute_dtype,
-    load_base,
     read_base_config,
     require_targets,
 )
-from lit_sft.model.tokens import choose_tokens
 from lit_sft.resume import find_differences, require_same_run
 from lit_sft.tracking.publish import publish
 from lit_sft.types import Prompt, Window
@@ -142,14 +134,17 @@ class SFTModule(pl.LightningModule):
         """Load the base and attach the adapter, once."""
         if self._model is not None:
             return
-        dtype = compute_dtype(self.trainer.precision)
-        device = self.trainer.strategy.root_device
-        base = load_base(self.base_model, self.quantization, dtype, device)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            self._model = attach_lora(base, self.lora, self._choose_tokens(base))
-        if self.adapter:
-            load_adapter(self._model, self.adapter)
+        self._model, self.trained_tokens = build_model(
+            self.base_model,
+            self.quantization,
+            self.lora,
+            self.adapter,
+            self.trainable_tokens,
+            self._tokenizer(),
+            compute_dtype(self.trainer.precision),
+            self.trainer.strategy.root_device,
+            self.seed,
+        )
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer. Its learning rate is a pure function of the step, set in each."""
@@ -227,7 +222,7 @@ class SFTModule(pl.LightningModule):
             max_new_tokens: Of an answer; None takes the module's own.
             max_batch_tokens: Rows times their longest length, of a batch.
         """
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        tokenizer = self._tokenizer()
         if tokenizer is None:
             raise InputError(
                 "generation takes a data module with a tokenizer, such as SFTDataModule"
@@ -280,24 +275,9 @@ class SFTModule(pl.LightningModule):
                 rank_zero_info(f"{name} {change}")
         require_same_shapes(self.trained_parameters, checkpoint["state_dict"], "the checkpoint")
 
-    def _choose_tokens(self, base: PreTrainedModel) -> list[int]:
-        """Return the token ids whose rows are trained, and keep why in `trained_tokens`."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if self.adapter:
-            chosen = dict.fromkeys(read_adapter_tokens(self.adapter), "the adapter has it")
-        elif not hasattr(data, "tokenizer"):
-            require(
-                self.trainable_tokens in ("auto", "none"),
-                "model.trainable_tokens: naming tokens takes a data module with a tokenizer",
-            )
-            chosen = {}
-        else:
-            embedding: Any = base.get_input_embeddings()
-            chosen = choose_tokens(self.trainable_tokens, embedding.weight.detach(), data.tokenizer)
-        tokenizer = getattr(data, "tokenizer", None)
-        name = tokenizer.convert_ids_to_tokens if tokenizer else str
-        self.trained_tokens = {name(token): reason for token, reason in chosen.items()}
-        return list(chosen)
+    def _tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Return the data module's, where there is one that has one."""
+        return getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
 
     def _seed_of_step(self) -> int:
         """Return 32 bits, all that the CPU generator reads, from seed, step and rank.
