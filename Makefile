@@ -1,8 +1,9 @@
 # `make quickstart` and `make test` are all that a new clone needs.
 .DEFAULT_GOAL := quickstart
-.PHONY: quickstart test test-all lint pretrain-tiny bench-quality install
+.PHONY: quickstart test test-all soak lint pretrain-tiny bench-quality install
 
 PYTHON ?= python3
+N ?= 10
 BIN := .venv/bin
 
 quickstart: install
@@ -14,6 +15,9 @@ test: install
 
 test-all: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+soak: install
+	@PYTHONPATH=tests/integration:tests/faults $(BIN)/python tests/faults/soak.py --trials $(N)
 
 lint: install
 	@$(BIN)/ruff check .

@@ -4,6 +4,7 @@
 calls `SFTModule.training_step`: from here to the loss there is nothing else of this package.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -166,6 +167,11 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except torch.OutOfMemoryError as error:
         print(f"error: {error}\n{MEMORY_ADVICE}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print(f"error: {error}; what was saved before is whole", file=sys.stderr)
         return 1
     except InterruptedRun as error:
         print(error, file=sys.stderr)
