@@ -27,7 +27,6 @@ class Parser(LightningArgumentParser):
         command = [word for word in sys.argv[1:2] if word in ("fit", "validate", "test", "predict")]
         print(f"error: {text}", file=sys.stderr)
         print(f"every option: {' '.join(['lit-sft', *command])} --help", file=sys.stderr)
-        self.exit(2)
         raise SystemExit(2)
 
 

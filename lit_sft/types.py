@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, TypedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,3 +69,5 @@ class Prompt(NamedTuple):
     """`[tokens]`, generation prompt included."""
     messages: list[Message]
     """The whole conversation; the last assistant turn is the reference answer."""
+    record: Mapping[str, Any]
+    """The row itself, as the task gave it and grades it."""

@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_sft.data.prompts import decode_answer, make_prompts
-from lit_sft.data.splits import read_split
 from lit_sft.errors import require
 from lit_sft.evaluation.report import Answer, Tally, count_answers
 from lit_sft.files import replace_file
@@ -80,13 +79,14 @@ class GenerationEval(pl.Callback):
             split == "test" or data.val_rows > 0,
             "GenerationEval: data.val_rows=0 leaves no rows to evaluate on",
         )
-        rows = [row for _, row in read_split(task, split, data.val_rows)]
         prompts = make_prompts(task, split, data.tokenizer, data.val_rows, self.num_shots)
         limit = (self.eval_rows if split == "val" else 0) or len(prompts)
-        for row in rows[:limit]:
-            task.grade(row, "")  # a row that cannot be graded is found now, not after hours
+        for prompt in prompts[:limit]:
+            task.grade(
+                prompt.record, ""
+            )  # a row that cannot be graded is found now, not after hours
         rank, world_size = trainer.global_rank, trainer.world_size
-        self._grade, self._rows = task.grade, rows
+        self._grade = task.grade
         self._prompts = prompts[:limit][rank::world_size]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -152,9 +152,7 @@ class GenerationEval(pl.Callback):
         for prompt, generation in zip(self._prompts, generations, strict=True):
             output = decode_answer(tokenizer, generation.token_ids)
             answers.append(
-                make_answer(
-                    prompt, output, self._grade(self._rows[prompt.row], output), generation.finished
-                )
+                make_answer(prompt, output, self._grade(prompt.record, output), generation.finished)
             )
         counts = torch.tensor(count_answers(answers), device=pl_module.device)
         tally = Tally(*sum_over_ranks(counts).tolist())

@@ -5,8 +5,6 @@ A row costs five bytes a token, in memory that loader workers share.
 
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -24,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_sft.data.encode import encode_chats, plain_backend
 from lit_sft.data.splits import Conversation
 from lit_sft.errors import require
+from lit_sft.files import replace_file
 from lit_sft.types import IGNORE_INDEX, Example
 
 ENCODING_VERSION = 1
@@ -141,7 +140,7 @@ def load_or_encode(
     if encoded is None:
         encoded = encode_rows(tokenizer, conversations, max_length)
         try:
-            _save_atomically(encoded, path)
+            _save(encoded, path)
         except (OSError, SafetensorError) as error:
             warnings.warn(
                 f"the token cache {cache_dir} cannot be written ({error}): this run goes on "
@@ -163,17 +162,11 @@ def _load(path: Path) -> EncodedRows | None:
     return None
 
 
-def _save_atomically(encoded: EncodedRows, path: Path) -> None:
+def _save(encoded: EncodedRows, path: Path) -> None:
     """Two runs may fill one cache at once: each writes its own file, the last rename wins."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, staged = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        tensors = vars(encoded)
+    tensors = vars(encoded)
+    with replace_file(path) as staged:
         save_file(tensors, staged, metadata={"crc32": _checksum(tensors)})
-        Path(staged).replace(path)
-    finally:
-        Path(staged).unlink(missing_ok=True)
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

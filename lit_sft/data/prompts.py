@@ -36,12 +36,12 @@ def make_prompts(
         InputError: If a row cannot be read or rendered; the message names it.
     """
     shots = _draw_shots(task, val_rows, num_shots) if num_shots else []
+    rows = read_split(task, split, val_rows)
     prompts = []
-    for row, (name, messages) in enumerate(
-        read_conversations(task, read_split(task, split, val_rows))
-    ):
+    for number, (name, messages) in enumerate(read_conversations(task, rows)):
         with naming(name):
-            prompts.append(Prompt(row, encode_prompt(tokenizer, [*shots, *messages]), messages))
+            input_ids = encode_prompt(tokenizer, [*shots, *messages])
+        prompts.append(Prompt(number, input_ids, messages, rows[number][1]))
     return prompts
 
 
