@@ -8,15 +8,19 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lit_sft.model.attention import use_attention
+from lit_sft.model.head import fused_cross_entropy
+from lit_sft.model.token_rows import embed, read_rows
 from lit_sft.types import IGNORE_INDEX, Batch
 
 
-def sum_supervised_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+def sum_supervised_loss(model: PreTrainedModel, batch: Batch, fused: bool = True) -> Tensor:
     """Run a causal language model and sum its loss over the supervised tokens.
 
     Args:
         model: A causal language model whose logits are its head's, see `read_base_config`.
         batch: Rows side by side, or end to end.
+        fused: Whether to use `fused_cross_entropy`; a head that is more than frozen rows, such as
+            one with a bias, takes the plain way in any case.
 
     Returns:
         float32 scalar: the sum, not the mean. Whoever knows all tokens of the optimizer step
@@ -32,18 +36,37 @@ def sum_supervised_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
             "max_length_k": batch["max_length"],
         }
     use_attention(model, packed=bool(boundaries))
+    head: Any = model.get_output_embeddings()
+    rows = read_rows(head) if fused else None
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
+    if rows is not None:
+        inputs = {"inputs_embeds": embed(model.get_input_embeddings(), batch["input_ids"])}
     # No cache: with one, transformers takes another path through the mask, and keeps every key.
-    output = model.get_decoder()(input_ids=batch["input_ids"], use_cache=False, **boundaries)
-    return sum_cross_entropy(
-        output.last_hidden_state, model.get_output_embeddings(), batch["labels"]
-    )
+    hidden = model.get_decoder()(**inputs, use_cache=False, **boundaries).last_hidden_state
+    if rows is None:
+        return sum_cross_entropy(hidden, head, batch["labels"])
+    return fused_cross_entropy(*select_supervised(hidden, batch), rows)
+
+
+def select_supervised(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the hidden states that have to predict a supervised token, and those tokens.
+
+    The number of them is known from the batch, so that no device is waited for.
+
+    Args:
+        hidden: `[batch, tokens, hidden]`.
+        batch: Its labels are unshifted.
+
+    Returns:
+        `[n, hidden]`, and int64 `[n]`.
+    """
+    targets = batch["labels"][:, 1:].flatten()
+    places = torch.nonzero_static(targets != IGNORE_INDEX, size=batch["num_supervised"])[:, 0]
+    return hidden[:, :-1].flatten(0, 1)[places], targets[places]
 
 
 def sum_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
     """Sum the next-token cross-entropy over the positions whose next label is supervised.
-
-    The unsupervised positions are dropped before the head: it is the largest matrix of a small
-    model, and about 40 % of the positions of GSM8K would pay for it without carrying loss.
 
     Args:
         hidden: Last hidden states, `[batch, tokens, hidden]`.

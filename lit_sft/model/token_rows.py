@@ -1,0 +1,72 @@
+"""The rows of an embedding or a head: the frozen ones, and the few that are trained beside them.
+
+PEFT's own layer copies the whole matrix in every forward, and its backward fills another with the
+gradient of a few rows. What is here touches those rows alone.
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class TokenRows(NamedTuple):
+    """A matrix with a row a token, some of which stand elsewhere."""
+
+    weight: Tensor
+    """`[vocabulary, hidden]`, frozen; the rows of `token_ids` in it are out of use."""
+    token_ids: tuple[int, ...]
+    """In ascending order."""
+    rows: Tensor
+    """`[len(token_ids), hidden]`: what stands for those rows, and may ask for a gradient."""
+
+
+def read_rows(layer: Any) -> TokenRows | None:
+    """Return the rows of an embedding or a head, or None where they are not all there is to it.
+
+    Args:
+        layer: An `nn.Embedding` or `nn.Linear`, or PEFT's wrapper of one with trained rows.
+    """
+    adapter = getattr(layer, "token_adapter", None)
+    base = layer if adapter is None else adapter.base_layer
+    is_plain = isinstance(base, nn.Embedding | nn.Linear) and type(base.weight) is nn.Parameter
+    if not is_plain or base.weight.requires_grad or getattr(base, "bias", None) is not None:
+        return None
+    if adapter is None or adapter.disable_adapters:
+        return TokenRows(base.weight, (), base.weight[:0])
+    (name,) = adapter.active_adapters
+    token_ids, rows = adapter.token_indices[name], adapter.trainable_tokens_delta[name]
+    if list(token_ids) != sorted(token_ids):
+        return None
+    return TokenRows(base.weight, tuple(token_ids), rows)
+
+
+def embed(layer: Any, input_ids: Tensor) -> Tensor:
+    """Return what an embedding gives, `[batch, tokens, hidden]`, its trained rows included.
+
+    Args:
+        layer: An `nn.Embedding`, or PEFT's wrapper of one.
+        input_ids: int64 `[batch, tokens]`.
+    """
+    table = read_rows(layer)
+    if table is None or not table.token_ids:
+        embedded: Tensor = layer(input_ids)
+        return embedded
+    is_own = match_tokens(input_ids, table.token_ids)
+    frozen = functional.embedding(input_ids, table.weight)
+    own = is_own.to(frozen.dtype) @ table.rows.to(frozen.dtype)
+    embedded = torch.where(is_own.any(-1, keepdim=True), own, frozen)
+    scale = getattr(layer.token_adapter.base_layer, "embed_scale", None)  # Gemma's has one
+    return embedded if scale is None else embedded * scale.to(embedded.dtype)
+
+
+def match_tokens(tokens: Tensor, token_ids: tuple[int, ...]) -> Tensor:
+    """Return which of some tokens each is, bool `[..., len(token_ids)]`; nothing waits for it."""
+    return tokens.unsqueeze(-1) == _on_device(token_ids, tokens.device)
+
+
+@lru_cache(maxsize=16)
+def _on_device(token_ids: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(token_ids, dtype=torch.int64, device=device)

@@ -1,0 +1,109 @@
+"""The fused head equals the plain one, in its loss and in every gradient."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from lit_sft.model.head import fused_cross_entropy, mix_by_attention, mix_by_chunks
+from lit_sft.model.token_rows import TokenRows
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+def make_head(vocabulary, width, token_ids, dtype):
+    weight = torch.randn(vocabulary, width).to(dtype)
+    rows = torch.randn(len(token_ids), width)
+    return TokenRows(weight, tuple(token_ids), rows.requires_grad_())
+
+
+def plain_cross_entropy(hidden, targets, head):
+    weight = head.weight.float()
+    if head.token_ids:
+        weight = weight.index_copy(
+            0, torch.tensor(head.token_ids), head.rows.to(head.weight.dtype).float()
+        )
+    return functional.cross_entropy(hidden.float() @ weight.T, targets, reduction="sum")
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_equals_the_plain_head(data):
+    vocabulary, width = data.draw(st.integers(2, 300)), data.draw(st.integers(1, 70))
+    n = data.draw(st.integers(0, 90))
+    token_ids = sorted(data.draw(st.sets(st.integers(0, vocabulary - 1), max_size=4)))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    torch.manual_seed(data.draw(st.integers(0, 1000)))
+    head = make_head(vocabulary, width, token_ids, dtype)
+    hidden = (torch.randn(n, width) / width**0.5).to(dtype)
+    targets = torch.randint(vocabulary, (n,))
+    targets[: len(token_ids)] = torch.tensor(token_ids)[:n]  # few are drawn by chance
+    ours = gradients(fused_cross_entropy, hidden, targets, head)
+    theirs = gradients(plain_cross_entropy, hidden, targets, head)
+    for got, expected in zip(ours, theirs, strict=True):
+        assert_close(got, expected, dtype)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    n=st.integers(1, 50), m=st.integers(1, 400), width=st.integers(1, 80), seed=st.integers(0, 99)
+)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_chunks_equal_attention(n, m, width, seed, dtype):
+    torch.manual_seed(seed)
+    states, rows = (torch.randn(n, width) / width**0.5).to(dtype), torch.randn(m, width).to(dtype)
+    by_attention, by_chunks = mix_by_attention(states, rows), mix_by_chunks(states, rows, 999)
+    for got, expected in zip(by_chunks, by_attention, strict=True):
+        assert_close(got, expected, dtype)
+
+
+def test_large_logits_do_not_overflow():
+    head = TokenRows(torch.tensor([[300.0], [-300.0], [0.0]]), (), torch.empty(0, 1))
+    hidden, targets = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 0])
+    assert fused_cross_entropy(hidden, targets, head).item() == 600.0
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_poison_shows_in_the_loss(poison):
+    head = TokenRows(torch.randn(9, 4), (), torch.empty(0, 4))
+    hidden = torch.randn(3, 4)
+    hidden[1, 2] = poison
+    assert not fused_cross_entropy(hidden, torch.tensor([0, 1, 2]), head).isfinite()
+
+
+def test_no_logits_stand_in_memory():
+    """A head of 64 MiB and 2,048 states, whose logits would take 1 GiB, adds little to the peak."""
+    script = """
+import resource, torch
+from lit_sft.model.head import fused_cross_entropy
+from lit_sft.model.token_rows import TokenRows
+head = TokenRows(torch.randn(131072, 128), (), torch.empty(0, 128))
+hidden = torch.randn(2048, 128, requires_grad=True)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+fused_cross_entropy(hidden, torch.arange(2048), head).backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    added = int(subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE).stdout)
+    assert added < 100 * 1024
+
+
+def gradients(function, hidden, targets, head):
+    hidden = hidden.clone().requires_grad_()
+    head.rows.grad = None
+    loss = 0.5 * function(hidden, targets, head)
+    loss.backward()
+    return (
+        loss,
+        hidden.grad,
+        torch.zeros_like(head.rows) if head.rows.grad is None else head.rows.grad,
+    )
+
+
+def assert_close(got, expected, dtype):
+    if expected.numel():
+        error = (got.float() - expected.float()).abs().max()
+        assert error <= TOLERANCE[dtype] * expected.float().abs().max().clamp(min=1)
