@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lit_sft.evaluation.metric import GSM8KExactMatch
     from lit_sft.model.module import SFTModule
     from lit_sft.model.qlora import Lora, Quantization
+    from lit_sft.model.speed import Speed
     from lit_sft.tasks.base import ChatTask
     from lit_sft.tasks.gsm8k import GSM8K
     from lit_sft.tasks.word_problems import WordProblems
@@ -30,6 +31,7 @@ _HOMES = {
     "SFTModule": "lit_sft.model.module",
     "Lora": "lit_sft.model.qlora",
     "Quantization": "lit_sft.model.qlora",
+    "Speed": "lit_sft.model.speed",
     "ChatTask": "lit_sft.tasks.base",
     "GSM8K": "lit_sft.tasks.gsm8k",
     "WordProblems": "lit_sft.tasks.word_problems",
@@ -57,6 +59,7 @@ __all__ = [
     "Quantization",
     "SFTDataModule",
     "SFTModule",
+    "Speed",
     "WandbRun",
     "Window",
     "WordProblems",

@@ -44,6 +44,9 @@ class Summary(pl.Callback):
             f"training {trained:,} parameters of a LoRA adapter; the base's {frozen:,} are frozen",
             flush=True,
         )
+        if pl_module.cached_bytes:
+            size = pl_module.cached_bytes / 2**20
+            print(f"its 4-bit weights are dequantised once, and take {size:,.0f} MiB", flush=True)
         for token, reason in pl_module.trained_tokens.items():
             print(f"training the row of {token} too: {reason}", flush=True)
 

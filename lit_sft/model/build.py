@@ -7,8 +7,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_sft.errors import require
 from lit_sft.model.adapter import attach_lora, load_adapter, read_adapter_tokens
+from lit_sft.model.lora import fuse_lora
 from lit_sft.model.qlora import Lora, Quantization, load_base
 from lit_sft.model.tokens import choose_tokens
+from lit_sft.model.weight_cache import cache_weights
 
 
 class BuiltModel(NamedTuple):
@@ -18,6 +20,8 @@ class BuiltModel(NamedTuple):
     """A `peft.PeftModel` in training mode; only the adapter asks for gradients."""
     trained_tokens: dict[str, str]
     """Tokens whose rows are trained as well, and why."""
+    cached_bytes: int
+    """What the weights take that were dequantised for good."""
 
 
 def build_model(
@@ -26,6 +30,7 @@ def build_model(
     lora: Lora,
     adapter: str | None,
     trainable_tokens: Literal["auto", "none"] | list[str],
+    fused_lora: bool,
     tokenizer: PreTrainedTokenizerBase | None,
     dtype: torch.dtype,
     device: torch.device,
@@ -39,6 +44,7 @@ def build_model(
         lora: The shape of the adapter.
         adapter: A folder or Hub id to take the adapter's weights from.
         trainable_tokens: As `SFTModule` takes them; without a tokenizer, `auto` is none.
+        fused_lora: As `Speed` has it.
         tokenizer: As `load_tokenizer` returns it.
         dtype: What the base is computed in.
         device: Where it goes.
@@ -48,6 +54,7 @@ def build_model(
         InputError: If the adapter does not fit, or a token that is asked for is unknown.
     """
     base = load_base(base_model, quantization, dtype, device)
+    cached_bytes = cache_weights(base, quantization.weight_cache, dtype, device)
     if adapter:
         tokens = dict.fromkeys(read_adapter_tokens(adapter), "the adapter has it")
     elif tokenizer is not None:
@@ -64,5 +71,9 @@ def build_model(
         model = attach_lora(base, lora, list(tokens))
     if adapter:
         load_adapter(model, adapter)
+    if fused_lora:
+        fuse_lora(model)
     name: Any = tokenizer.convert_ids_to_tokens if tokenizer else str
-    return BuiltModel(model, {name(token): reason for token, reason in tokens.items()})
+    return BuiltModel(
+        model, {name(token): reason for token, reason in tokens.items()}, cached_bytes
+    )

@@ -11,6 +11,7 @@ their log-sum-exps, as the blocks of flash attention are.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -78,7 +79,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
 def _split(weight: Tensor, token_ids: tuple[int, ...], own: Tensor) -> list[Tensor]:
     """Return the rows in use, as views of the frozen ones and the trained ones after them."""
     ends = [-1, *token_ids, len(weight)]
-    frozen = [weight[a + 1 : b] for a, b in zip(ends, ends[1:], strict=False)]
+    frozen = [weight[a + 1 : b] for a, b in pairwise(ends)]
     return [part for part in (*frozen, own) if len(part)]
 
 

@@ -13,11 +13,13 @@ def describe_run(module: Any) -> dict[str, Any]:
     """
     data: Any = getattr(module.trainer, "datamodule", None)
     about_data = data.describe_run() if hasattr(data, "describe_run") else {}
+    quantization = module.quantization
     return about_data | {
         "model.base_model": fingerprint_base(module.model),
-        "model.quantization": str(module.quantization),
+        "model.quantization": f"{quantization.format}, double_quant={quantization.double_quant}",
         "model.lora": str(module.lora),
         "model.trainable_tokens": ", ".join(module.trained_tokens),
+        "model.speed": str(module.speed),
         "model.optimizer": module.optimizer_name,
         "model.seed": module.seed,
         "trainer.precision": module.trainer.precision,

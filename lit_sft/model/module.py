@@ -21,6 +21,7 @@ from lit_sft.model.adapter import read_adapter_config, require_same_lora, requir
 from lit_sft.model.attention import use_attention
 from lit_sft.model.build import build_model
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
+from lit_sft.model.flat import FlatParameters
 from lit_sft.model.identity import describe_run, describe_settings, only_what_answers_depend_on
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.memory import peak_memory_gib
@@ -32,6 +33,7 @@ from lit_sft.model.qlora import (
     read_base_config,
     require_targets,
 )
+from lit_sft.model.speed import Speed
 from lit_sft.resume import find_differences, require_same_run
 from lit_sft.tracking.publish import publish
 from lit_sft.types import Prompt, Window
@@ -52,6 +54,7 @@ class SFTModule(pl.LightningModule):
         adapter: The folder or Hub id of an adapter to go on from, or to evaluate.
         trainable_tokens: Tokens whose rows in embedding and head are trained too; `auto` takes
             those of the chat format that look untrained, see `lit_sft.model.tokens`.
+        speed: What is done for speed alone.
         optimizer: By name, see `lit_sft.model.optim.build_optimizer`.
         learning_rate: The peak of the cosine schedule.
         weight_decay: Decoupled, of every trained parameter.
@@ -70,6 +73,7 @@ class SFTModule(pl.LightningModule):
         lora: Lora = Lora(),  # noqa: B008 (it is frozen)
         adapter: str | None = None,
         trainable_tokens: Literal["auto", "none"] | list[str] = "auto",
+        speed: Speed = Speed(),  # noqa: B008 (it is frozen)
         optimizer: OptimizerName = "paged_adamw_32bit",
         learning_rate: float = 1e-4,
         weight_decay: float = 0.0,
@@ -86,7 +90,7 @@ class SFTModule(pl.LightningModule):
         require(max_grad_norm >= 0, f"model.max_grad_norm must not be negative: {max_grad_norm}")
         require(max_new_tokens > 0, f"model.max_new_tokens must be positive, got {max_new_tokens}")
         self.base_model, self.quantization, self.lora = base_model, quantization, lora
-        self.adapter, self.trainable_tokens = adapter, trainable_tokens
+        self.adapter, self.trainable_tokens, self.speed = adapter, trainable_tokens, speed
         self.optimizer_name, self.learning_rate = optimizer, learning_rate
         self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
         self.max_grad_norm, self.max_new_tokens, self.seed = max_grad_norm, max_new_tokens, seed
@@ -95,7 +99,9 @@ class SFTModule(pl.LightningModule):
         self.eval_loss = MeanMetric()
         self.accept_changes = accept_changes
         self.trained_tokens: dict[str, str] = {}
+        self.cached_bytes = 0
         self._model: nn.Module | None = None
+        self._flat: FlatParameters | None = None
 
     @property
     def model(self) -> Any:
@@ -134,12 +140,13 @@ class SFTModule(pl.LightningModule):
         """Load the base and attach the adapter, once."""
         if self._model is not None:
             return
-        self._model, self.trained_tokens = build_model(
+        self._model, self.trained_tokens, self.cached_bytes = build_model(
             self.base_model,
             self.quantization,
             self.lora,
             self.adapter,
             self.trainable_tokens,
+            self.speed.fused_lora,
             self._tokenizer(),
             compute_dtype(self.trainer.precision),
             self.trainer.strategy.root_device,
@@ -148,7 +155,10 @@ class SFTModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer. Its learning rate is a pure function of the step, set in each."""
-        parameters = self.trained_parameters.values()
+        parameters = list(self.trained_parameters.values())
+        if self.speed.flat_optimizer:
+            self._flat = FlatParameters(parameters)
+            parameters = [self._flat.parameter]
         return build_optimizer(
             self.optimizer_name, parameters, self.learning_rate, self.weight_decay
         )
@@ -161,11 +171,11 @@ class SFTModule(pl.LightningModule):
         loss = torch.zeros((), device=self.device)
         with without_gradient_sync(self.trainer.model):
             for batch in window:
-                part = sum_supervised_loss(self.model, batch) / supervised
+                part = sum_supervised_loss(self.model, batch, self.speed.fused_head) / supervised
                 self.manual_backward(part)
                 loss += part.detach()
         loss = sum_over_ranks(loss)
-        trained = list(self.trained_parameters.values())
+        trained = self._collect_gradients()
         sum_gradients(trained)
         grad_norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm or float("inf"))
         self._require_finite(loss, grad_norm)
@@ -255,7 +265,9 @@ class SFTModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter and what the run is, and drop the frozen base."""
-        checkpoint["state_dict"] = {k: p.detach() for k, p in self.trained_parameters.items()}
+        checkpoint["state_dict"] = {
+            name: parameter.detach().clone() for name, parameter in self.trained_parameters.items()
+        }
         checkpoint["run"] = describe_run(self)
         checkpoint["settings"] = describe_settings(self)
 
@@ -296,8 +308,18 @@ class SFTModule(pl.LightningModule):
             group["lr"] = learning_rate
             group["weight_decay"] = self.weight_decay  # a resumed optimizer remembers its old one
         optimizer.step()
-        optimizer.zero_grad()
+        if self._flat:
+            self._flat.zero_grad()
+        else:
+            optimizer.zero_grad()
         return learning_rate
+
+    def _collect_gradients(self) -> list[nn.Parameter]:
+        """Return what the optimizer updates: the trained parameters, or the buffer they are in."""
+        if self._flat is None:
+            return list(self.trained_parameters.values())
+        self._flat.collect()
+        return [self._flat.parameter]
 
     def _require_finite(self, loss: Tensor, grad_norm: Tensor) -> None:
         """The step has one device wait, and this is it: nothing poisoned reaches the optimizer."""
@@ -311,7 +333,7 @@ class SFTModule(pl.LightningModule):
     def _add_eval_loss(self, window: Window) -> None:
         for batch in window:
             if count := batch["num_supervised"]:
-                loss = sum_supervised_loss(self.model, batch)
+                loss = sum_supervised_loss(self.model, batch, self.speed.fused_head)
                 self.eval_loss.update(loss / count, weight=count)
 
     def _count(self, window: Window, field: Literal["num_tokens", "num_supervised"]) -> Tensor:

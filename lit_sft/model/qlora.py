@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from lit_sft.errors import InputError, require
+from lit_sft.model.weight_cache import WeightCache
 from lit_sft.paths import is_local, locate, require_folder
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -24,10 +25,14 @@ class Quantization:
     Args:
         format: `nf4` and `fp4` store four bits a weight; `none` keeps the compute dtype.
         double_quant: Whether the scales of the four-bit blocks are quantised too.
+        weight_cache: `bf16` keeps the rounded weights in the dtype of the arithmetic rather than
+            in four bits, which is faster and gives the same numbers; `auto` does so where it takes
+            up to half of the free memory, and `none` never.
     """
 
     format: Literal["nf4", "fp4", "none"] = "nf4"
     double_quant: bool = True
+    weight_cache: WeightCache = "auto"
 
 
 @dataclass(frozen=True)

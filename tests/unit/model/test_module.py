@@ -4,10 +4,20 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lit_sft import GradientCheckpointing, Lora, SFTDataModule, SFTModule, WordProblems
+from lit_sft import (
+    GradientCheckpointing,
+    Lora,
+    Quantization,
+    SFTDataModule,
+    SFTModule,
+    Speed,
+    WordProblems,
+)
 from lit_sft.errors import InputError, NonFiniteError
 from lit_sft.model.adapter import require_same_shapes
 from lit_sft.model.loss import sum_supervised_loss
+
+DTYPE = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 
 
 def make_trainer(root, steps=2, precision="32-true", **kwargs) -> pl.Trainer:
@@ -83,7 +93,8 @@ class LayerCalls(pl.Callback):
 
 def test_gradient_checkpointing_recomputes_and_changes_no_gradient(tiny_base, tmp_path):
     outcomes = {}
-    for name, callbacks in {"plain": [], "checkpointed": [GradientCheckpointing()]}.items():
+    recompute = GradientCheckpointing("all")
+    for name, callbacks in {"plain": [], "checkpointed": [recompute]}.items():
         module, data = make_run(tiny_base)
         calls = LayerCalls()
         make_trainer(tmp_path, callbacks=[*callbacks, calls]).fit(module, data)
@@ -99,7 +110,7 @@ def test_gradient_checkpointing_recomputes_and_changes_no_gradient(tiny_base, tm
 
 
 def test_the_base_is_frozen_in_four_bits_and_the_adapter_in_fp32(tiny_base, tmp_path):
-    module, data = make_run(tiny_base)
+    module, data = make_run(tiny_base, quantization=Quantization(weight_cache="none"))
     make_trainer(tmp_path, precision="bf16-mixed").fit(module, data)
     assert {p.dtype for p in module.trained_parameters.values()} == {torch.float32}
     assert all("lora_" in name for name in module.trained_parameters)
@@ -108,6 +119,40 @@ def test_the_base_is_frozen_in_four_bits_and_the_adapter_in_fp32(tiny_base, tmp_
     assert layer.weight.quant_state.nested
     assert layer.weight.quant_state.quant_type == "nf4"
     assert module.model.training
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_cache_of_the_weights_changes_no_bit(tiny_base, tmp_path, precision):
+    trained = {}
+    for cache in ("none", "auto"):
+        module, data = make_run(tiny_base, quantization=Quantization(weight_cache=cache))
+        trainer = make_trainer(tmp_path, 3, precision, val_check_interval=1)
+        trainer.fit(module, data)
+        layer = module.model.get_base_model().model.layers[0].mlp.up_proj
+        assert layer.weight.dtype == (torch.uint8 if cache == "none" else DTYPE[precision])
+        assert (module.cached_bytes > 0) == (cache == "auto")
+        trained[cache] = [*module.trained_parameters.values(), trainer.callback_metrics["val/loss"]]
+    for without, cached in zip(*trained.values(), strict=True):
+        assert torch.equal(without, cached)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw_32bit"])
+def test_one_buffer_for_the_optimizer_changes_no_bit(tiny_base, tmp_path, optimizer):
+    saved = {}
+    for flat in (True, False):
+        speed = Speed(flat_optimizer=flat)
+        run = {"speed": speed, "optimizer": optimizer, "max_grad_norm": 0.0, "weight_decay": 0.1}
+        module, data = make_run(tiny_base, **run)
+        trainer = make_trainer(tmp_path, steps=3)
+        trainer.fit(module, data)
+        module.zero_grad()  # as a user may; it must not cut the ties to the buffer
+        (groups,) = trainer.optimizers[0].param_groups
+        assert (len(groups["params"]) == 1) == flat
+        trainer.save_checkpoint(tmp_path / "run.ckpt")
+        saved[flat] = torch.load(tmp_path / "run.ckpt", weights_only=True)["state_dict"]
+    assert saved[True].keys() == saved[False].keys()
+    for name, tensor in saved[True].items():
+        assert torch.equal(tensor, saved[False][name])
 
 
 def test_a_checkpoint_holds_the_adapter_alone_and_loads_again(tiny_base, tmp_path):

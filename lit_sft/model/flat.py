@@ -1,0 +1,45 @@
+"""Many small parameters as one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class FlatParameters:
+    """A buffer of which parameters and their gradients are views.
+
+    An optimizer updates it with one kernel rather than one a tensor, and bitsandbytes pages its
+    state, which it does from 100,000 elements on. Names and shapes of the parameters stay.
+
+    Args:
+        parameters: Of one dtype and device.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        joined = torch.cat([parameter.detach().flatten() for parameter in parameters])
+        self.parameter = nn.Parameter(joined)
+        """What the optimizer is given, `[elements]`."""
+        self._gradient: Tensor = torch.zeros_like(joined)
+        self._parameters = list(parameters)
+        sizes = [parameter.numel() for parameter in parameters]
+        for parameter, value in zip(parameters, joined.split(sizes), strict=True):
+            parameter.data = value.view_as(parameter)
+        self._views = [
+            gradient.view_as(parameter)
+            for parameter, gradient in zip(parameters, self._gradient.split(sizes), strict=True)
+        ]
+        self.zero_grad()
+
+    def collect(self) -> None:
+        """Take in the gradients of parameters whose `grad` somebody has set to None meanwhile."""
+        for parameter, view in zip(self._parameters, self._views, strict=True):
+            if parameter.grad is not view:
+                view.copy_(torch.zeros_like(view) if parameter.grad is None else parameter.grad)
+                parameter.grad = view
+
+    def zero_grad(self) -> None:
+        """Zero all gradients in place."""
+        self.parameter.grad = self._gradient.zero_()
+        for parameter, view in zip(self._parameters, self._views, strict=True):
+            parameter.grad = view

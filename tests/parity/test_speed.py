@@ -1,0 +1,124 @@
+"""What is done for speed changes no number: each trick against the plain way."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lit_sft import Lora
+from lit_sft.data.batching import pack_batch, pad_batch, share_out
+from lit_sft.model.adapter import attach_lora
+from lit_sft.model.lora import fuse_lora
+from lit_sft.model.loss import sum_supervised_loss
+from lit_sft.model.recompute import recompute_layers
+from lit_sft.types import IGNORE_INDEX, Example
+
+VOCABULARY, TOKEN_IDS = 97, [3, 40, 41]
+LORA = Lora(r=4, alpha=8, dropout=0.0)
+
+
+def build(tied: bool, fused_lora: bool, dtype: torch.dtype):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+    )
+    base = LlamaForCausalLM(config).to(dtype).requires_grad_(False)
+    model = attach_lora(base, LORA, TOKEN_IDS)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # where the adapter starts, B is zero and A has no gradient
+            parameter.data = torch.randn_like(parameter) * 0.3
+    if fused_lora:
+        fuse_lora(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def models():
+    """By tied, fused, dtype; a class of its own, whose repr stays short in a failure."""
+    return Models(
+        {
+            (tied, fused, dtype): build(tied, fused, dtype)
+            for tied in (True, False)
+            for fused in (True, False)
+            for dtype in (torch.float32, torch.bfloat16)
+        }
+    )
+
+
+class Models(dict):
+    def __repr__(self):
+        return "models"
+
+
+def loss_and_gradients(model, window, fused, dtype):
+    model.zero_grad()
+    loss = torch.zeros(())
+    for batch in window:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            part = sum_supervised_loss(model, batch, fused)
+        part.backward()
+        loss += part.detach()
+    gradients = {k: p.grad.clone() for k, p in model.named_parameters() if p.requires_grad}
+    return loss, gradients
+
+
+@st.composite
+def rows(draw):
+    length = draw(st.integers(2, 24))
+    ids = draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=length, max_size=length))
+    mask = draw(st.lists(st.booleans(), min_size=length, max_size=length))
+    return Example(ids, [i if keep else IGNORE_INDEX for i, keep in zip(ids, mask, strict=True)])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    window=st.lists(rows(), min_size=1, max_size=6),
+    tied=st.booleans(),
+    budget=st.integers(8, 80),
+    recomputed=st.integers(0, 3),
+)
+def test_the_fast_way_equals_the_plain_one(models, window, tied, budget, recomputed):
+    loss, gradients = run_fast(models, window, tied, budget, recomputed, torch.float32)
+    plain_loss, plain = run_plain(models, window, tied, torch.float32)
+    assert abs(loss - plain_loss) <= 2e-5 * max(1, abs(plain_loss))
+    scale = max(1.0, *(gradient.abs().max() for gradient in plain.values()))
+    for name, gradient in gradients.items():
+        assert (gradient - plain[name]).abs().max() <= 2e-5 * scale, name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bfloat16_is_as_near_to_the_truth_as_the_plain_way(models, tied):
+    torch.manual_seed(1)
+    ids = torch.randint(VOCABULARY, (12, 20)).tolist()
+    window = [Example(row, [IGNORE_INDEX] * 5 + row[5:]) for row in ids]
+    _, truth = run_plain(models, window, tied, torch.float32)
+    _, plain = run_plain(models, window, tied, torch.bfloat16)
+    _, fast = run_fast(models, window, tied, 100, 1, torch.bfloat16)
+
+    def error(gradients):
+        return sum((gradients[name] - truth[name]).square().sum() for name in truth).sqrt()
+
+    size = sum(gradient.square().sum() for gradient in truth.values()).sqrt()
+    assert error(plain) > 1e-4 * size  # else this would compare nothing
+    assert error(fast) < 1.25 * error(plain)
+
+
+def run_fast(models, window, tied, budget, recomputed, dtype):
+    passes = share_out([len(row.input_ids) for row in window], budget)
+    model = models[tied, True, dtype]
+    recompute_layers(model, recomputed)
+    packed = [pack_batch([window[i] for i in part]) for part in passes]
+    return loss_and_gradients(model, packed, True, dtype)
+
+
+def run_plain(models, window, tied, dtype):
+    padded = [pad_batch(window, pad_token_id=0)]
+    return loss_and_gradients(models[tied, False, dtype], padded, False, dtype)

@@ -1,0 +1,32 @@
+"""One buffer for many parameters."""
+
+import torch
+from torch import nn
+
+from lit_sft.model.flat import FlatParameters
+
+
+def make() -> tuple[nn.Linear, FlatParameters]:
+    layer = nn.Linear(3, 2)
+    return layer, FlatParameters(list(layer.parameters()))
+
+
+def test_an_update_of_the_buffer_is_one_of_the_parameters():
+    layer, flat = make()
+    before = layer.weight.detach().clone()
+    layer(torch.ones(1, 3)).sum().backward()
+    torch.optim.SGD([flat.parameter], lr=0.5).step()
+    assert torch.equal(layer.weight, before - 0.5)
+    flat.zero_grad()
+    assert not layer.weight.grad.any()
+
+
+def test_gradients_that_were_set_to_none_are_taken_in():
+    layer, flat = make()
+    layer.zero_grad()  # sets them to None, and cuts the ties
+    layer(torch.ones(1, 3)).sum().backward()
+    flat.collect()
+    assert torch.equal(flat.parameter.grad, torch.ones(8))
+    layer.zero_grad()
+    flat.collect()
+    assert torch.equal(flat.parameter.grad, torch.zeros(8))
