@@ -98,7 +98,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=[*CASES, "scaling"], metavar="CASE")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="optimizer steps a repeat")
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps a repeat")
     parser.add_argument("--quick", action="store_true", help="one small case, to see that it runs")
     parser.add_argument("--threads", type=int, default=1, help="one by default: CPUs are shared")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared")
@@ -205,7 +205,7 @@ def make_base(config: LlamaConfig, folder: Path) -> None:
 
 @contextmanager
 def started(arms: dict[str, Arm], job: Job) -> Iterator[dict[str, Connection]]:
-    """Start a process for each arm, and end them."""
+    """Start a process for each arm. They end by themselves, or when nobody listens any more."""
     spawn, processes, pipes = multiprocessing.get_context("spawn"), [], {}
     try:
         for name, arm in arms.items():
@@ -216,8 +216,9 @@ def started(arms: dict[str, Arm], job: Job) -> Iterator[dict[str, Connection]]:
             processes.append(process)
         yield pipes
     finally:
+        for pipe in pipes.values():
+            pipe.close()
         for process in processes:
-            process.kill()  # Lightning answers SIGTERM by going on to the end of the step
             process.join()
 
 
@@ -256,7 +257,7 @@ def format_case(result: dict[str, Any]) -> str:
     for name, runs in result["arms"].items():
         seconds, all_seconds = medians[name], [run["seconds"] for run in runs]
         floor = result["flops_per_step"] / result["matmul_rate"]
-        parts = sum(median([run["parts"] for run in runs], part) for part in runs[0]["parts"])
+        loop = statistics.median(1 - sum(run["parts"].values()) / run["seconds"] for run in runs)
         lines.append(
             [
                 name,
@@ -265,7 +266,7 @@ def format_case(result: dict[str, Any]) -> str:
                 f"{result['tokens_per_step'] / seconds:,.0f}",
                 f"{median(runs, 'peak_bytes') / MIB:,.0f}",
                 f"{floor / seconds:.2f}",
-                f"{1 - parts / seconds:.1%}" if parts else "",
+                f"{loop:.1%}" if runs[0]["parts"] else "",
                 *(f"{medians[rival] / seconds:.2f}" for rival in rivals),
             ]
         )
