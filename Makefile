@@ -1,6 +1,6 @@
 # `make quickstart` and `make test` are all that a new clone needs.
 .DEFAULT_GOAL := quickstart
-.PHONY: quickstart test test-all soak lint pretrain-tiny bench-quality install
+.PHONY: quickstart test test-all soak lint pretrain-tiny bench bench-quality install
 
 PYTHON ?= python3
 N ?= 10
@@ -27,6 +27,10 @@ lint: install
 pretrain-tiny: install
 	@$(BIN)/python -m lit_sft.quickstart.pretrain --output lit_sft/quickstart/base
 
+bench: .venv-bench/installed
+	@.venv-bench/bin/python tests/benchmarks/preparation.py
+	@OMP_NUM_THREADS=1 .venv-bench/bin/python tests/benchmarks/speed.py $(ARGS)
+
 bench-quality: install
 	@PYTHONPATH=tests/integration $(BIN)/python tests/benchmarks/quality.py
 
@@ -36,4 +40,10 @@ install: .venv/installed
 	@echo "installing into .venv (the first time takes a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv-bench/installed: pyproject.toml constraints.txt tests/benchmarks/requirements.txt
+	@echo "installing TRL into .venv-bench (the first time takes a few minutes)"
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install -qq -c constraints.txt -e . -r tests/benchmarks/requirements.txt
 	@touch $@
