@@ -26,8 +26,17 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
-from lit_sft import GSM8K, GradientCheckpointing, SFTModule, encode_chat, load_tokenizer
+from lit_sft import (
+    GSM8K,
+    GradientCheckpointing,
+    Quantization,
+    SFTModule,
+    Speed,
+    encode_chat,
+    load_tokenizer,
+)
 from lit_sft.data.windows import PackedWindows, WindowLoader
+from lit_sft.model.recompute import Policy
 from lit_sft.notices import silence_known_notices
 from lit_sft.types import IGNORE_INDEX, Example
 
@@ -46,13 +55,21 @@ class Arm(NamedTuple):
     """Settings that are compared."""
 
     max_tokens_per_pass: int
-    checkpointing: bool
+    recomputed: Policy
     model: dict[str, Any]
 
 
 ARMS = {
-    "recipe": Arm(2048, True, {}),
-    "fast": Arm(8192, False, {"optimizer": "adamw"}),
+    "plain": Arm(
+        2048,
+        "all",
+        {
+            "quantization": Quantization(weight_cache="none"),
+            "speed": Speed(fused_head=False, fused_lora=False, flat_optimizer=False),
+        },
+    ),
+    "recipe": Arm(2048, "all", {}),
+    "fast": Arm(8192, "none", {}),
 }
 
 
@@ -197,7 +214,7 @@ def train(
         devices=1,
         precision="bf16-mixed",
         max_steps=len(steps),
-        callbacks=[stopwatch, *([GradientCheckpointing()] if arm.checkpointing else [])],
+        callbacks=[stopwatch, GradientCheckpointing(arm.recomputed)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
