@@ -140,6 +140,22 @@ class SFTDataModule(pl.LightningDataModule):
             "data.seed": self.seed,
         }
 
+    def name_rows(self, epoch: int, window: int) -> list[str]:
+        """Return the names of the rows of a training window, over all ranks, as in any error.
+
+        Args:
+            epoch: From 0.
+            window: Its number within the epoch, from 0.
+        """
+        encoded = self._encoded["train"]
+        sampler = WindowSampler(
+            len(encoded), self._window_rows("train"), self.seed, first_window=window
+        )
+        sampler.set_epoch(epoch)
+        names = [name for name, _ in read_split(self.task, "train", self.val_rows)]
+        kept = sorted(set(range(len(names))) - set(encoded.dropped.tolist()))
+        return [names[kept[row]] for row in next(iter(sampler))]
+
     def _load_splits(self, stage: str) -> None:
         needed: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()
@@ -160,14 +176,12 @@ class SFTDataModule(pl.LightningDataModule):
     def _loader(self, split: Split) -> DataLoader:
         training = split == "train"
         rows, trainer = self._encoded[split], self.trainer
-        world_size = trainer.world_size if trainer else 1
-        window_rows = self.batch_size * world_size
         sampler = WindowSampler(
             num_rows=len(rows),
-            window_rows=window_rows * (self.accumulate_grad_batches if training else 1),
+            window_rows=self._window_rows(split),
             seed=self.seed if training else None,
             rank=trainer.global_rank if trainer else 0,
-            world_size=world_size,
+            world_size=trainer.world_size if trainer else 1,
         )
         if training and trainer:
             # Workers read ahead at once, before Lightning sets the epoch of a resumed run.
@@ -185,6 +199,11 @@ class SFTDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _window_rows(self, split: Split) -> int:
+        """Return the rows of a whole window, over all ranks."""
+        rows = self.batch_size * (self.trainer.world_size if self.trainer else 1)
+        return rows * (self.accumulate_grad_batches if split == "train" else 1)
 
     def _base_model_of_trainer(self) -> str:
         base_model = getattr(self.trainer and self.trainer.lightning_module, "base_model", None)

@@ -84,6 +84,31 @@ class Poison(pl.Callback):
             next(iter(pl_module.trained_parameters.values())).data[0, 0] = float("nan")
 
 
+class Diverge(pl.Callback):
+    """Makes activations NaN, or a gradient infinite, in some steps and on the last rank alone."""
+
+    def __init__(self, steps: list[int], gradient: bool = False) -> None:
+        self.steps, self.gradient = steps, gradient
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        def strikes() -> bool:
+            is_last = trainer.global_rank == trainer.world_size - 1
+            return torch.is_grad_enabled() and is_last and trainer.global_step in self.steps
+
+        def poison(module, args, output):
+            return output * float("nan") if strikes() else output
+
+        if self.gradient:
+            parameter = next(iter(pl_module.trained_parameters.values()))
+            parameter.register_hook(
+                lambda g: (
+                    torch.full_like(g, float("inf")) if trainer.global_step in self.steps else g
+                )
+            )
+        else:
+            pl_module.model.get_base_model().model.layers[0].register_forward_hook(poison)
+
+
 class OutOfMemory(pl.Callback):
     """Raises what a full device raises."""
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import lit_sft, lit_sft_in_process
+from command import ROOT, lit_sft, lit_sft_in_process
 
 TIMINGS = ("second", "peak_memory")
 
@@ -41,7 +41,7 @@ trainer:
 def run(folder: Path, base: Path, *arguments: object, callbacks: str = "", workers: int = 0):
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(make_config(base, callbacks, workers))
-    env = {"PYTHONPATH": str(Path(__file__).parent), "LIT_SFT_CACHE": str(folder / "cache")}
+    env = {"PYTHONPATH": f"{Path(__file__).parent}:{ROOT}", "LIT_SFT_CACHE": str(folder / "cache")}
     return lit_sft("fit", "--config", "config.yaml", *arguments, cwd=folder, env=env)
 
 
