@@ -64,7 +64,7 @@ path, renames = Path(sys.argv[1]), 0
 def strike(event, args):
     global renames
     renames += event == "os.rename"
-    if renames == 2:
+    if (event, renames) == ("os.rename", 2):
         os.kill(os.getpid(), signal.SIGKILL)
 
 with replace_folder(path) as staged:
