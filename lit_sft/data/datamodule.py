@@ -15,7 +15,13 @@ from lit_sft.data.ledger import Ledger, format_ledgers, make_ledger
 from lit_sft.data.prompts import make_prompts
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.data.tokenizer import hash_template, load_tokenizer
-from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowLoader, WindowSampler
+from lit_sft.data.windows import (
+    PackedWindows,
+    PaddedWindows,
+    WindowLoader,
+    WindowSampler,
+    leave_signals_to_the_trainer,
+)
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask
 from lit_sft.types import Split
@@ -197,6 +203,7 @@ class SFTDataModule(pl.LightningDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
+            worker_init_fn=leave_signals_to_the_trainer,
             pin_memory=torch.cuda.is_available(),
         )
 
