@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import time
 
 import torch
@@ -21,6 +22,9 @@ def explain(error: Exception) -> tuple[int, str] | None:
         return error.exit_status, str(error)
     if isinstance(error, (InputError, MisconfigurationException)):
         return 2, text
+    if isinstance(error, pickle.UnpicklingError):
+        reason = str(error).partition(". ")[0]
+        return 2, f"error: a file of weights is damaged, or would run code ({reason})"
     if isinstance(error, torch.OutOfMemoryError):
         return 1, "\n".join([text, *getattr(error, "__notes__", [])])
     if isinstance(error, (NonFiniteError, SaveError, UploadError, FloatingPointError)):
