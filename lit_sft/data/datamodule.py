@@ -191,7 +191,9 @@ class SFTDataModule(pl.LightningDataModule):
         )
         if training and trainer:
             # Workers read ahead at once, before Lightning sets the epoch of a resumed run.
-            epoch, sampler.first_window = divmod(trainer.global_step, len(sampler))
+            limit = trainer.limit_train_batches
+            steps = int(len(sampler) * limit) if isinstance(limit, float) else limit
+            epoch, sampler.first_window = divmod(trainer.global_step, min(steps, len(sampler)) or 1)
             sampler.set_epoch(epoch)
         windows = (
             PackedWindows(rows, self.max_tokens_per_pass)

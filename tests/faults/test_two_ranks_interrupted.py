@@ -1,7 +1,6 @@
 """Two interrupted processes: nobody hangs, one tells why, and the bits are the same."""
 
 import os
-import time
 
 import pytest
 from command import lit_sft_in_process
@@ -10,15 +9,11 @@ from small_run import isolated
 from test_interrupted_runs import read_result, run
 
 TWO_RANKS = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu")
-SOON = 120
-"""Seconds: what ends one rank has to end the other too; most of it is the start of a run."""
 
 
 def run_two(folder, base, *arguments, callbacks=""):
-    """Run to the end of both: a rank that was left behind would hold the pipes open."""
-    started = time.monotonic()
+    """Run to the end of both: one that is left behind holds the pipes open, until the timeout."""
     outcome = run(folder, base, *TWO_RANKS, *arguments, callbacks=callbacks)
-    assert time.monotonic() - started < SOON
     assert "Traceback" not in outcome.stderr
     assert outcome.stderr.count("error: ") + outcome.stderr.count("received: ") <= 1
     return outcome
@@ -32,6 +27,7 @@ def send(step: int, number: int, **others: int) -> str:
     )
 
 
+@pytest.mark.timeout(600)
 def test_interrupted_in_every_way_equals_whole(tiny_base, tmp_path):
     """Six steps. A terminal's Ctrl-C reaches both ranks, a kill or a SIGTERM maybe one of them."""
     assert run_two(tmp_path / "whole", tiny_base).status == 0
