@@ -152,3 +152,20 @@ class OutOfMemory(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+class OutOfMemoryInEvaluation(pl.Callback):
+    """Raises it in a generation, on the last rank alone."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        generate = pl_module.generate
+
+        def fail(*args, **kwargs):
+            if trainer.global_step == self.step and trainer.global_rank == trainer.world_size - 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+            return generate(*args, **kwargs)
+
+        pl_module.generate = fail

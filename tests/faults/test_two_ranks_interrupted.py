@@ -6,7 +6,7 @@ import pytest
 from command import lit_sft_in_process
 from hub_server import serve_hub
 from small_run import isolated
-from test_interrupted_runs import read_result, run
+from test_interrupted_runs import kill, read_result, run
 
 TWO_RANKS = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu")
 
@@ -72,3 +72,13 @@ def test_a_refusal_that_only_the_first_rank_gets_ends_both(tiny_base, tmp_path, 
     assert outcome.status == 2, outcome.stderr
     assert "HubUpload: 'me/readonly' cannot be written" in outcome.stderr
     assert "training" not in outcome.stdout
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_one_rank_has_no_memory_for_is_left_out_by_both(tiny_base, tmp_path):
+    full = kill("OutOfMemoryInEvaluation", 4)
+    outcome = run_two(tmp_path, tiny_base, callbacks=full)
+    assert outcome.status == 0, outcome.stderr
+    assert "evaluation left out after step 4: another rank is out of memory" in outcome.stderr
+    rows = {row["step"]: row["val/exact_match"] for row in read_result(tmp_path)[1]}
+    assert (bool(rows["0"]), bool(rows["4"]), bool(rows["6"])) == (True, False, True)
