@@ -63,7 +63,7 @@ def test_a_read_only_folder_is_found_before_the_model_loads(tiny_base, small_dis
     assert "loading" not in outcome.stdout
 
 
-@pytest.mark.parametrize("state", ["full", "read-only"])
+@pytest.mark.parametrize("state", ["full", pytest.param("read-only", marks=pytest.mark.slow)])
 def test_a_run_needs_no_space_for_temporary_files(
     tiny_base, small_disk, tmp_path, monkeypatch, state
 ):

@@ -111,7 +111,21 @@ def test_killed_and_resumed_equals_whole(tiny_base, tmp_path, whole, killers, wo
     assert (tmp_path / "run" / "logs" / "generations.jsonl").read_bytes() == whole[2]
 
 
-@pytest.mark.parametrize(("number", "status", "workers"), [(15, 143, 2), (2, 130, 2), (2, 130, 0)])
+@pytest.mark.slow
+def test_an_epoch_of_limited_length_is_resumed_where_it_was(tiny_base, tmp_path):
+    limit = ("--trainer.limit_train_batches", 4, "--trainer.val_check_interval", 4)
+    assert run(tmp_path / "whole", tiny_base, *limit).status == 0
+    for status in (-9, 0):
+        options = (*limit, "--ckpt_path", "auto")
+        outcome = run(tmp_path / "x", tiny_base, *options, callbacks=kill("KillInWindow", 5))
+        assert outcome.status == status, outcome.stderr
+    assert read_result(tmp_path / "x") == read_result(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "workers"),
+    [(15, 143, 2), (2, 130, 0), pytest.param(2, 130, 2, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_at_the_next_boundary(tiny_base, tmp_path, whole, number, status, workers):
     signal = f"    - {{class_path: killers.Signal, init_args: {{step: 3, number: {number}}}}}\n"
     stopped = run(tmp_path, tiny_base, callbacks=signal, workers=workers)

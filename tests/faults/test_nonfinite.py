@@ -53,7 +53,7 @@ def test_skip_counts_and_logs_and_goes_on(skipped):
     assert all(row["train/learning_rate"] for row in rows[1:]), "the schedule goes on"
 
 
-@pytest.mark.parametrize("killed_at", [3, 5])
+@pytest.mark.parametrize("killed_at", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_skip_killed_and_resumed_equals_whole(tiny_base, tmp_path, skipped, killed_at):
     """At step 3 the first of two skipped steps in a row is behind the checkpoint, or before it."""
     callbacks = diverge(2, 3, 7) + kill("KillInWindow", killed_at)
@@ -84,7 +84,7 @@ def test_a_poisoned_weight_is_never_saved(tiny_base, tmp_path):
     assert run(tmp_path, tiny_base, "--ckpt_path", "last").status == 0
 
 
-@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize("policy", [pytest.param("stop", marks=pytest.mark.slow), "skip"])
 def test_two_ranks_decide_the_same_when_one_diverges(tiny_base, tmp_path, policy):
     options = (*TWO_RANKS, "--model.nonfinite", policy, "--trainer.max_steps", 4)
     outcome = run(tmp_path, tiny_base, *options, callbacks=diverge(1))
