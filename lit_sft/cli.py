@@ -4,19 +4,18 @@
 calls `SFTModule.training_step`: from here to the loss there is nothing else of this package.
 """
 
-import errno
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_sft.allowlist import require_allowed_packages
 from lit_sft.callbacks.checkpoint import LAST, PREVIOUS, LastCheckpoint
+from lit_sft.callbacks.memory_advice import MemoryAdvice
 from lit_sft.callbacks.progress import Progress
 from lit_sft.callbacks.record_run import RecordRun
 from lit_sft.callbacks.save_adapter import SaveAdapter
@@ -24,14 +23,8 @@ from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.write_predictions import WritePredictions
 from lit_sft.checkpoint import AtomicCheckpointIO, choose_checkpoint
 from lit_sft.data.datamodule import SFTDataModule
-from lit_sft.errors import (
-    InputError,
-    InterruptedRun,
-    NonFiniteError,
-    SaveError,
-    UploadError,
-    require,
-)
+from lit_sft.endings import explain, has_rank_zero_ended
+from lit_sft.errors import require
 from lit_sft.export.adapter import ADAPTER
 from lit_sft.files import replace_file, require_writable
 from lit_sft.model.module import SFTModule
@@ -49,13 +42,6 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # windows are shared out by SFTDataModule
     "max_epochs": 1,
 }
-
-
-MEMORY_ADVICE = (
-    "To need less: halve data.max_tokens_per_pass (with data.max_length, if rows are shorter), add "
-    "lit_sft.GradientCheckpointing to trainer.callbacks, quantise with model.quantization.format, "
-    "or, if it was in an evaluation, halve GenerationEval.max_batch_tokens"
-)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -146,6 +132,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     sys.path.insert(0, "")  # as `python -m` does, so that a task of one's own is found
     sys.argv[1:] = arguments
+    launcher = os.getppid()
     try:
         require_allowed_packages(arguments)
         SFTCommandLine(
@@ -159,28 +146,20 @@ def run(arguments: Sequence[str]) -> int:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
-    except (InputError, MisconfigurationException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (NonFiniteError, SaveError, UploadError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except torch.OutOfMemoryError as error:
-        print(f"error: {error}\n{MEMORY_ADVICE}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    except Exception as error:
+        if has_rank_zero_ended(launcher, error):
+            return 1  # and has told why
+        ending = explain(error)
+        if ending is None:
             raise
-        print(f"error: {error}; what was saved before is whole", file=sys.stderr)
-        return 1
-    except InterruptedRun as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
+        status, text = ending
+        print(text, file=sys.stderr)
+        return status
     return 0
 
 
 def _callbacks_of_every_run() -> list[pl.Callback]:
-    return [Progress(), RecordRun(), SaveAdapter(), WritePredictions(), Summary()]
+    return [Progress(), MemoryAdvice(), RecordRun(), SaveAdapter(), WritePredictions(), Summary()]
 
 
 def _as_list(value: Any) -> list[Any]:

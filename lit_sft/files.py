@@ -1,5 +1,6 @@
 """Write files and folders whole or not at all."""
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -30,7 +31,12 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`, which takes its place once all is on disk."""
+    """Yield an empty temporary folder beside `path`, which takes its place once all is on disk.
+
+    Wherever the process is killed, `path` is the old folder or the new one, whole. Where the system
+    cannot exchange two folders in one step (other than Linux, some network file systems), a kill
+    between two renames leaves the old one under a name that ends in `.old`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     old = staged.with_suffix(".old")
@@ -39,9 +45,10 @@ def replace_folder(path: Path) -> Iterator[Path]:
         for file in staged.rglob("*"):
             _sync(file)
         staged.chmod(0o755)
-        if path.exists():
-            path.replace(old)
-        staged.replace(path)
+        if not _exchange(staged, path):
+            if path.exists():
+                path.replace(old)
+            staged.replace(path)
         _sync(path.parent)
     finally:
         if old.exists() and not path.exists():
@@ -67,6 +74,17 @@ def require_writable(folder: Path, option: str) -> None:
         problem is None,
         f"{option}: the folder {str(folder)!r} cannot be written ({problem}); choose another",
     )
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths that exist swap what they name, in one step; return whether that was done."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, TypeError):  # not Linux
+        return False
+    here, exchange = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
+    done: int = renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange)
+    return done == 0
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tell a local folder from a Hub id, before a library guesses."""
 
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -48,3 +49,24 @@ def require_folder(path: str, holding: str, option: str) -> Path:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise InputError(f"{option}: the folder {path!r} has no {holding}; it holds {found}")
     return folder
+
+
+def require_own_shards(folder: Path, option: str) -> None:
+    """Raise `InputError` if a model's folder names weights outside of it.
+
+    Args:
+        folder: With an index such as `model.safetensors.index.json`, if it has several files.
+        option: The option that named it, for the error.
+    """
+    for index in folder.glob("*.index.json"):
+        try:
+            shards = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            foreign = [name for name in shards if Path(name).name != name]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{option}: {str(index)!r} is no index of weights ({error})"
+            ) from error
+        if foreign:
+            raise InputError(
+                f"{option}: {str(index)!r} names {foreign[0]!r}, which is not in its folder"
+            )

@@ -14,7 +14,7 @@ from lit_sft.data.prompts import decode_answer, make_prompts
 from lit_sft.errors import require
 from lit_sft.evaluation.report import Answer, Tally, count_answers
 from lit_sft.files import replace_file
-from lit_sft.model.distributed import sum_over_ranks
+from lit_sft.model.distributed import max_over_ranks, sum_over_ranks
 from lit_sft.tasks.base import ChatTask
 from lit_sft.tracking.publish import publish
 from lit_sft.types import Prompt, Split
@@ -111,12 +111,14 @@ class GenerationEval(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure for `lit-sft validate`; validations inside training have their own rhythm."""
         if trainer.state.fn == "validate":
-            tally, _, _ = self._answer(trainer, pl_module)
+            tally = _sum_up(self._answer(trainer, pl_module), pl_module.device)
             pl_module.log_dict({f"val/{k}": v for k, v in tally.as_shares().items()})
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure the test split, with a 95 % interval."""
-        tally, _, seconds = self._answer(trainer, pl_module)
+        started = time.perf_counter()
+        tally = _sum_up(self._answer(trainer, pl_module), pl_module.device)
+        seconds = time.perf_counter() - started
         low, high = tally.interval()
         figures = tally.as_shares() | {"exact_match_low": low, "exact_match_high": high}
         pl_module.log_dict(
@@ -127,21 +129,25 @@ class GenerationEval(pl.Callback):
         if self._evaluated_at == trainer.global_step:
             return
         self._evaluated_at = trainer.global_step
+        started, answers, problem = time.perf_counter(), [], ""
         try:
-            tally, answers, seconds = self._answer(trainer, pl_module)
+            answers = self._answer(trainer, pl_module)
         except torch.OutOfMemoryError as error:
             # Not worth a training run; one row that does not fit alone is all that comes here.
-            rank_zero_warn(f"evaluation left out after step {trainer.global_step}: {error}")
+            problem = str(error)
+        if max_over_ranks(int(bool(problem)), pl_module.device):  # all leave it out, or none
+            reason = problem or "another rank is out of memory"
+            rank_zero_warn(f"evaluation left out after step {trainer.global_step}: {reason}")
             return
+        tally = _sum_up(answers, pl_module.device)
         figures = {f"val/{k}": v for k, v in tally.as_shares().items()}
-        figures["val/eval_seconds"] = seconds
+        figures["val/eval_seconds"] = time.perf_counter() - started
         publish(trainer, figures)
         if trainer.is_global_zero:
             self._keep_samples(trainer, answers[: self.samples])
 
-    def _answer(self, trainer: pl.Trainer, pl_module: Any) -> tuple[Tally, list[Answer], float]:
-        """Return the tally over all ranks, this rank's answers, and the seconds it took."""
-        started = time.perf_counter()
+    def _answer(self, trainer: pl.Trainer, pl_module: Any) -> list[Answer]:
+        """Return this rank's answers."""
         generations = pl_module.generate(
             [prompt.input_ids for prompt in self._prompts],
             max_new_tokens=self.max_new_tokens,
@@ -154,9 +160,7 @@ class GenerationEval(pl.Callback):
             answers.append(
                 make_answer(prompt, output, self._grade(prompt.record, output), generation.finished)
             )
-        counts = torch.tensor(count_answers(answers), device=pl_module.device)
-        tally = Tally(*sum_over_ranks(counts).tolist())
-        return tally, answers, time.perf_counter() - started
+        return answers
 
     def _keep_samples(self, trainer: pl.Trainer, answers: Sequence[Answer]) -> None:
         step = trainer.global_step
@@ -170,6 +174,12 @@ class GenerationEval(pl.Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):
                 logger.log_table("val/generations", columns=columns, data=rows, step=step)
+
+
+def _sum_up(answers: Sequence[Answer], device: torch.device) -> Tally:
+    """Return the tally over the answers of all ranks."""
+    counts = torch.tensor(count_answers(answers), device=device)
+    return Tally(*sum_over_ranks(counts).tolist())
 
 
 def make_answer(prompt: Prompt, output: str, grade: bool | None, finished: bool) -> Answer:

@@ -15,7 +15,13 @@ from lit_sft.data.ledger import Ledger, format_ledgers, make_ledger
 from lit_sft.data.prompts import make_prompts
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.data.tokenizer import hash_template, load_tokenizer
-from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowLoader, WindowSampler
+from lit_sft.data.windows import (
+    PackedWindows,
+    PaddedWindows,
+    WindowLoader,
+    WindowSampler,
+    leave_signals_to_the_trainer,
+)
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask
 from lit_sft.types import Split
@@ -140,6 +146,22 @@ class SFTDataModule(pl.LightningDataModule):
             "data.seed": self.seed,
         }
 
+    def name_rows(self, epoch: int, window: int) -> list[str]:
+        """Return the names of the rows of a training window, over all ranks, as in any error.
+
+        Args:
+            epoch: From 0.
+            window: Its number within the epoch, from 0.
+        """
+        encoded = self._encoded["train"]
+        sampler = WindowSampler(
+            len(encoded), self._window_rows("train"), self.seed, first_window=window
+        )
+        sampler.set_epoch(epoch)
+        names = [name for name, _ in read_split(self.task, "train", self.val_rows)]
+        kept = sorted(set(range(len(names))) - set(encoded.dropped.tolist()))
+        return [names[kept[row]] for row in next(iter(sampler))]
+
     def _load_splits(self, stage: str) -> None:
         needed: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()
@@ -160,18 +182,18 @@ class SFTDataModule(pl.LightningDataModule):
     def _loader(self, split: Split) -> DataLoader:
         training = split == "train"
         rows, trainer = self._encoded[split], self.trainer
-        world_size = trainer.world_size if trainer else 1
-        window_rows = self.batch_size * world_size
         sampler = WindowSampler(
             num_rows=len(rows),
-            window_rows=window_rows * (self.accumulate_grad_batches if training else 1),
+            window_rows=self._window_rows(split),
             seed=self.seed if training else None,
             rank=trainer.global_rank if trainer else 0,
-            world_size=world_size,
+            world_size=trainer.world_size if trainer else 1,
         )
         if training and trainer:
             # Workers read ahead at once, before Lightning sets the epoch of a resumed run.
-            epoch, sampler.first_window = divmod(trainer.global_step, len(sampler))
+            limit = trainer.limit_train_batches
+            steps = int(len(sampler) * limit) if isinstance(limit, float) else limit
+            epoch, sampler.first_window = divmod(trainer.global_step, min(steps, len(sampler)) or 1)
             sampler.set_epoch(epoch)
         windows = (
             PackedWindows(rows, self.max_tokens_per_pass)
@@ -183,8 +205,14 @@ class SFTDataModule(pl.LightningDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
+            worker_init_fn=leave_signals_to_the_trainer,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _window_rows(self, split: Split) -> int:
+        """Return the rows of a whole window, over all ranks."""
+        rows = self.batch_size * (self.trainer.world_size if self.trainer else 1)
+        return rows * (self.accumulate_grad_batches if split == "train" else 1)
 
     def _base_model_of_trainer(self) -> str:
         base_model = getattr(self.trainer and self.trainer.lightning_module, "base_model", None)

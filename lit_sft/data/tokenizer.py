@@ -39,7 +39,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     if is_local(path):
         place = str(require_folder(path, holding="tokenizer.json", option="tokenizer"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, TypeError here
         raise InputError(
             f"the tokenizer {path!r} could not be loaded ({type(error).__name__}: {error})"

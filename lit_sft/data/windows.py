@@ -1,5 +1,6 @@
 """Which rows an optimizer step sees, and how they reach the model."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -120,3 +121,12 @@ class WindowLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Do nothing: `WindowSampler.first_window` is the position."""
+
+
+def leave_signals_to_the_trainer(worker_id: int) -> None:
+    """Let a loader worker outlive the signal that its whole process group is sent.
+
+    The trainer takes it, and still needs windows to come to an end; a worker goes with the trainer.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -55,7 +55,8 @@ def read_adapter_config(adapter: str) -> dict[str, Any]:
         InputError: If there is none.
     """
     if is_local(adapter):
-        require_folder(adapter, holding="adapter_config.json", option="model.adapter")
+        for name in ("adapter_config.json", "adapter_model.safetensors"):  # never a pickle
+            require_folder(adapter, holding=name, option="model.adapter")
     from peft import PeftConfig
 
     try:

@@ -44,6 +44,7 @@ def describe_settings(module: Any) -> dict[str, Any]:
         "model.warmup_ratio": module.warmup_ratio,
         "model.weight_decay": module.weight_decay,
         "model.max_grad_norm": module.max_grad_norm,
+        "model.nonfinite": module.nonfinite.policy,
         "trainer.max_steps": module.trainer.max_steps,
         "trainer.max_epochs": module.trainer.max_epochs,
     }

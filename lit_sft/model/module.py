@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.prompts import find_stop_ids
-from lit_sft.errors import InputError, NonFiniteError, require
+from lit_sft.errors import InputError, require
 from lit_sft.evaluation.generate import Generation, evaluating, generate_greedy
 from lit_sft.model.adapter import read_adapter_config, require_same_lora, require_same_shapes
 from lit_sft.model.attention import use_attention
@@ -25,6 +25,7 @@ from lit_sft.model.flat import FlatParameters
 from lit_sft.model.identity import describe_run, describe_settings, only_what_answers_depend_on
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.memory import peak_memory_gib
+from lit_sft.model.nonfinite import NonFiniteSteps, require_finite_weights
 from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup
 from lit_sft.model.qlora import (
     Lora,
@@ -60,6 +61,8 @@ class SFTModule(pl.LightningModule):
         weight_decay: Decoupled, of every trained parameter.
         warmup_ratio: The share of all optimizer steps over which the learning rate rises from 0.
         max_grad_norm: A larger gradient is scaled down to this norm; 0 never clips.
+        nonfinite: A step whose loss or gradient is NaN or infinite changes no weight: `stop` ends
+            the run there, `skip` goes on to the next, but not after several in a row.
         max_new_tokens: Of a generated answer, its stop token included.
         accept_changes: What may differ from the run of a checkpoint that is resumed, by the names
             that the refusal gives.
@@ -79,6 +82,7 @@ class SFTModule(pl.LightningModule):
         weight_decay: float = 0.0,
         warmup_ratio: float = 0.03,
         max_grad_norm: float = 1.0,
+        nonfinite: Literal["stop", "skip"] = "stop",
         max_new_tokens: int = 256,
         accept_changes: tuple[str, ...] = (),
         seed: int = 0,
@@ -96,6 +100,7 @@ class SFTModule(pl.LightningModule):
         self.max_grad_norm, self.max_new_tokens, self.seed = max_grad_norm, max_new_tokens, seed
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold no base; `on_load_checkpoint` is stricter
+        self.nonfinite = NonFiniteSteps(nonfinite)
         self.eval_loss = MeanMetric()
         self.accept_changes = accept_changes
         self.trained_tokens: dict[str, str] = {}
@@ -178,15 +183,16 @@ class SFTModule(pl.LightningModule):
         trained = self._collect_gradients()
         sum_gradients(trained)
         grad_norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm or float("inf"))
-        self._require_finite(loss, grad_norm)
+        if not self.nonfinite.accept(self.trainer, batch_idx, loss, grad_norm):
+            for parameter in trained:  # a step without gradients is counted, and changes nothing
+                parameter.grad = None
         learning_rate = self._step_optimizer()
         tokens = sum_over_ranks(self._count(window, "num_tokens"))
         seconds = time.perf_counter() - started
         publish(
             self.trainer,
-            {
-                "train/loss": loss,
-                "train/grad_norm": grad_norm,
+            self.nonfinite.figures(loss, grad_norm)
+            | {
                 "train/learning_rate": learning_rate,
                 "train/tokens_per_second": tokens / seconds,
                 "train/supervised_tokens_per_second": supervised / seconds,
@@ -264,10 +270,16 @@ class SFTModule(pl.LightningModule):
         return int(total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapter and what the run is, and drop the frozen base."""
+        """Keep the adapter and what the run is, and drop the frozen base.
+
+        Raises:
+            NonFiniteError: If the adapter is not finite.
+        """
         checkpoint["state_dict"] = {
             name: parameter.detach().clone() for name, parameter in self.trained_parameters.items()
         }
+        require_finite_weights(checkpoint["state_dict"], self.global_step)
+        checkpoint["nonfinite"] = self.nonfinite.state_dict()
         checkpoint["run"] = describe_run(self)
         checkpoint["settings"] = describe_settings(self)
 
@@ -285,6 +297,7 @@ class SFTModule(pl.LightningModule):
             changes = find_differences(checkpoint.get("settings", {}), describe_settings(self))
             for name, change in changes.items():
                 rank_zero_info(f"{name} {change}")
+            self.nonfinite.load_state_dict(checkpoint["nonfinite"])
         require_same_shapes(self.trained_parameters, checkpoint["state_dict"], "the checkpoint")
 
     def _tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -320,15 +333,6 @@ class SFTModule(pl.LightningModule):
             return list(self.trained_parameters.values())
         self._flat.collect()
         return [self._flat.parameter]
-
-    def _require_finite(self, loss: Tensor, grad_norm: Tensor) -> None:
-        """The step has one device wait, and this is it: nothing poisoned reaches the optimizer."""
-        if not torch.isfinite(loss + grad_norm).item():
-            raise NonFiniteError(
-                f"optimizer step {self.global_step}: loss {loss.item()}, gradient norm "
-                f"{grad_norm.item()}. The run stopped before the update, and its last checkpoint "
-                "is good: go on from it with a lower learning rate, after a look at the data"
-            )
 
     def _add_eval_loss(self, window: Window) -> None:
         for batch in window:

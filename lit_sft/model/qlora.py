@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_sft.errors import InputError, require
 from lit_sft.model.weight_cache import WeightCache
-from lit_sft.paths import is_local, locate, require_folder
+from lit_sft.paths import is_local, locate, require_folder, require_own_shards
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Config entries of models whose logits are more than head(hidden), which the loss relies on."""
@@ -65,9 +65,11 @@ def read_base_config(base_model: str) -> PretrainedConfig:
         InputError: If there is none, or the model is one that this trainer would train wrongly.
     """
     if is_local(base_model):
-        require_folder(base_model, holding="config.json", option="model.base_model")
+        folder = require_folder(base_model, holding="config.json", option="model.base_model")
+        require_own_shards(folder, option="model.base_model")
     try:
-        config = AutoConfig.from_pretrained(locate(base_model))
+        # Said aloud, or transformers asks at a terminal, and runs the folder's code on a "y".
+        config = AutoConfig.from_pretrained(locate(base_model), trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError here
         raise InputError(
             f"model.base_model: no config of {base_model!r} could be read "
@@ -85,7 +87,7 @@ def read_base_config(base_model: str) -> PretrainedConfig:
 def require_targets(config: PretrainedConfig, lora: Lora) -> None:
     """Raise `InputError` if a LoRA target names no linear layer; reads no weights."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     linear = {
         name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)
     }
@@ -120,7 +122,11 @@ def load_base(
         )
     with _without_progress_bar() if is_local(base_model) else nullcontext():
         model = AutoModelForCausalLM.from_pretrained(
-            locate(base_model), dtype=dtype, device_map={"": device}, **kwargs
+            locate(base_model),
+            dtype=dtype,
+            device_map={"": device},
+            trust_remote_code=False,
+            **kwargs,
         )
     model.requires_grad_(False)
     model.config.use_cache = False

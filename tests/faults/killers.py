@@ -1,13 +1,16 @@
 """Callbacks that do to a run what a preempted machine does. Each strikes once a run folder."""
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from torch.utils.data import get_worker_info
 
 from lit_sft import files
+from lit_sft.data import windows
 
 
 def strike_once(trainer: pl.Trainer, name: str, number: int = signal.SIGKILL) -> None:
@@ -63,14 +66,49 @@ class KillInEvaluation(pl.Callback):
 
 
 class Signal(pl.Callback):
-    """Sends a signal in the middle of a step; the run has to end by itself."""
+    """Sends a signal in the middle of a step, to its process and to the loader workers of it.
 
-    def __init__(self, step: int, number: int) -> None:
-        self.step, self.number = step, number
+    That is what a terminal does on Ctrl-C, and a scheduler on SIGTERM, to all ranks at once; `rank`
+    sends it to one alone, `times` more than once.
+    """
+
+    def __init__(self, step: int, number: int, rank: int | None = None, times: int = 1) -> None:
+        self.step, self.number, self.rank, self.times = step, number, rank, times
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if trainer.global_step == self.step:
-            strike_once(trainer, f"signal{self.number}", self.number)
+        if trainer.global_step == self.step and self.rank in (None, trainer.global_rank):
+            for time in range(self.times):
+                for worker in multiprocessing.active_children():
+                    os.kill(worker.pid, self.number)
+                name = f"signal{self.number}-rank{trainer.global_rank}-{time}"
+                strike_once(trainer, name, self.number)
+
+
+class CrashWorker(pl.Callback):
+    """Ends the loader workers of a run in the middle of an epoch, or has the system kill them."""
+
+    def __init__(self, step: int, exits: bool) -> None:
+        self.step, self.exits = step, exits
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        read = windows.PackedWindows.__getitem__
+        reads = 0
+
+        def crash(dataset, numbers):
+            nonlocal reads
+            reads += 1
+            if get_worker_info() and self.exits and reads == self.step:
+                Path("crashed").touch()
+                os._exit(3)
+            return read(dataset, numbers)
+
+        windows.PackedWindows.__getitem__ = crash
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if not self.exits and trainer.global_step == self.step:
+            Path("crashed").touch()
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
 
 
 class Poison(pl.Callback):
@@ -84,8 +122,50 @@ class Poison(pl.Callback):
             next(iter(pl_module.trained_parameters.values())).data[0, 0] = float("nan")
 
 
+class Diverge(pl.Callback):
+    """Makes activations NaN, or a gradient infinite, in some steps and on the last rank alone."""
+
+    def __init__(self, steps: list[int], gradient: bool = False) -> None:
+        self.steps, self.gradient = steps, gradient
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        def strikes() -> bool:
+            is_last = trainer.global_rank == trainer.world_size - 1
+            return torch.is_grad_enabled() and is_last and trainer.global_step in self.steps
+
+        def poison(module, args, output):
+            return output * float("nan") if strikes() else output
+
+        if self.gradient:
+            parameter = next(iter(pl_module.trained_parameters.values()))
+            parameter.register_hook(
+                lambda g: (
+                    torch.full_like(g, float("inf")) if trainer.global_step in self.steps else g
+                )
+            )
+        else:
+            pl_module.model.get_base_model().model.layers[0].register_forward_hook(poison)
+
+
 class OutOfMemory(pl.Callback):
     """Raises what a full device raises."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+class OutOfMemoryInEvaluation(pl.Callback):
+    """Raises it in a generation, on the last rank alone."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        generate = pl_module.generate
+
+        def fail(*args, **kwargs):
+            if trainer.global_step == self.step and trainer.global_rank == trainer.world_size - 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+            return generate(*args, **kwargs)
+
+        pl_module.generate = fail

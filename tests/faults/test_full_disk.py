@@ -61,3 +61,20 @@ def test_a_read_only_folder_is_found_before_the_model_loads(tiny_base, small_dis
     assert outcome.status == 2, outcome.stderr
     assert "cannot be written (Read-only file system)" in outcome.stderr
     assert "loading" not in outcome.stdout
+
+
+@pytest.mark.parametrize("state", ["full", pytest.param("read-only", marks=pytest.mark.slow)])
+def test_a_run_needs_no_space_for_temporary_files(
+    tiny_base, small_disk, tmp_path, monkeypatch, state
+):
+    """What is staged is staged beside its target, where the space is that it will take anyway."""
+    if state == "full":
+        fill(small_disk)
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    outcome = run(tmp_path / "work", tiny_base, "--trainer.max_steps", 4, workers=2)
+    assert outcome.status == 0, outcome.stderr
+    last = tmp_path / "work" / "run" / "checkpoints" / "last.ckpt"
+    assert AtomicCheckpointIO().load_checkpoint(last)["global_step"] == 4
+    assert (tmp_path / "work" / "run" / "adapter" / "adapter_model.safetensors").is_file()

@@ -2,10 +2,16 @@
 
 import csv
 import shutil
+import time
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from command import lit_sft, lit_sft_in_process
+from command import ROOT, lit_sft, lit_sft_in_process
+from safetensors.torch import load_file, save_file
+
+from lit_sft.callbacks.checkpoint import LAST
+from lit_sft.checkpoint import AtomicCheckpointIO
 
 TIMINGS = ("second", "peak_memory")
 
@@ -41,7 +47,7 @@ trainer:
 def run(folder: Path, base: Path, *arguments: object, callbacks: str = "", workers: int = 0):
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(make_config(base, callbacks, workers))
-    env = {"PYTHONPATH": str(Path(__file__).parent), "LIT_SFT_CACHE": str(folder / "cache")}
+    env = {"PYTHONPATH": f"{Path(__file__).parent}:{ROOT}", "LIT_SFT_CACHE": str(folder / "cache")}
     return lit_sft("fit", "--config", "config.yaml", *arguments, cwd=folder, env=env)
 
 
@@ -105,12 +111,27 @@ def test_killed_and_resumed_equals_whole(tiny_base, tmp_path, whole, killers, wo
     assert (tmp_path / "run" / "logs" / "generations.jsonl").read_bytes() == whole[2]
 
 
-@pytest.mark.parametrize(("number", "status"), [(15, 143), (2, 130)])
-def test_a_signal_saves_at_the_next_boundary(tiny_base, tmp_path, whole, number, status):
+@pytest.mark.slow
+def test_an_epoch_of_limited_length_is_resumed_where_it_was(tiny_base, tmp_path):
+    limit = ("--trainer.limit_train_batches", 4, "--trainer.val_check_interval", 4)
+    assert run(tmp_path / "whole", tiny_base, *limit).status == 0
+    for status in (-9, 0):
+        options = (*limit, "--ckpt_path", "auto")
+        outcome = run(tmp_path / "x", tiny_base, *options, callbacks=kill("KillInWindow", 5))
+        assert outcome.status == status, outcome.stderr
+    assert read_result(tmp_path / "x") == read_result(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "workers"),
+    [(15, 143, 2), (2, 130, 0), pytest.param(2, 130, 2, marks=pytest.mark.slow)],
+)
+def test_a_signal_saves_at_the_next_boundary(tiny_base, tmp_path, whole, number, status, workers):
     signal = f"    - {{class_path: killers.Signal, init_args: {{step: 3, number: {number}}}}}\n"
-    stopped = run(tmp_path, tiny_base, callbacks=signal)
+    stopped = run(tmp_path, tiny_base, callbacks=signal, workers=workers)
     assert stopped.status == status, stopped.stderr
     assert "the run is saved" in stopped.stderr
+    assert stopped.stdout.count("once more to stop at once") == 1
     assert "Traceback" not in stopped.stderr
     assert not (tmp_path / "run" / "adapter").exists()
     resumed = run(tmp_path, tiny_base, "--ckpt_path", "last", callbacks=signal)
@@ -118,22 +139,42 @@ def test_a_signal_saves_at_the_next_boundary(tiny_base, tmp_path, whole, number,
     assert read_result(tmp_path) == whole[:2]
 
 
-def test_a_nan_never_reaches_a_checkpoint(tiny_base, tmp_path):
-    poisoned = run(tmp_path, tiny_base, callbacks=kill("Poison", 5))
-    assert poisoned.status == 1
-    assert "optimizer step 5: loss nan" in poisoned.stderr
-    assert "Traceback" not in poisoned.stderr
-    healthy = run(tmp_path, tiny_base, "--ckpt_path", "last")
-    assert healthy.status == 0, healthy.stderr
+def test_a_second_signal_ends_the_run_at_once(tiny_base, tmp_path):
+    signal = "    - {class_path: killers.Signal, init_args: {step: 3, number: 15, times: 2}}\n"
+    stopped = run(tmp_path, tiny_base, callbacks=signal, workers=2)
+    assert stopped.status == 143, stopped.stderr
+    assert stopped.stderr == ""
+    last = AtomicCheckpointIO().load_checkpoint(tmp_path / "run" / LAST)
+    assert last["global_step"] < 4
 
 
-def test_out_of_memory_comes_with_advice(tiny_base, tmp_path):
+@pytest.mark.parametrize("exits", [True, False], ids=["exits", "is killed"])
+def test_a_crashed_loader_worker_ends_the_run(tiny_base, tmp_path, exits):
+    arguments = f"{{step: 3, exits: {str(exits).lower()}}}"
+    crash = f"    - {{class_path: killers.CrashWorker, init_args: {arguments}}}\n"
+    outcome = run(tmp_path, tiny_base, callbacks=crash, workers=1)
+    assert time.time() - (tmp_path / "crashed").stat().st_mtime < 30
+    assert outcome.status == 1, outcome.stderr
+    assert "error: DataLoader worker (pid" in outcome.stderr
+    assert "go on with --ckpt_path last" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_out_of_memory_comes_with_the_next_smaller_sizes(tiny_base, tmp_path):
     outcome = run(
-        tmp_path, tiny_base, callbacks="    - killers.OutOfMemory\n"
-    )  # fmt: skip
+        tmp_path,
+        tiny_base,
+        *("--data.max_tokens_per_pass", 900, "--model.quantization.format", "none"),
+        callbacks="    - killers.OutOfMemory\n",
+    )
     assert outcome.status == 1
-    assert "CUDA out of memory" in outcome.stderr
-    assert "halve data.max_tokens_per_pass" in outcome.stderr
+    assert outcome.stderr.splitlines()[-5:] == [
+        "error: CUDA out of memory. Tried to allocate 20.00 GiB",
+        "To need less:",
+        "  --data.max_tokens_per_pass 450 (now 900; the same gradient)",
+        "  --model.quantization.format nf4",
+        "  GenerationEval's max_batch_tokens: 16384 (now 32768), if it was in an evaluation",
+    ]
     assert "Traceback" not in outcome.stderr
 
 
@@ -172,6 +213,35 @@ def test_a_changed_run_is_refused_with_the_difference(
     assert outcome.status == 2, outcome.stderr
     assert says in outcome.stderr
     assert "--model.accept_changes" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def change_template(base: Path) -> None:
+    template = files("lit_sft.data").joinpath("templates/llama3.jinja").read_text()
+    (base / "chat_template.jinja").write_text(template + "{# renders the same #}")
+
+
+def change_weights(base: Path) -> None:
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"] *= 1.1
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(change_template, "data.chat_template: was "), (change_weights, "model.base_model: was ")],
+)
+def test_another_template_or_base_is_refused(tiny_base, stopped, tmp_path, change, says):
+    shutil.copytree(stopped, tmp_path / "copy")
+    shutil.copytree(tiny_base, tmp_path / "base")
+    change(tmp_path / "base")
+    outcome = lit_sft_in_process(
+        *("fit", "--config", "config.yaml", "--ckpt_path", "last"),
+        *("--model.base_model", tmp_path / "base"),
+        cwd=tmp_path / "copy",
+    )
+    assert outcome.status == 2, outcome.stderr
+    assert says in outcome.stderr
     assert "Traceback" not in outcome.stderr
 
 

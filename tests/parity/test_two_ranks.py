@@ -1,6 +1,7 @@
 """Two processes train what one does: the same windows, the same losses, the same adapter."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,16 @@ def test_two_ranks_equal_one(tiny_base, tmp_path):
         with (folder / "logs" / "metrics.csv").open(newline="") as file:
             rows.append(list(csv.DictReader(file)))
     assert [row["step"] for row in rows[0]] == ["0", "1", "2", "3", "4", "5"]
+    assert [bool(row["val/exact_match"]) for row in rows[0]] == [True, *[False] * 4, True]
+    answers = [
+        {(answer["step"], answer["row"]): answer["output"] for answer in map(json.loads, lines)}
+        for lines in (
+            (folder / "logs" / "generations.jsonl").read_text().splitlines()
+            for folder in (alone, together)
+        )
+    ]
+    assert answers[1].items() <= answers[0].items(), "the first rank keeps what it has answered"
+    assert len(answers[1]) > 2
     for one, two in zip(*rows, strict=True):
         for name in ("train/loss", "train/grad_norm", "val/loss", "val/exact_match"):
             if one[name]:

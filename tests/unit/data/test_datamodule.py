@@ -1,6 +1,9 @@
 """The Lightning shell: splits, ledgers, loaders."""
 
+import re
+
 import pytest
+import torch
 
 from lit_sft import ChatTask, SFTDataModule
 from lit_sft.data.prompts import find_stop_ids, make_prompts
@@ -128,3 +131,28 @@ def test_a_pass_must_hold_the_longest_row():
 def test_a_tokenizer_is_needed(tmp_path):
     with pytest.raises(InputError, match=r"data\.tokenizer: name the tokenizer"):
         SFTDataModule(Numbers(), val_rows=10).setup("fit")
+
+
+class Uneven(Numbers):
+    """Every fifth row is longer."""
+
+    def messages(self, row):
+        user, assistant = super().messages(row)
+        return [
+            user | {"content": ("long " if row["n"] % 5 == 0 else "") + user["content"]},
+            assistant,
+        ]
+
+
+def test_the_rows_of_a_window_are_called_as_the_task_numbers_them(tiny_base):
+    sizes = {"val_rows": 10, "batch_size": 3, "accumulate_grad_batches": 2, "max_length": 30}
+    data = SFTDataModule(Uneven(), tokenizer=str(tiny_base), **sizes)
+    data.setup("fit")
+    assert 0 < data.ledgers["train"].kept < data.ledgers["train"].rows == 40
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(1)
+    for number, window in enumerate(loader):
+        text = data.tokenizer.decode(torch.cat([batch["input_ids"].flatten() for batch in window]))
+        names = [f"train row {n}" for n in re.findall(r"(\d+)\?", text)]
+        assert sorted(data.name_rows(epoch=1, window=number)) == sorted(names)
+    assert number == len(loader) - 1
