@@ -3,7 +3,6 @@
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.errors import require
 from lit_sft.model.memory import GIB, free_memory_bytes
@@ -51,8 +50,11 @@ class GradientCheckpointing(pl.Callback):
             per_token = count_bytes_per_token(pl_module.model, pl_module.device)
         free = free_memory_bytes(pl_module.device)
         count = choose_count(per_token * tokens, layers, free)
-        rank_zero_info(
-            f"recomputing {count} of {layers} layers: all activations of {tokens:,} tokens take "
-            f"{per_token * tokens * layers / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free"
-        )
+        if trainer.is_global_zero:
+            print(
+                f"recomputing {count} of {layers} layers: all activations of {tokens:,} tokens "
+                f"take {per_token * tokens * layers / GIB:.1f} GiB, and {free / GIB:.1f} GiB are "
+                "free",
+                flush=True,
+            )
         return count

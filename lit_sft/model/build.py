@@ -9,6 +9,8 @@ from lit_sft.errors import require
 from lit_sft.model.adapter import attach_lora, load_adapter, read_adapter_tokens
 from lit_sft.model.lora import fuse_lora
 from lit_sft.model.qlora import Lora, Quantization, load_base
+from lit_sft.model.recompute import find_layers
+from lit_sft.model.speed import Speed
 from lit_sft.model.tokens import choose_tokens
 from lit_sft.model.weight_cache import cache_weights
 
@@ -30,7 +32,7 @@ def build_model(
     lora: Lora,
     adapter: str | None,
     trainable_tokens: Literal["auto", "none"] | list[str],
-    fused_lora: bool,
+    speed: Speed,
     tokenizer: PreTrainedTokenizerBase | None,
     dtype: torch.dtype,
     device: torch.device,
@@ -44,7 +46,7 @@ def build_model(
         lora: The shape of the adapter.
         adapter: A folder or Hub id to take the adapter's weights from.
         trainable_tokens: As `SFTModule` takes them; without a tokenizer, `auto` is none.
-        fused_lora: As `Speed` has it.
+        speed: What is done for it.
         tokenizer: As `load_tokenizer` returns it.
         dtype: What the base is computed in.
         device: Where it goes.
@@ -71,8 +73,11 @@ def build_model(
         model = attach_lora(base, lora, list(tokens))
     if adapter:
         load_adapter(model, adapter)
-    if fused_lora:
+    if speed.fused_lora:
         fuse_lora(model)
+    if speed.compile:
+        for layer in find_layers(model):
+            layer.compile(dynamic=True)
     name: Any = tokenizer.convert_ids_to_tokens if tokenizer else str
     return BuiltModel(
         model, {name(token): reason for token, reason in tokens.items()}, cached_bytes

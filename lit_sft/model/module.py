@@ -151,7 +151,7 @@ class SFTModule(pl.LightningModule):
             self.lora,
             self.adapter,
             self.trainable_tokens,
-            self.speed.fused_lora,
+            self.speed,
             self._tokenizer(),
             compute_dtype(self.trainer.precision),
             self.trainer.strategy.root_device,
@@ -244,7 +244,11 @@ class SFTModule(pl.LightningModule):
                 "generation takes a data module with a tokenizer, such as SFTDataModule"
             )
         use_attention(self.model, packed=False)
-        with evaluating(self.model), self.trainer.precision_plugin.forward_context():
+        with (
+            evaluating(self.model),
+            self.trainer.precision_plugin.forward_context(),
+            torch.compiler.set_stance("force_eager"),  # with a cache that grows, all shapes are new
+        ):
             return generate_greedy(
                 self.model,
                 prompts,

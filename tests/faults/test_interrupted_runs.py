@@ -168,10 +168,11 @@ def test_out_of_memory_comes_with_the_next_smaller_sizes(tiny_base, tmp_path):
         callbacks="    - killers.OutOfMemory\n",
     )
     assert outcome.status == 1
-    assert outcome.stderr.splitlines()[-5:] == [
+    assert outcome.stderr.splitlines()[-6:] == [
         "error: CUDA out of memory. Tried to allocate 20.00 GiB",
         "To need less:",
         "  --data.max_tokens_per_pass 450 (now 900; the same gradient)",
+        "  GradientCheckpointing's policy: all",
         "  --model.quantization.format nf4",
         "  GenerationEval's max_batch_tokens: 16384 (now 32768), if it was in an evaluation",
     ]

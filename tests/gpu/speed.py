@@ -70,6 +70,8 @@ ARMS = {
     ),
     "recipe": Arm(2048, "all", {}),
     "fast": Arm(8192, "none", {}),
+    "compiled": Arm(8192, "none", {"speed": Speed(compile=True)}),
+    "compiled, all recomputed": Arm(8192, "all", {"speed": Speed(compile=True)}),
 }
 
 
