@@ -30,6 +30,9 @@ class SFTDataModule(pl.LightningDataModule):
     Args:
         task: Where the rows come from, and how a row reads as a conversation.
         tokenizer: A Hub id or folder; without one, the base model's own.
+        chat_template: `llama3`, `chatml` or a Jinja file; without one, the tokenizer's own, or
+            `llama3` where it has none. Saved with the adapter; today's date in it is pinned to
+            26 July 2024.
         batch_size: Rows a device sees at once.
         accumulate_grad_batches: Such batches an optimizer step, on every device.
         batching: `padding_free` lays the rows of an optimizer step end to end, in as few passes as
@@ -50,6 +53,7 @@ class SFTDataModule(pl.LightningDataModule):
         self,
         task: ChatTask,
         tokenizer: str | None = None,
+        chat_template: str | None = None,
         batch_size: int = 4,
         accumulate_grad_batches: int = 4,
         batching: Literal["padding_free", "padded"] = "padding_free",
@@ -80,7 +84,7 @@ class SFTDataModule(pl.LightningDataModule):
             f"data.max_length={max_length} tokens; raise it to that at least",
         )
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
-        self.tokenizer_path = tokenizer
+        self.tokenizer_path, self.chat_template = tokenizer, chat_template
         default_cache = os.environ.get("LIT_SFT_CACHE", "~/.cache/lit_sft")
         self.cache_dir = Path(cache_dir or default_cache).expanduser()
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -94,7 +98,7 @@ class SFTDataModule(pl.LightningDataModule):
         """The tokenizer, loaded at first use."""
         if self._tokenizer is None:
             path = self.tokenizer_path or self._base_model_of_trainer()
-            self._tokenizer = load_tokenizer(path)
+            self._tokenizer = load_tokenizer(path, self.chat_template)
         return self._tokenizer
 
     def prepare_data(self) -> None:

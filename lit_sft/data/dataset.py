@@ -25,7 +25,7 @@ from lit_sft.errors import require
 from lit_sft.files import replace_file
 from lit_sft.types import IGNORE_INDEX, Example
 
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 """Part of every fingerprint: raise it when `encode_chat` gives other ids or labels than before."""
 CHUNK_ROWS = 1024
 """Rows encoded at once: enough to share the costs of a call, few enough to hold as Python lists."""
