@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.dataset import EncodedRows, load_or_encode
 from lit_sft.data.ledger import Ledger, format_ledgers, make_ledger
+from lit_sft.data.overlength import OnOverlength, describe_overlength
 from lit_sft.data.prompts import make_prompts
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.data.tokenizer import hash_template, load_tokenizer
@@ -40,7 +41,11 @@ class SFTDataModule(pl.LightningDataModule):
             gradient is the same.
         max_tokens_per_pass: What is run at once; `auto` is `batch_size` rows of `max_length`, the
             most that a padded batch can be.
-        max_length: In tokens; a longer row is dropped and counted, never cut.
+        max_length: In tokens.
+        on_overlength: What becomes of a longer row. `drop` leaves it out, and says so; `error`
+            stops; `truncate_prompt` shortens turns that are not learnt, from their oldest words on,
+            and never an answer or a system turn; `truncate` cuts the end of the row, answer and
+            all, and then the stop token is not learnt. What still does not fit is dropped.
         val_rows: Rows held out of `train` for validation where the task has no `val` split; with
             one, how many of it to use. 0 trains without validation.
         num_workers: Loader processes; 0 loads in the training process.
@@ -59,6 +64,7 @@ class SFTDataModule(pl.LightningDataModule):
         batching: Literal["padding_free", "padded"] = "padding_free",
         max_tokens_per_pass: Literal["auto"] | int = "auto",
         max_length: int = 512,
+        on_overlength: OnOverlength = "drop",
         val_rows: int = 256,
         num_workers: int = 0,
         seed: int = 0,
@@ -83,6 +89,7 @@ class SFTDataModule(pl.LightningDataModule):
             f"data.max_tokens_per_pass={max_tokens_per_pass} cannot hold a row of "
             f"data.max_length={max_length} tokens; raise it to that at least",
         )
+        self.on_overlength: OnOverlength = on_overlength
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
         self.tokenizer_path, self.chat_template = tokenizer, chat_template
         default_cache = os.environ.get("LIT_SFT_CACHE", "~/.cache/lit_sft")
@@ -90,6 +97,7 @@ class SFTDataModule(pl.LightningDataModule):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._encoded: dict[Split, EncodedRows] = {}
         self._announced: set[Split] = set()
+        self._overlength: dict[Split, str] = {}
         self.ledgers: dict[Split, Ledger] = {}
         self.fingerprints: dict[Split, str] = {}
 
@@ -111,7 +119,8 @@ class SFTDataModule(pl.LightningDataModule):
         unseen = [ledger for split, ledger in self.ledgers.items() if split not in self._announced]
         if unseen:
             self._announced |= set(self.ledgers)
-            _print_ledgers(unseen)
+            _print_ledgers(unseen, list(self._overlength.values()))
+            self._overlength.clear()
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled windows; the last one may be short, and no row is dropped."""
@@ -152,12 +161,19 @@ class SFTDataModule(pl.LightningDataModule):
             if split in self.ledgers or (split == "val" and self.val_rows == 0):
                 continue
             rows = read_split(self.task, split, self.val_rows)
-            self._encoded[split], self.fingerprints[split] = load_or_encode(
+            encoded, self.fingerprints[split] = load_or_encode(
                 self.tokenizer,
                 read_conversations(self.task, rows),
                 self.max_length,
+                self.on_overlength,
                 self.cache_dir,
             )
+            self._encoded[split] = encoded
+            if overlength := [(rows[i][0], length) for i, length in encoded.find_overlength()]:
+                self._overlength[split] = (
+                    f"{split}: {describe_overlength(overlength, self.max_length)}: "
+                    f"{len(encoded.dropped):,} dropped, {len(encoded.truncated):,} truncated"
+                )
             padded_rows = self.batch_size if self.batching == "padded" else 1
             self.ledgers[split] = make_ledger(split, self._encoded[split], padded_rows)
 
@@ -202,5 +218,5 @@ class SFTDataModule(pl.LightningDataModule):
 
 
 @rank_zero_only
-def _print_ledgers(ledgers: list[Ledger]) -> None:
-    print(format_ledgers(ledgers), flush=True)
+def _print_ledgers(ledgers: list[Ledger], notes: list[str]) -> None:
+    print("\n".join([format_ledgers(ledgers), *notes]), flush=True)

@@ -35,8 +35,6 @@ class Span(NamedTuple):
     """The first character that the model must generate."""
     stop: int
     """The first character of the stop token."""
-    answer: int
-    """The first character of the answer: after `start` where the template sets a space first."""
 
 
 class RenderedChat(NamedTuple):
@@ -163,8 +161,7 @@ def _find_answer(
         tail = text[at + len(said) :]
         stop = len(text) - len(tail.lstrip())
         if control.match(text, stop) and not control.sub("", text[stop:]).strip():
-            answer = start if block else at
-            return Span(start, stop, answer if said else stop)
+            return Span(start, stop)
     raise InputError(
         f"message {turn} (assistant): expected the answer and then a stop token, but the chat "
         f"template renders {text[start:]!r:.120}; use another data.chat_template, or give the turn "
@@ -190,7 +187,7 @@ def _break_up(value: Any, control: re.Pattern[str]) -> Any:
         require(BREAKER not in value, f"a message holds U+{ord(BREAKER):X}; remove it")
         return control.sub(lambda found: found[0][0] + BREAKER + found[0][1:], value)
     if isinstance(value, dict):
-        return {key: _break_up(entry, control) for key, entry in value.items()}
+        return {_break_up(k, control): _break_up(entry, control) for k, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_break_up(entry, control) for entry in value]
     return value
