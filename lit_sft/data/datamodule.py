@@ -43,9 +43,9 @@ class SFTDataModule(pl.LightningDataModule):
             most that a padded batch can be.
         max_length: In tokens.
         on_overlength: What becomes of a longer row. `drop` leaves it out, and says so; `error`
-            stops; `truncate_prompt` shortens turns that are not learnt, from their oldest words on,
-            and never an answer or a system turn; `truncate` cuts the end of the row, answer and
-            all, and then the stop token is not learnt. What still does not fit is dropped.
+            stops; `truncate_prompt` takes the first words off the longest turns that are not
+            learnt, never off an answer or a system turn; `truncate` cuts the end of the row, answer
+            and all, so that its stop token is not learnt. What still does not fit is dropped.
         val_rows: Rows held out of `train` for validation where the task has no `val` split; with
             one, how many of it to use. 0 trains without validation.
         num_workers: Loader processes; 0 loads in the training process.

@@ -1,5 +1,6 @@
 """Rows with more tokens than a row may have: dropped, or cut where that is asked for."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -71,11 +72,11 @@ def shorten_prompt(
     whole: Example,
     max_length: int,
 ) -> Example | None:
-    """Shorten what is not learnt, from its oldest words on, until the conversation fits.
+    """Take the first words off the longest turns that are not learnt, until the conversation fits.
 
-    The start of the first unsupervised turn goes first, so that what stands nearest to the last
-    answer stays. System turns and supervised answers stay whole, and a turn that is emptied keeps
-    its place: the conversation is rendered, encoded and proven again.
+    Such turns are cut to one length, so that short questions stay whole; what stands nearest to the
+    answer stays. System turns and supervised answers are never cut. The shorter conversation is
+    rendered, encoded and proven like any other.
 
     Args:
         tokenizer: As for `encode_chat`.
@@ -84,17 +85,15 @@ def shorten_prompt(
         max_length: In tokens.
 
     Returns:
-        None where it does not fit, or only with all of the unsupervised turns emptied.
+        None where nothing would be left of a turn.
     """
-    shown = list(messages)
     example = whole
-    while any(_may_shorten(message) and message["content"] for message in shown):
-        excess = len(example.input_ids) - max_length
-        if excess <= 0:
-            return example
-        shown = _drop_first_tokens(tokenizer, shown, excess)
-        example = encode_chat(tokenizer, shown)
-    return None
+    while (excess := len(example.input_ids) - max_length) > 0:
+        shorter = _cap_turns(tokenizer, messages, excess)
+        if shorter is None:
+            return None
+        messages, example = shorter, encode_chat(tokenizer, shorter)
+    return example
 
 
 def describe_overlength(rows: Sequence[tuple[str, int]], max_length: int) -> str:
@@ -109,23 +108,24 @@ def describe_overlength(rows: Sequence[tuple[str, int]], max_length: int) -> str
     return f"{len(rows):,} over data.max_length={max_length} tokens: {first}{more}"
 
 
-def _may_shorten(message: Message) -> bool:
-    role = message["role"]
-    return role in ("user", "tool") or (role == "assistant" and message.get("weight") == 0)
-
-
-def _drop_first_tokens(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], count: int
-) -> list[Message]:
-    """Take at least one character, and about `count` tokens, off the turns that may shorten."""
+def _cap_turns(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], excess: int
+) -> list[Message] | None:
+    """Leave the last tokens of every turn that may be cut: as many as make `excess` go in all."""
     backend = plain_backend(tokenizer)
-    shorter: list[Message] = []
-    for message in messages:
-        content = message["content"]
-        if count > 0 and content and _may_shorten(message):
-            offsets = backend.encode(content, add_special_tokens=False).offsets[:count]
-            count -= len(offsets)
-            end = max(1, offsets[-1][1]) if offsets else len(content)
-            message = {**message, "content": content[end:]}
-        shorter.append(message)
-    return shorter
+    backend.encode_special_tokens = True  # what a message spells is text
+    ends = [
+        [end for _, end in backend.encode(x["content"], add_special_tokens=False).offsets]
+        if x["role"] in ("user", "tool") or x.get("weight") == 0
+        else []
+        for x in messages
+    ]
+    lengths = [len(places) for places in ends]
+    caps = range(max(lengths) + 1)
+    cap = bisect_right(caps, -excess, key=lambda cap: -sum(max(0, n - cap) for n in lengths)) - 1
+    if cap < 1:
+        return None
+    return [
+        {**x, "content": x["content"][max(1, places[-cap - 1]) :]} if len(places) > cap else x
+        for x, places in zip(messages, ends, strict=True)
+    ]

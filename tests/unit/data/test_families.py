@@ -1,13 +1,16 @@
 """Every template family against a mask made by characters alone, and what it refuses."""
 
+from datetime import date, datetime
 from pathlib import Path
 
 import pytest
 from families import FAMILIES, TEMPLATES, equip, expect, generate_conversations, make_tokenizer
+from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
 
 from lit_sft.data import render
 from lit_sft.data.encode import encode_chat, encode_chats, encode_prompt
-from lit_sft.data.tokenizer import load_tokenizer, pin_date
+from lit_sft.data.tokenizer import hash_template, load_tokenizer, pin_date
 from lit_sft.errors import InputError
 from lit_sft.types import IGNORE_INDEX
 
@@ -144,6 +147,42 @@ def test_a_system_prompt_that_moves_to_the_last_question_is_refused(tmp_path):
     assert read_learnt(tokenizer, [ask("q"), say("a"), ask("q"), say("b")]) == "a</s> b</s>"
     with pytest.raises(InputError, match=r"message 2 .* not after its own generation prompt"):
         encode_chat(tokenizer, [{"role": "system", "content": "s"}, ask("q"), say("a")])
+
+
+def test_a_template_that_prints_the_date_prints_the_same_one_every_day(tmp_path, monkeypatch):
+    messages = [ask("Which day is it?"), say("Friday.")]
+    family = FAMILIES["llama31"]
+    tokenizers = [load_family("llama31", tmp_path / str(day), family.file)[1] for day in (1, 2)]
+    rows, prompts, published = [], [], []
+    for day, tokenizer in enumerate(tokenizers, start=1):
+        monkeypatch.setattr(chat_template_utils, "datetime", stop_clock(date(2031, 5, day)))
+        rows.append(encode_chat(tokenizer, messages))
+        # What a server reads from the folder of the adapter.
+        tokenizer.save_pretrained(tmp_path / f"saved{day}")
+        server = AutoTokenizer.from_pretrained(tmp_path / f"saved{day}")
+        prompts.append(
+            server.apply_chat_template(messages[:1], add_generation_prompt=True)["input_ids"]
+        )
+        assert prompts[-1] == encode_prompt(tokenizer, messages)
+        template = Path(family.file).read_text()
+        published.append(
+            server.apply_chat_template(messages, chat_template=template, tokenize=False)
+        )
+    assert rows[0] == rows[1]
+    assert prompts[0] == prompts[1]
+    assert "Today Date: 26 Jul 2024" in server.decode(prompts[0])
+    assert "Today Date: 02 May 2031" in published[1]
+    assert "Today Date: 01 May 2031" in published[0]
+    assert hash_template(load_tokenizer(str(tmp_path / "saved1"))) == hash_template(tokenizers[1])
+
+
+def stop_clock(day: date) -> type:
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(day.year, day.month, day.day)
+
+    return Stopped
 
 
 @pytest.fixture(scope="module")
