@@ -171,7 +171,7 @@ class SFTDataModule(pl.LightningDataModule):
             self._encoded[split] = encoded
             if overlength := [(rows[i][0], length) for i, length in encoded.find_overlength()]:
                 self._overlength[split] = (
-                    f"{split}: {describe_overlength(overlength, self.max_length)}: "
+                    f"{split}: {describe_overlength(overlength, self.max_length)}; "
                     f"{len(encoded.dropped):,} dropped, {len(encoded.truncated):,} truncated"
                 )
             padded_rows = self.batch_size if self.batching == "padded" else 1

@@ -105,7 +105,8 @@ def describe_overlength(rows: Sequence[tuple[str, int]], max_length: int) -> str
     """
     first = ", ".join(f"{name} ({length:,})" for name, length in rows[:NAMED_ROWS])
     more = ", …" if len(rows) > NAMED_ROWS else ""
-    return f"{len(rows):,} over data.max_length={max_length} tokens: {first}{more}"
+    noun = "row" if len(rows) == 1 else "rows"
+    return f"{len(rows):,} {noun} over data.max_length={max_length} tokens: {first}{more}"
 
 
 def _cap_turns(
@@ -116,7 +117,7 @@ def _cap_turns(
     backend.encode_special_tokens = True  # what a message spells is text
     ends = [
         [end for _, end in backend.encode(x["content"], add_special_tokens=False).offsets]
-        if x["role"] in ("user", "tool") or x.get("weight") == 0
+        if x["role"] in ("user", "tool") or (x["role"] == "assistant" and x.get("weight") == 0)
         else []
         for x in messages
     ]

@@ -151,7 +151,7 @@ def _find_answer(
     content, after = message["content"], start
     if block := THINKING.match(text, start):
         own = THINKING.match(content)
-        thoughts = own[1] if own else message.get("reasoning_content", "")
+        thoughts = own[1] if own else str(message.get("reasoning_content", ""))
         if block[1].strip() == thoughts.strip():
             content, after = content[own.end() if own else 0 :], block.end()
     for said in (content, content.rstrip(), content.lstrip(), content.strip()):

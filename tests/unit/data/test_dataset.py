@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from lit_sft.data import dataset
 from lit_sft.data.dataset import (
     CHUNK_ROWS,
     encode_rows,
@@ -48,6 +49,16 @@ def test_rows_come_back_as_they_were_encoded(tokenizer):
     supervised = sum(label >= 0 for i in range(len(encoded)) for label in encoded[i].labels)
     assert encoded.num_supervised() == supervised
     assert encoded.lengths()[1] == len(encoded[1].input_ids)
+
+
+def test_only_a_large_set_shows_a_bar(tokenizer, monkeypatch, capsys):
+    encode_rows(tokenizer, chats("a"), max_length=512, on_overlength="drop")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(dataset, "LARGE_SET_ROWS", 1)
+    encode_rows(tokenizer, chats("a"), max_length=512, on_overlength="drop")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("encoding 1 rows")
 
 
 def test_long_rows_are_dropped_whole_at_exactly_the_limit(tokenizer):

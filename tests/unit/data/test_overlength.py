@@ -134,7 +134,7 @@ def test_error_names_the_first_long_rows(tiny_tokenizer):
     tokenizer = load_tokenizer(str(tiny_tokenizer))
     limit = len(encode_chat(tokenizer, ROWS[3][1]).input_ids)
     reason = (
-        rf"^6 over data\.max_length={limit} tokens: train row 160 \({limit + 40}\), .*"
+        rf"^6 rows over data\.max_length={limit} tokens: train row 160 \({limit + 40}\), .*"
         r"train row 320 \(\d+\), …; raise it, or set data\.on_overlength to"
     )
     with pytest.raises(InputError, match=reason):
@@ -163,7 +163,7 @@ def test_the_data_module_names_long_rows_below_its_ledger(tiny_base, capsys):
     data.setup("fit")
     printed = capsys.readouterr().out.splitlines()
     assert printed[3].startswith("train: ")
-    assert "over data.max_length=200 tokens: train row " in printed[3]
+    assert "rows over data.max_length=200 tokens: train row " in printed[3]
     assert data.ledgers["train"].truncated > 0
     assert printed[3].endswith(
         f"{data.ledgers['train'].dropped} dropped, {data.ledgers['train'].truncated} truncated"
