@@ -10,6 +10,7 @@ from transformers.utils import chat_template_utils
 
 from lit_sft.data import render
 from lit_sft.data.encode import encode_chat, encode_chats, encode_prompt
+from lit_sft.data.overlength import encode_to_fit
 from lit_sft.data.tokenizer import hash_template, load_tokenizer, pin_date
 from lit_sft.errors import InputError
 from lit_sft.types import IGNORE_INDEX
@@ -90,6 +91,30 @@ def test_so_it_is_with_the_vocabulary_of_llama3(shared, name):
     packaged = Path(render.__file__).parent / "templates" / f"{name}.jinja"
     tokenizer.chat_template = pin_date((template if template.exists() else packaged).read_text())
     check_against_characters(FAMILIES[name], tokenizer, count=2000, seed=2)
+
+
+def test_shortened_prompts_leave_what_is_learnt_as_it_was(family):
+    family, tokenizer = family
+    shortened = 0
+    for messages in generate_conversations(3, 60, system=family.template != "gemma2"):
+        for message in messages[:-1]:
+            if message["role"] == "assistant":
+                message["weight"] = 0
+        if expect(family, tokenizer, messages).is_torn:
+            continue
+        whole = encode_chat(tokenizer, messages)
+        limit = max(2, len(whole.input_ids) * 3 // 4)
+        example, _ = encode_to_fit(tokenizer, [messages], [""], limit, "truncate_prompt")[0]
+        if example:
+            shortened += 1
+            assert len(example.input_ids) <= limit
+            kept = [label for label in example.labels if label != IGNORE_INDEX]
+            assert kept == [label for label in whole.labels if label != IGNORE_INDEX]
+            # Every control token that the template wrote is still there.
+            control = {tokenizer.convert_tokens_to_ids(token) for token in family.tokens}
+            turns = [[x for x in row.input_ids if x in control] for row in (example, whole)]
+            assert turns[0] == turns[1]
+    assert shortened > 10
 
 
 def test_a_prompt_is_the_start_of_its_row(family):
