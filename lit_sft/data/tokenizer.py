@@ -67,12 +67,7 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTok
         f"the tokenizer {path!r} has no fast version, and so gives no character offsets",
     )
     if chat_template is not None or tokenizer.chat_template is None:
-        tokenizer.chat_template = pin_date(_read_template(chat_template, tokenizer, path))
-        with naming(f"data.chat_template={chat_template}" if chat_template else ""):
-            end = tokenizer.convert_ids_to_tokens(find_turn_end(tokenizer))
-        find_control_tokens.cache_clear()  # until the tokenizer is handed out, it changes
-        if "eos_token" not in tokenizer.chat_template:
-            tokenizer.eos_token = end
+        _install_template(tokenizer, path, chat_template)
     elif isinstance(tokenizer.chat_template, dict):
         templates = tokenizer.chat_template.items()
         tokenizer.chat_template = {name: pin_date(template) for name, template in templates}
@@ -94,6 +89,15 @@ def pin_date(template: str) -> str:
     Otherwise the same row has other tokens tomorrow, and a server another prompt than training.
     """
     return TODAY.sub(lambda found: repr(PINNED_DATE.strftime(found[2])), template)
+
+
+def _install_template(tokenizer: PreTrainedTokenizerBase, path: str, name: str | None) -> None:
+    tokenizer.chat_template = pin_date(_read_template(name, tokenizer, path))
+    with naming(f"data.chat_template={name}" if name else ""):
+        end = tokenizer.convert_ids_to_tokens(find_turn_end(tokenizer))
+    if "eos_token" not in tokenizer.chat_template:
+        tokenizer.eos_token = end
+    find_control_tokens.cache_clear()  # until the tokenizer is handed out, it may change
 
 
 def _read_template(name: str | None, tokenizer: PreTrainedTokenizerBase, path: str) -> str:

@@ -234,12 +234,11 @@ def expect(family: Family, tokenizer: PreTrainedTokenizerBase, messages: list[Me
         while family.eats_space and ids and text[at : at + 1].isspace() and at < found.start():
             spans[-1] = (spans[-1][0], at + 1)
             at += 1
-        piece = tokenizer.backend_tokenizer
         plain = read_as_text(tokenizer, text[at : found.start()])
         ids += [number for number, _ in plain]
         spans += [(at + start, at + stop) for _, (start, stop) in plain]
         if found[0]:
-            ids.append(piece.token_to_id(found[0]))
+            ids.append(tokenizer.convert_tokens_to_ids(found[0]))
             spans.append(found.span())
         at = found.end()
     stops = {stop for _, stop in supervised}
@@ -265,19 +264,7 @@ def read_as_text(
 
 
 PARTS = [
-    *(
-        "",
-        " ",
-        "\n",
-        "\n\n",
-        "\t",
-        " \n ",
-        "  leading",
-        "trailing  ",
-        "assistant",
-        "user\n",
-        "####",
-    ),
+    *("", " ", "\n", "\n\n", "\t", " \n ", "  leading", "trailing  ", "assistant", "user\n"),
     *(
         "```py\nx = 1\n\n```",
         "🙂",
@@ -288,7 +275,6 @@ PARTS = [
         "\u200d",
         "\u00a0",
         "عربي",
-        "∑",
         "\x00",
     ),
     *("The answer is 42.", "<<6*7=42>>42", "model\n", "<|im", "_end|>", "[/", "INST]", "<|", "|>"),
