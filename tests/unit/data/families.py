@@ -265,18 +265,7 @@ def read_as_text(
 
 PARTS = [
     *("", " ", "\n", "\n\n", "\t", " \n ", "  leading", "trailing  ", "assistant", "user\n"),
-    *(
-        "```py\nx = 1\n\n```",
-        "🙂",
-        "👩‍👩‍👧",
-        "e\u0301",
-        "é",
-        "漢字",
-        "\u200d",
-        "\u00a0",
-        "عربي",
-        "\x00",
-    ),
+    *("```py\nx = 1\n\n```", "🙂", "👩‍👩‍👧", "e\u0301", "é", "漢字", "\u200d", "\u00a0", "عربي"),
     *("The answer is 42.", "<<6*7=42>>42", "model\n", "<|im", "_end|>", "[/", "INST]", "<|", "|>"),
     *(head for family in FAMILIES.values() for head in family.heads.values()),
     *ALL_TOKENS,
