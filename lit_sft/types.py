@@ -22,6 +22,10 @@ class Message(TypedDict):
     role: str
     """One of `ROLES`."""
     content: str
+    reasoning_content: NotRequired[str]
+    """Of an assistant turn: thoughts before the content, for templates that know of them."""
+    weight: NotRequired[int]
+    """Of an assistant turn: 1 to learn it, 0 only to show it."""
 
 
 class Example(NamedTuple):

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.dataset import EncodedRows, load_or_encode
 from lit_sft.data.ledger import Ledger, format_ledgers, make_ledger
+from lit_sft.data.overlength import OnOverlength, describe_overlength
 from lit_sft.data.prompts import make_prompts
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.data.tokenizer import hash_template, load_tokenizer
@@ -36,6 +37,9 @@ class SFTDataModule(pl.LightningDataModule):
     Args:
         task: Where the rows come from, and how a row reads as a conversation.
         tokenizer: A Hub id or folder; without one, the base model's own.
+        chat_template: `llama3`, `chatml` or a Jinja file; without one, the tokenizer's own, or
+            `llama3` where it has none. Saved with the adapter; today's date in it is pinned to
+            26 July 2024.
         batch_size: Rows a device sees at once.
         accumulate_grad_batches: Such batches an optimizer step, on every device.
         batching: `padding_free` lays the rows of an optimizer step end to end, in as few passes as
@@ -43,7 +47,11 @@ class SFTDataModule(pl.LightningDataModule):
             gradient is the same.
         max_tokens_per_pass: What is run at once; `auto` is `batch_size` rows of `max_length`, the
             most that a padded batch can be.
-        max_length: In tokens; a longer row is dropped and counted, never cut.
+        max_length: In tokens.
+        on_overlength: What becomes of a longer row. `drop` leaves it out, and says so; `error`
+            stops; `truncate_prompt` takes the first words off the longest turns that are not
+            learnt, never off an answer or a system turn; `truncate` cuts the end of the row, answer
+            and all, so that its stop token is not learnt. What still does not fit is dropped.
         val_rows: Rows held out of `train` for validation where the task has no `val` split; with
             one, how many of it to use. 0 trains without validation.
         num_workers: Loader processes; 0 loads in the training process.
@@ -56,11 +64,13 @@ class SFTDataModule(pl.LightningDataModule):
         self,
         task: ChatTask,
         tokenizer: str | None = None,
+        chat_template: str | None = None,
         batch_size: int = 4,
         accumulate_grad_batches: int = 4,
         batching: Literal["padding_free", "padded"] = "padding_free",
         max_tokens_per_pass: Literal["auto"] | int = "auto",
         max_length: int = 512,
+        on_overlength: OnOverlength = "drop",
         val_rows: int = 256,
         num_workers: int = 0,
         seed: int = 0,
@@ -85,13 +95,15 @@ class SFTDataModule(pl.LightningDataModule):
             f"data.max_tokens_per_pass={max_tokens_per_pass} cannot hold a row of "
             f"data.max_length={max_length} tokens; raise it to that at least",
         )
+        self.on_overlength: OnOverlength = on_overlength
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
-        self.tokenizer_path = tokenizer
+        self.tokenizer_path, self.chat_template = tokenizer, chat_template
         default_cache = os.environ.get("LIT_SFT_CACHE", "~/.cache/lit_sft")
         self.cache_dir = Path(cache_dir or default_cache).expanduser()
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._encoded: dict[Split, EncodedRows] = {}
         self._announced: set[Split] = set()
+        self._overlength: dict[Split, str] = {}
         self.ledgers: dict[Split, Ledger] = {}
         self.fingerprints: dict[Split, str] = {}
 
@@ -100,7 +112,7 @@ class SFTDataModule(pl.LightningDataModule):
         """The tokenizer, loaded at first use."""
         if self._tokenizer is None:
             path = self.tokenizer_path or self._base_model_of_trainer()
-            self._tokenizer = load_tokenizer(path)
+            self._tokenizer = load_tokenizer(path, self.chat_template)
         return self._tokenizer
 
     def prepare_data(self) -> None:
@@ -113,7 +125,8 @@ class SFTDataModule(pl.LightningDataModule):
         unseen = [ledger for split, ledger in self.ledgers.items() if split not in self._announced]
         if unseen:
             self._announced |= set(self.ledgers)
-            _print_ledgers(unseen)
+            _print_ledgers(unseen, list(self._overlength.values()))
+            self._overlength.clear()
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled windows; the last one may be short, and no row is dropped."""
@@ -170,12 +183,19 @@ class SFTDataModule(pl.LightningDataModule):
             if split in self.ledgers or (split == "val" and self.val_rows == 0):
                 continue
             rows = read_split(self.task, split, self.val_rows)
-            self._encoded[split], self.fingerprints[split] = load_or_encode(
+            encoded, self.fingerprints[split] = load_or_encode(
                 self.tokenizer,
                 read_conversations(self.task, rows),
                 self.max_length,
+                self.on_overlength,
                 self.cache_dir,
             )
+            self._encoded[split] = encoded
+            if overlength := [(rows[i][0], length) for i, length in encoded.find_overlength()]:
+                self._overlength[split] = (
+                    f"{split}: {describe_overlength(overlength, self.max_length)}; "
+                    f"{len(encoded.dropped):,} dropped, {len(encoded.truncated):,} truncated"
+                )
             padded_rows = self.batch_size if self.batching == "padded" else 1
             self.ledgers[split] = make_ledger(split, self._encoded[split], padded_rows)
 
@@ -226,5 +246,5 @@ class SFTDataModule(pl.LightningDataModule):
 
 
 @rank_zero_only
-def _print_ledgers(ledgers: list[Ledger]) -> None:
-    print(format_ledgers(ledgers), flush=True)
+def _print_ledgers(ledgers: list[Ledger], notes: list[str]) -> None:
+    print("\n".join([format_ledgers(ledgers), *notes]), flush=True)

@@ -7,28 +7,36 @@ import hashlib
 import json
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.encode import encode_chats, plain_backend
+from lit_sft.data.encode import plain_backend
+from lit_sft.data.overlength import OnOverlength, describe_overlength, encode_to_fit
 from lit_sft.data.splits import Conversation
 from lit_sft.errors import require
 from lit_sft.files import replace_file
 from lit_sft.types import IGNORE_INDEX, Example
 
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 """Part of every fingerprint: raise it when `encode_chat` gives other ids or labels than before."""
 CHUNK_ROWS = 1024
-"""Rows encoded at once: enough to share the costs of a call, few enough to hold as Python lists."""
+"""Rows encoded at once: enough to share the costs of a call, few enough to hold as Python lists.
+
+The tokenizer splits them over all cores, unless `TOKENIZERS_PARALLELISM` forbids it.
+"""
+LARGE_SET_ROWS = 50_000
+"""Rows from which on encoding takes long enough to show a bar."""
 
 
 class EncodedRows(Dataset[Example]):
@@ -39,18 +47,27 @@ class EncodedRows(Dataset[Example]):
         supervised: bool `[all_tokens]`, where a label is not `IGNORE_INDEX`.
         offsets: int64 `[kept + 1]`, where each row starts, and the end of the last.
         dropped: int64 `[dropped]`, the positions of the rows that were too long, among those given.
+        truncated: int64 `[truncated]`, the positions of the rows that were cut, likewise.
+        whole_lengths: int64 `[dropped + truncated]`, in tokens, of the dropped rows and then of the
+            truncated ones.
 
     Raises:
         ValueError: If the tensors do not fit each other.
     """
 
     def __init__(
-        self, input_ids: Tensor, supervised: Tensor, offsets: Tensor, dropped: Tensor
+        self,
+        input_ids: Tensor,
+        supervised: Tensor,
+        offsets: Tensor,
+        dropped: Tensor,
+        truncated: Tensor,
+        whole_lengths: Tensor,
     ) -> None:
         if not len(input_ids) == len(supervised) == offsets[-1] or (offsets.diff() < 0).any():
             raise ValueError("the tensors of the encoded rows do not fit each other")
         self.input_ids, self.supervised, self.offsets = input_ids, supervised, offsets
-        self.dropped = dropped
+        self.dropped, self.truncated, self.whole_lengths = dropped, truncated, whole_lengths
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -70,30 +87,44 @@ class EncodedRows(Dataset[Example]):
         """Return the number of tokens that carry loss, over all kept rows."""
         return int(self.supervised.sum())
 
+    def find_overlength(self) -> list[tuple[int, int]]:
+        """Return the position and the length in tokens of every row that was too long, in order."""
+        positions = [*self.dropped.tolist(), *self.truncated.tolist()]
+        return sorted(zip(positions, self.whole_lengths.tolist(), strict=True))
+
 
 def encode_rows(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    max_length: int,
+    on_overlength: OnOverlength,
 ) -> EncodedRows:
-    """Encode conversations, dropping those over `max_length` tokens whole.
+    """Encode conversations, and fit those over `max_length` tokens as `encode_to_fit` does.
 
     Raises:
-        InputError: If a row's mask cannot be proven (the message names the row), or if every row
-            is too long.
+        InputError: If a row's mask cannot be proven (the message names the row), if every row
+            is too long, or, with `on_overlength="error"`, if any is.
     """
     ids, labels = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     lengths: list[int] = []
-    dropped: list[int] = []
-    for first in range(0, len(conversations), CHUNK_ROWS):
+    dropped: dict[int, int] = {}
+    truncated: dict[int, int] = {}
+    for first in _track(range(0, len(conversations), CHUNK_ROWS), len(conversations)):
         names, chats = zip(*conversations[first : first + CHUNK_ROWS], strict=True)
-        kept = []
-        for position, example in enumerate(encode_chats(tokenizer, chats, names), start=first):
-            if len(example.input_ids) > max_length:
-                dropped.append(position)
-            else:
-                kept.append(example)
+        fitted = encode_to_fit(tokenizer, chats, names, max_length, on_overlength)
+        for position, (example, length) in enumerate(fitted, start=first):
+            if length > max_length:
+                (truncated if example else dropped)[position] = length
+        kept = [example for example, _ in fitted if example]
         lengths += [len(example.input_ids) for example in kept]
         ids.append(_join([example.input_ids for example in kept]))
         labels.append(_join([example.labels for example in kept]))
+    overlength = [(conversations[position][0], length) for position, length in dropped.items()]
+    require(
+        on_overlength != "error" or not overlength,
+        f"{describe_overlength(overlength, max_length)}; raise it, or set data.on_overlength to "
+        "drop, truncate_prompt or truncate",
+    )
     require(
         bool(lengths),
         f"all {len(dropped)} rows, from {conversations[0][0]} on, are longer than "
@@ -103,15 +134,20 @@ def encode_rows(
         input_ids=torch.from_numpy(np.concatenate(ids)),
         supervised=torch.from_numpy(np.concatenate(labels) != IGNORE_INDEX),
         offsets=torch.tensor([0, *lengths]).cumsum(0),
-        dropped=torch.tensor(dropped, dtype=torch.int64),
+        dropped=torch.tensor(list(dropped), dtype=torch.int64),
+        truncated=torch.tensor(list(truncated), dtype=torch.int64),
+        whole_lengths=torch.tensor([*dropped.values(), *truncated.values()], dtype=torch.int64),
     )
 
 
 def fingerprint(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    max_length: int,
+    on_overlength: OnOverlength,
 ) -> str:
     """Return a SHA-256 over all that decides the encoding, in hexadecimal."""
-    digest = hashlib.sha256(f"{ENCODING_VERSION} {max_length}\n".encode())
+    digest = hashlib.sha256(f"{ENCODING_VERSION} {max_length} {on_overlength}\n".encode())
     digest.update(plain_backend(tokenizer).to_str().encode())
     digest.update(str(tokenizer.chat_template).encode())
     digest.update(json.dumps(tokenizer.special_tokens_map, sort_keys=True).encode())
@@ -125,6 +161,7 @@ def load_or_encode(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
     max_length: int,
+    on_overlength: OnOverlength,
     cache_dir: Path,
 ) -> tuple[EncodedRows, str]:
     """Return the encoded rows and their fingerprint, from the cache where it knows them.
@@ -134,11 +171,11 @@ def load_or_encode(
     Raises:
         InputError: As `encode_rows`.
     """
-    key = fingerprint(tokenizer, conversations, max_length)
+    key = fingerprint(tokenizer, conversations, max_length, on_overlength)
     path = cache_dir / f"{key}.safetensors"
     encoded = _load(path)
     if encoded is None:
-        encoded = encode_rows(tokenizer, conversations, max_length)
+        encoded = encode_rows(tokenizer, conversations, max_length, on_overlength)
         try:
             _save(encoded, path)
         except (OSError, SafetensorError) as error:
@@ -174,6 +211,11 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         crc = zlib.crc32(tensors[name].numpy().data, crc)
     return f"{crc:08x}"
+
+
+def _track(chunks: Sequence[int], rows: int) -> Iterable[int]:
+    console = Console(stderr=True)
+    return track(chunks, f"encoding {rows:,} rows", console=console, disable=rows < LARGE_SET_ROWS)
 
 
 def _join(rows: Sequence[Sequence[int]]) -> np.ndarray:

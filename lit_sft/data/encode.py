@@ -176,9 +176,10 @@ def _prove_spans(
     for name, chat in zip(names, chats, strict=True):
         for span in chat.spans:
             decoded, ids = next(found)
-            said = _read_text(chat, span.start, span.stop)
-            # A decoder of the SentencePiece kind drops the space that the template sets first.
-            forms = (said, _read_text(chat, span.answer, span.stop))
+            said = chat.text[span.start : span.stop]
+            said = said.replace(BREAKER, "") if chat.is_broken_up else said
+            # A decoder of the SentencePiece kind drops one space in front.
+            forms = (said, said.removeprefix(" "))
             same = decoded in forms or decoded in [_normalize(backend, form) for form in forms]
             if not same or ids[-1] not in control.ids:
                 reason = (
@@ -187,11 +188,6 @@ def _prove_spans(
                     "or ends with white space, strip it"
                 )
                 raise InputError(f"{name}: {reason}" if name else reason)
-
-
-def _read_text(chat: RenderedChat, start: int, stop: int) -> str:
-    text = chat.text[start:stop]
-    return text.replace(BREAKER, "") if chat.is_broken_up else text
 
 
 def _normalize(backend: Tokenizer, text: str) -> str:

@@ -14,7 +14,9 @@ class Ledger:
     rows: int
     kept: int
     dropped: int
-    """Rows longer than `max_length`."""
+    """Rows longer than `max_length` that were left out."""
+    truncated: int
+    """Rows longer than `max_length` that were cut."""
     mean: float
     p50: int
     p95: int
@@ -49,6 +51,7 @@ def make_ledger(split: str, encoded: EncodedRows, batch_size: int) -> Ledger:
         rows=len(encoded) + len(encoded.dropped),
         kept=len(encoded),
         dropped=len(encoded.dropped),
+        truncated=len(encoded.truncated),
         mean=sum(lengths) / len(lengths),
         p50=_quantile(ranked, 0.50),
         p95=_quantile(ranked, 0.95),

@@ -52,14 +52,17 @@ def decode_answer(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> s
     )
 
 
+def find_turn_end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that the template writes after an answer."""
+    return [label for label in encode_chat(tokenizer, PROBE).labels if label != IGNORE_INDEX][-1]
+
+
 def find_stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that end an answer: the one that the template writes, and EOS.
 
     They differ where a template has a stop token of its own, such as ChatML's `<|im_end|>`.
     """
-    labels = encode_chat(tokenizer, PROBE).labels
-    stop = [label for label in labels if label != IGNORE_INDEX][-1]
-    return sorted({stop, tokenizer.eos_token_id} - {None})
+    return sorted({find_turn_end(tokenizer), tokenizer.eos_token_id} - {None})
 
 
 def find_chat_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -17,11 +17,14 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from lit_sft.errors import InputError, require, suggest
-from lit_sft.types import ROLES, Message
+from lit_sft.data.messages import check_messages, strip_keys
+from lit_sft.errors import InputError, require
+from lit_sft.types import Message
 
 BREAKER = "\ufdd0"
 """Stands inside a control token that a message spells: a code point that Unicode keeps unused."""
+THINKING = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
+"""What Qwen3's template sets before the last answer, empty where there are no thoughts."""
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -32,8 +35,6 @@ class Span(NamedTuple):
     """The first character that the model must generate."""
     stop: int
     """The first character of the stop token."""
-    answer: int
-    """The first character of the answer: after `start` where the template sets a space first."""
 
 
 class RenderedChat(NamedTuple):
@@ -41,7 +42,7 @@ class RenderedChat(NamedTuple):
 
     text: str
     spans: list[Span]
-    """One an assistant turn, in order."""
+    """One a supervised turn of the assistant, in order."""
     is_broken_up: bool
     """Whether `text` holds `BREAKER`."""
 
@@ -76,8 +77,11 @@ def render_conversation(
             a turn is not rendered as the answer and then a stop token.
     """
     check_messages(messages)
-    safe = _break_up_control_tokens(tokenizer, messages)
-    turns = [i for i, message in enumerate(safe) if message["role"] == "assistant"]
+    plain = strip_keys(messages)
+    safe = _break_up_control_tokens(tokenizer, plain)
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    supervised = [i for i in turns if messages[i].get("weight") != 0]
+    require(bool(supervised), "every assistant turn has weight 0, so nothing to learn")
     control = find_control_tokens(tokenizer).pattern
     if GENERATION_MARK.search(_template_of(tokenizer)):
         text, regions = _render(tokenizer, safe, marks=True)
@@ -87,13 +91,14 @@ def render_conversation(
             f"speaks {len(turns)} times",
         )
         spans = [
-            _find_answer(text[:end], start, safe[turn]["content"], turn, control)
+            _find_answer(text[:end], start, safe[turn], turn, control)
             for turn, (start, end) in zip(turns, regions, strict=True)
+            if turn in supervised
         ]
     else:
         text, _ = _render(tokenizer, safe)
-        spans = [_find_turn(tokenizer, safe, turn, text, control) for turn in turns]
-    return RenderedChat(text, spans, is_broken_up=safe is not messages)
+        spans = [_find_turn(tokenizer, safe, turn, text, control) for turn in supervised]
+    return RenderedChat(text, spans, is_broken_up=safe is not plain)
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> RenderedChat:
@@ -104,43 +109,10 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     """
     check_messages(messages)
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    turns = messages[:last]
+    turns = strip_keys(messages[:last])
     safe = _break_up_control_tokens(tokenizer, turns)
     text, _ = _render(tokenizer, safe, add_generation_prompt=True)
     return RenderedChat(text, [], is_broken_up=safe is not turns)
-
-
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raise `InputError` unless a user and the assistant speak, all in strings of Unicode."""
-    if not isinstance(messages, list | tuple):
-        raise InputError(f"expected a list of messages, got {type(messages).__name__}")
-    for number, message in enumerate(messages):
-        where = f"message {number}"
-        if not isinstance(message, dict) or not message.keys() >= {"role", "content"}:
-            raise InputError(f"{where}: expected {{'role': …, 'content': …}}, got {message!r:.80}")
-        role, content = message["role"], message["content"]
-        if role not in ROLES:
-            hint = suggest(str(role), ROLES)
-            raise InputError(f"{where}: unknown role {role!r}; use one of {ROLES}.{hint}")
-        if not isinstance(content, str):
-            raise InputError(
-                f"{where} ({role}): content must be a string, got {type(content).__name__}"
-            )
-        if not content.isascii():
-            _check_unicode(content, f"{where} ({role})")
-    roles = {message["role"] for message in messages}
-    require("assistant" in roles, "the conversation has no assistant turn, so nothing to learn")
-    require("user" in roles, "the conversation has no user turn, so nothing to answer")
-
-
-def _check_unicode(content: str, where: str) -> None:
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: character {error.start} is half of a surrogate pair "
-            f"({content[error.start]!r}), which no tokenizer can read; repair or remove it"
-        ) from error
 
 
 def _find_turn(
@@ -156,33 +128,44 @@ def _find_turn(
     through = text if is_last else _render(tokenizer, messages[: turn + 1])[0]
     rewritten = InputError(
         f"message {turn} (assistant): the chat template renders it differently once later turns "
-        "follow, or not after its own generation prompt, so what the model must say is not defined"
+        "follow, or not after its own generation prompt, so what the model must say is not "
+        "defined; give it weight 0, or set another data.chat_template"
     )
     if not through.startswith(prompt):
         raise rewritten
-    span = _find_answer(through, len(prompt), messages[turn]["content"], turn, control)
+    span = _find_answer(through, len(prompt), messages[turn], turn, control)
     if not text.startswith(through[: span.stop]):
         raise rewritten
     return span
 
 
-def _find_answer(text: str, start: int, content: str, turn: int, control: re.Pattern[str]) -> Span:
-    """Find `content` in `text[start:]`, stripped as the template strips it, and its stop token.
+def _find_answer(
+    text: str, start: int, message: Message, turn: int, control: re.Pattern[str]
+) -> Span:
+    """Find what a message says in `text[start:]`, and its stop token.
 
-    White space that the template sets around the answer is the model's to generate, too. After the
-    stop token nothing but white space and further control tokens may follow.
+    The content may be stripped as the template strips it. White space that the template sets around
+    it is the model's to generate, too, and so is a block of the message's thoughts before it. After
+    the stop token nothing but white space and further control tokens may follow.
     """
+    content, after = message["content"], start
+    if block := THINKING.match(text, start):
+        own = THINKING.match(content)
+        thoughts = own[1] if own else str(message.get("reasoning_content", ""))
+        if block[1].strip() == thoughts.strip():
+            content, after = content[own.end() if own else 0 :], block.end()
     for said in (content, content.rstrip(), content.lstrip(), content.strip()):
-        at = text.find(said, start)
-        if at < 0 or text[start:at].strip():
+        at = text.find(said, after)
+        if at < 0 or text[after:at].strip():
             continue
         tail = text[at + len(said) :]
         stop = len(text) - len(tail.lstrip())
         if control.match(text, stop) and not control.sub("", text[stop:]).strip():
-            return Span(start, stop, at if said else stop)
+            return Span(start, stop)
     raise InputError(
         f"message {turn} (assistant): expected the answer and then a stop token, but the chat "
-        f"template renders {text[start:]!r:.120}"
+        f"template renders {text[start:]!r:.120}; use another data.chat_template, or give the turn "
+        "weight 0"
     )
 
 
@@ -204,7 +187,7 @@ def _break_up(value: Any, control: re.Pattern[str]) -> Any:
         require(BREAKER not in value, f"a message holds U+{ord(BREAKER):X}; remove it")
         return control.sub(lambda found: found[0][0] + BREAKER + found[0][1:], value)
     if isinstance(value, dict):
-        return {key: _break_up(entry, control) for key, entry in value.items()}
+        return {_break_up(k, control): _break_up(entry, control) for k, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_break_up(entry, control) for entry in value]
     return value
@@ -238,4 +221,10 @@ def _render(
 def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.chat_template is None:
         raise InputError("the tokenizer has no chat template; load it with load_tokenizer")
-    return str(tokenizer.get_chat_template())
+    template = str(tokenizer.get_chat_template())
+    require(
+        "strftime_now(" not in template,
+        "the chat template prints today's date, so that a row has other tokens every day; load the "
+        "tokenizer with load_tokenizer, which pins it, or write a date into the template",
+    )
+    return template

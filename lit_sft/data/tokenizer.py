@@ -1,14 +1,27 @@
 """Load a tokenizer that is ready to chat and to pad."""
 
 import hashlib
+import re
+from datetime import date
 from importlib.resources import files
+from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lit_sft.errors import InputError, require
+from lit_sft.data.encode import naming
+from lit_sft.data.prompts import find_turn_end
+from lit_sft.data.render import find_control_tokens
+from lit_sft.errors import InputError, require, suggest
 from lit_sft.paths import is_local, require_folder
 
-LLAMA3_TURN_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+TURN_TOKENS = {
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+}
+"""The templates that come with the package, and the tokens that each writes."""
+PINNED_DATE = date(2024, 7, 26)
+"""Today, to a template that asks: what Llama 3.1 and 3.2 print where there is no clock."""
+TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 PAD_TOKENS = (
     "<|finetune_right_pad_id|>",
     "<|pad|>",
@@ -21,19 +34,24 @@ PAD_TOKENS = (
 """Tokens that exist to pad with, or that a chat never needs; the tokenizer's own comes second."""
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a base model, with a pad token and a chat template.
 
-    A tokenizer without a chat template gets the Llama 3 one, and then ends a turn, and so a
-    generation, with `<|eot_id|>`. The template writes the BOS token itself: encode what it renders
-    with `add_special_tokens=False`, or there are two.
+    A template that is given to a tokenizer, and does not write `eos_token` itself, also gives it
+    the EOS token: what ends a turn then ends a generation. The template writes the BOS token
+    itself: encode what it renders with `add_special_tokens=False`, or there are two. A template
+    that prints today's date is changed to print `PINNED_DATE`, here and wherever the tokenizer is
+    saved.
 
     Args:
         path: A Hub id, or a folder with `tokenizer.json`.
+        chat_template: `llama3`, `chatml`, or a Jinja file; without one, the tokenizer's own, or
+            `llama3` where it has none.
 
     Raises:
-        InputError: If there is no such tokenizer, it gives no character offsets, it has neither a
-            template nor the Llama 3 turn tokens, or nothing but EOS to pad with.
+        InputError: If there is no such tokenizer or template, the tokenizer gives no character
+            offsets, lacks the tokens of the template or has nothing but EOS to pad with, or the
+            template does not write an answer and then a stop token.
     """
     place = path
     if is_local(path):
@@ -48,8 +66,13 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         bool(getattr(tokenizer, "is_fast", False)),
         f"the tokenizer {path!r} has no fast version, and so gives no character offsets",
     )
-    if tokenizer.chat_template is None:
-        _install_llama3_template(tokenizer, path)
+    if chat_template is not None or tokenizer.chat_template is None:
+        _install_template(tokenizer, path, chat_template)
+    elif isinstance(tokenizer.chat_template, dict):
+        templates = tokenizer.chat_template.items()
+        tokenizer.chat_template = {name: pin_date(template) for name, template in templates}
+    else:
+        tokenizer.chat_template = pin_date(tokenizer.chat_template)
     tokenizer.pad_token = _choose_pad_token(tokenizer, path)
     tokenizer.padding_side = "right"
     return tokenizer
@@ -60,16 +83,52 @@ def hash_template(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
 
 
-def _install_llama3_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+def pin_date(template: str) -> str:
+    """Return a template that prints `PINNED_DATE` where it would print today's date.
+
+    Otherwise the same row has other tokens tomorrow, and a server another prompt than training.
+    """
+    return TODAY.sub(lambda found: repr(PINNED_DATE.strftime(found[2])), template)
+
+
+def _install_template(tokenizer: PreTrainedTokenizerBase, path: str, name: str | None) -> None:
+    tokenizer.chat_template = pin_date(_read_template(name, tokenizer, path))
+    with naming(f"data.chat_template={name}" if name else ""):
+        end = tokenizer.convert_ids_to_tokens(find_turn_end(tokenizer))
+    if "eos_token" not in tokenizer.chat_template:
+        tokenizer.eos_token = end
+    find_control_tokens.cache_clear()  # until the tokenizer is handed out, it may change
+
+
+def _read_template(name: str | None, tokenizer: PreTrainedTokenizerBase, path: str) -> str:
+    """Return the text of a named template, or, if it has no name, of the one that stands in."""
+    if name is not None and name not in TURN_TOKENS:
+        return _read_template_file(name)
     vocabulary = tokenizer.get_vocab()
-    missing = [token for token in LLAMA3_TURN_TOKENS if token not in vocabulary]
+    missing = [token for token in TURN_TOKENS[name or "llama3"] if token not in vocabulary]
+    reason = f"the vocabulary lacks {', '.join(missing)}"
+    if name is None:
+        require(
+            not missing,
+            f"the tokenizer {path!r} has no chat template, and the Llama 3 template cannot stand "
+            f"in: {reason}; set data.chat_template, or use a tokenizer with a chat_template",
+        )
     require(
         not missing,
-        f"the tokenizer {path!r} has no chat template, and the Llama 3 template cannot stand in: "
-        f"the vocabulary lacks {', '.join(missing)}; use a tokenizer with a chat_template",
+        f"data.chat_template={name} does not go with the tokenizer {path!r}: {reason}; leave it "
+        "out for the tokenizer's own template, or name another",
     )
-    tokenizer.chat_template = files("lit_sft.data").joinpath("templates/llama3.jinja").read_text()
-    tokenizer.eos_token = "<|eot_id|>"
+    return files("lit_sft.data").joinpath(f"templates/{name or 'llama3'}.jinja").read_text()
+
+
+def _read_template_file(name: str) -> str:
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"data.chat_template={name}: expected {', '.join(TURN_TOKENS)} or a Jinja file in "
+            f"UTF-8 ({error}).{suggest(name, TURN_TOKENS)}"
+        ) from error
 
 
 def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, path: str) -> str:

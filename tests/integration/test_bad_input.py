@@ -66,6 +66,13 @@ def corrupt(folder: Path, line: bytes, number: int = 5) -> None:
         (["--data.val_rows", "-1"], "data.val_rows must not be negative, got -1"),
         (["--data.val_rows", "40"], "leaves nothing to train on: train has 40 rows"),
         (["--data.max_length", "5"], "all 32 rows"),
+        (
+            ["--data.max_length", "30", "--data.on_overlength", "error"],
+            "32 rows over data.max_length=30 tokens: train row ",
+        ),
+        (["--data.on_overlength", "trim"], "on_overlength"),
+        (["--data.chat_template", "chatml"], "lacks <|im_start|>, <|im_end|>"),
+        (["--data.chat_template", "nowhere.jinja"], "data.chat_template=nowhere.jinja: expected"),
         (["--model.lora.r", "0"], "lora.r must be positive, got 0"),
         (["--model.lora.target_modules", "[q_prj]"], "no linear layer q_prj; it has down_proj"),
         (["--trainer.accumulate_grad_batches", "4"], "data.accumulate_grad_batches"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from lit_sft.data import dataset
 from lit_sft.data.dataset import (
     CHUNK_ROWS,
     encode_rows,
@@ -41,7 +42,7 @@ def chats(*answers: str):
 
 def test_rows_come_back_as_they_were_encoded(tokenizer):
     conversations = chats(*(f"{i}🙂" * (i % 3) for i in range(CHUNK_ROWS + 5)))
-    encoded = encode_rows(tokenizer, conversations, max_length=512)
+    encoded = encode_rows(tokenizer, conversations, max_length=512, on_overlength="drop")
     assert len(encoded) == CHUNK_ROWS + 5
     for i in (0, 1, 2, CHUNK_ROWS - 1, CHUNK_ROWS, CHUNK_ROWS + 4):
         assert encoded[i] == encode_chat(tokenizer, conversations[i][1])
@@ -50,18 +51,28 @@ def test_rows_come_back_as_they_were_encoded(tokenizer):
     assert encoded.lengths()[1] == len(encoded[1].input_ids)
 
 
+def test_only_a_large_set_shows_a_bar(tokenizer, monkeypatch, capsys):
+    encode_rows(tokenizer, chats("a"), max_length=512, on_overlength="drop")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(dataset, "LARGE_SET_ROWS", 1)
+    encode_rows(tokenizer, chats("a"), max_length=512, on_overlength="drop")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("encoding 1 rows")
+
+
 def test_long_rows_are_dropped_whole_at_exactly_the_limit(tokenizer):
     conversations = chats("x", "x" * 200, "x" * 10)
     limit = len(encode_chat(tokenizer, conversations[2][1]).input_ids)
-    encoded = encode_rows(tokenizer, conversations, limit)
+    encoded = encode_rows(tokenizer, conversations, limit, "drop")
     assert encoded.dropped.tolist() == [1]
     assert encoded[1] == encode_chat(tokenizer, conversations[2][1])
-    assert encode_rows(tokenizer, conversations, limit - 1).dropped.tolist() == [1, 2]
+    assert encode_rows(tokenizer, conversations, limit - 1, "drop").dropped.tolist() == [1, 2]
 
 
 def test_all_rows_too_long_is_an_error(tokenizer):
     with pytest.raises(InputError, match=r"all 2 rows, from train row 0 on, .*max_length=3"):
-        encode_rows(tokenizer, chats("a", "b"), max_length=3)
+        encode_rows(tokenizer, chats("a", "b"), max_length=3, on_overlength="drop")
 
 
 @pytest.mark.parametrize("position", [0, CHUNK_ROWS + 2])
@@ -69,7 +80,7 @@ def test_a_row_that_cannot_be_encoded_is_named(tokenizer, position):
     conversations = chats(*["fine"] * (CHUNK_ROWS + 5))
     conversations[position][1][1]["content"] = None
     with pytest.raises(InputError, match=rf"^train row {position}: message 1 \(assistant\)"):
-        encode_rows(tokenizer, conversations, 512)
+        encode_rows(tokenizer, conversations, 512, "drop")
 
 
 def test_a_row_that_the_task_cannot_read_is_named():
@@ -81,27 +92,30 @@ def test_a_row_that_the_task_cannot_read_is_named():
 
 def test_the_fingerprint_follows_all_that_decides_the_encoding(tiny_tokenizer):
     tokenizer = load_tokenizer(str(tiny_tokenizer))
-    first = fingerprint(tokenizer, chats("a", "b"), 512)
-    assert fingerprint(load_tokenizer(str(tiny_tokenizer)), chats("a", "b"), 512) == first
+    first = fingerprint(tokenizer, chats("a", "b"), 512, "drop")
+    assert fingerprint(load_tokenizer(str(tiny_tokenizer)), chats("a", "b"), 512, "drop") == first
     tokenizer(["a"], padding="max_length", max_length=8, truncation=True)
-    assert fingerprint(tokenizer, chats("a", "b"), 512) == first
-    others = [fingerprint(tokenizer, chats("a", "c"), 512), fingerprint(tokenizer, chats("a"), 512)]
-    others.append(fingerprint(tokenizer, chats("a", "b"), 511))
+    assert fingerprint(tokenizer, chats("a", "b"), 512, "drop") == first
+    others = [
+        fingerprint(tokenizer, chats("a", "c"), 512, "drop"),
+        fingerprint(tokenizer, chats("a"), 512, "drop"),
+    ]
+    others.append(fingerprint(tokenizer, chats("a", "b"), 511, "drop"))
     tokenizer.chat_template += "\n"
-    others.append(fingerprint(tokenizer, chats("a", "b"), 512))
+    others.append(fingerprint(tokenizer, chats("a", "b"), 512, "drop"))
     tokenizer.add_tokens(["new"])
-    others.append(fingerprint(tokenizer, chats("a", "b"), 512))
+    others.append(fingerprint(tokenizer, chats("a", "b"), 512, "drop"))
     assert len({first, *others}) == 6
 
 
 def test_a_second_start_reads_the_cache(tokenizer, tmp_path):
-    first, key = load_or_encode(tokenizer, chats("a", "bb"), 512, tmp_path / "new")
+    first, key = load_or_encode(tokenizer, chats("a", "bb"), 512, "drop", tmp_path / "new")
     path = tmp_path / "new" / f"{key}.safetensors"
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     # Other rows under the same key can only come from the file.
-    _, other = load_or_encode(tokenizer, chats("other"), 512, tmp_path)
+    _, other = load_or_encode(tokenizer, chats("other"), 512, "drop", tmp_path)
     (tmp_path / f"{other}.safetensors").replace(path)
-    again, _ = load_or_encode(tokenizer, chats("a", "bb"), 512, tmp_path / "new")
+    again, _ = load_or_encode(tokenizer, chats("a", "bb"), 512, "drop", tmp_path / "new")
     assert (len(first), len(again)) == (2, 1)
 
 
@@ -127,11 +141,11 @@ def lose_a_tensor(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut_off, empty, flip_a_bit, lose_a_tensor])
 def test_a_damaged_cache_file_is_made_again(tokenizer, tmp_path, damage):
-    first, key = load_or_encode(tokenizer, chats("a", "bb"), 512, tmp_path)
+    first, key = load_or_encode(tokenizer, chats("a", "bb"), 512, "drop", tmp_path)
     path = tmp_path / f"{key}.safetensors"
     sound = path.read_bytes()
     damage(path)
-    again, _ = load_or_encode(tokenizer, chats("a", "bb"), 512, tmp_path)
+    again, _ = load_or_encode(tokenizer, chats("a", "bb"), 512, "drop", tmp_path)
     assert [again[i] for i in range(2)] == [first[i] for i in range(2)]
     assert path.read_bytes() == sound
 
@@ -139,7 +153,7 @@ def test_a_damaged_cache_file_is_made_again(tokenizer, tmp_path, damage):
 def test_a_cache_that_cannot_be_written_is_a_warning(tokenizer, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.warns(UserWarning, match=r"cannot be written .*set data\.cache_dir"):
-        encoded, _ = load_or_encode(tokenizer, chats("a"), 512, tmp_path / "file")
+        encoded, _ = load_or_encode(tokenizer, chats("a"), 512, "drop", tmp_path / "file")
     assert len(encoded) == 1
 
 
@@ -149,4 +163,4 @@ def test_rows_that_are_no_json_are_left_for_the_encoding_to_refuse(tokenizer, tm
     with pytest.raises(TypeError):
         json.dumps(conversations)
     with pytest.raises(InputError, match=r"train row 0: message 0 \(user\).*got bytes"):
-        load_or_encode(tokenizer, conversations, 512, tmp_path)
+        load_or_encode(tokenizer, conversations, 512, "drop", tmp_path)

@@ -13,6 +13,8 @@ def rows_of_lengths(lengths: list[int], supervised: int, dropped: int = 0) -> En
         supervised=mask,
         offsets=torch.tensor([0, *lengths]).cumsum(0),
         dropped=torch.arange(dropped),
+        truncated=torch.arange(0),
+        whole_lengths=torch.full([dropped], 99),
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lit_sft.data.tokenizer import hash_template, load_tokenizer
+from lit_sft.data.tokenizer import hash_template, load_tokenizer, pin_date
 from lit_sft.errors import InputError
 
 CHATML = (
@@ -38,6 +38,85 @@ def test_what_is_saved_loads_alike(tiny_tokenizer, tmp_path):
     again = load_tokenizer(str(tmp_path))
     assert hash_template(again) == hash_template(tokenizer)
     assert (again.pad_token, again.eos_token) == ("<|finetune_right_pad_id|>", "<|eot_id|>")
+
+
+def test_a_template_may_be_given_by_name_or_file(tmp_path):
+    special = [
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+    ]
+    path = save_tokenizer(tmp_path, [*special, "<|endoftext|>", "<|fim_pad|>"], "<|endoftext|>")
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    file = tmp_path / "mine.jinja"
+    file.write_text(
+        CHATML.replace("m.role }}", "m.role }}!").replace("assistant\n", "assistant!\n")
+    )
+    texts = {}
+    for name in (None, "llama3", "chatml", str(file)):
+        tokenizer = load_tokenizer(path, name)
+        messages = [{"role": "user", "content": " q "}]
+        texts[name] = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+        # A template that is given decides what ends a generation, too; one that was there does not.
+        end = {None: "<|endoftext|>", "llama3": "<|eot_id|>"}.get(name, "<|im_end|>")
+        assert tokenizer.eos_token == end
+        assert tokenizer.pad_token not in (None, end)
+        assert tokenizer.pad_token not in tokenizer.chat_template
+    assert texts["llama3"].endswith("q<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+    assert texts["chatml"] == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    assert texts[str(file)] == "<|im_start|>user!\n q <|im_end|>\n<|im_start|>assistant!\n"
+    assert texts[None] == texts[str(file)].replace("!", "")
+
+
+def test_a_template_that_ends_turns_with_eos_keeps_it(tmp_path):
+    path = save_tokenizer(tmp_path, ["<|im_start|>", "<|end|>", "<|endoftext|>"], "<|endoftext|>")
+    (tmp_path / "x.jinja").write_text(CHATML.replace("<|im_end|>", "<|end|>{{ eos_token }}"))
+    with pytest.raises(InputError, match="no token to pad with"):
+        load_tokenizer(path, str(tmp_path / "x.jinja"))
+    path = save_tokenizer(tmp_path, ["<|im_start|>", "<|end|>", "<|fim_pad|>"], "<|endoftext|>")
+    assert load_tokenizer(path, str(tmp_path / "x.jinja")).eos_token == "<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (
+            "chatml",
+            r"^data\.chat_template=chatml does not go with .*lacks <\|im_start\|>, <\|im_end",
+        ),
+        ("lama3", r"^data\.chat_template=lama3: expected llama3, chatml or .*'llama3'\?"),
+        ("nowhere/x.jinja", r"^data\.chat_template=nowhere/x\.jinja: .*No such file"),
+        (".", r"^data\.chat_template=\.: .*Is a directory"),
+        ("binary.jinja", "can't decode byte"),
+        ("{% for %}", r"x\.jinja: the chat template rejects the turns \(user, assistant\)"),
+        ("{{ raise_exception('no') }}", r"x\.jinja: .*: no$"),
+        (
+            "{{ messages | map(attribute='content') | join }}",
+            r"x\.jinja: message 1 \(assistant\).*stop token",
+        ),
+        ("{% set f = '%d' %}{{ strftime_now(f) }}", r"x\.jinja: .*today's date"),
+    ],
+)
+def test_a_template_that_does_not_do_is_an_error(
+    tiny_tokenizer, tmp_path, monkeypatch, template, reason
+):
+    monkeypatch.chdir(tmp_path)
+    Path("binary.jinja").write_bytes(b"\xff\xfe")
+    if "{" in template:
+        Path("x.jinja").write_text(template)
+        template = "x.jinja"
+    with pytest.raises(InputError, match=reason):
+        load_tokenizer(str(tiny_tokenizer), template)
+
+
+def test_a_date_is_pinned_in_the_format_that_the_template_asks_for():
+    template = "{% set a = strftime_now( \"%Y-%m-%d\" ) %}{{ strftime_now('%d %B %Y, %H:%M') }}"
+    assert pin_date(template) == "{% set a = '2024-07-26' %}{{ '26 July 2024, 00:00' }}"
+    assert pin_date(CHATML) == CHATML
 
 
 def test_an_own_template_and_pad_token_are_kept(tmp_path):

@@ -25,32 +25,31 @@ def encoded_split(request, shared, llama3_tokenizer, cache_dir):
     rows = task.rows(split)
     assert len(rows) == count
     conversations = read_conversations(task, [(f"{split} row {i}", r) for i, r in enumerate(rows)])
-    encoded, _ = load_or_encode(llama3_tokenizer, conversations, 512, cache_dir)
+    encoded, _ = load_or_encode(llama3_tokenizer, conversations, 512, "drop", cache_dir)
     return split, rows, conversations, encoded
 
 
-def test_every_row_equals_a_rendering_by_hand(shared, encoded_split):
+def test_every_row_equals_a_rendering_by_hand_labelled_by_characters(shared, encoded_split):
     _, rows, _, encoded = encoded_split
     reader = AutoTokenizer.from_pretrained(shared / "llama-3.2-3b")
-    texts, answers = [], []
-    for row in rows:
-        prompt = (
-            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
-            + row["question"].strip()
-            + "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-        )
-        answers.append(row["answer"].strip() + "<|eot_id|>")
-        texts.append(prompt + answers[-1])
-    expected = reader(texts, add_special_tokens=False)["input_ids"]
+    prompts = [
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+        + row["question"].strip()
+        + "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        for row in rows
+    ]
+    answers = [row["answer"].strip() + "<|eot_id|>" for row in rows]
+    texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    expected = reader(texts, add_special_tokens=False, return_offsets_mapping=True)
     assert len(encoded) == len(rows)
-    for number, answer in enumerate(answers):
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         ids, labels = encoded[number]
-        assert ids == expected[number]
+        assert ids == expected["input_ids"][number]
         assert ids.count(128000) == 1
-        # The answer follows the second header: <|end_header_id|> and the token of two newlines.
-        start = [i for i, token in enumerate(ids) if token == 128007][1] + 2
-        assert labels == [IGNORE_INDEX] * start + ids[start:]
-        assert reader.decode(ids[start:], clean_up_tokenization_spaces=False) == answer
+        starts = [start for start, _ in expected["offset_mapping"][number]]
+        first = starts.index(len(prompt))
+        assert labels == [IGNORE_INDEX] * first + ids[first:]
+        assert reader.decode(ids[first:], clean_up_tokenization_spaces=False) == answer
 
 
 def test_the_ledger_of_train(encoded_split):
@@ -69,7 +68,7 @@ def test_the_ledger_of_train(encoded_split):
 def test_a_second_start_takes_less_than_a_second(llama3_tokenizer, encoded_split, cache_dir):
     _, _, conversations, encoded = encoded_split
     begin = time.process_time()
-    again, _ = load_or_encode(llama3_tokenizer, conversations, 512, cache_dir)
+    again, _ = load_or_encode(llama3_tokenizer, conversations, 512, "drop", cache_dir)
     assert time.process_time() - begin < 1
     assert again.input_ids.equal(encoded.input_ids)
     assert again.supervised.equal(encoded.supervised)

@@ -1,0 +1,62 @@
+"""What a conversation has to be before a template sees it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lit_sft.errors import InputError, require, suggest
+from lit_sft.types import ROLES, Message
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise `InputError` unless a user and the assistant speak, all in strings of Unicode."""
+    if not isinstance(messages, list | tuple):
+        raise InputError(f"expected a list of messages, got {type(messages).__name__}")
+    for number, message in enumerate(messages):
+        where = f"message {number}"
+        if not isinstance(message, dict) or not message.keys() >= {"role", "content"}:
+            raise InputError(f"{where}: expected {{'role': …, 'content': …}}, got {message!r:.80}")
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            hint = suggest(str(role), ROLES)
+            raise InputError(f"{where}: unknown role {role!r}; use one of {ROLES}.{hint}")
+        if not isinstance(content, str):
+            raise InputError(
+                f"{where} ({role}): content must be a string, got {type(content).__name__}"
+            )
+        if not content.isascii():
+            _check_unicode(content, f"{where} ({role})")
+        if message.get("weight") is not None:
+            _check_weight(role, message["weight"], f"{where} ({role})")
+    roles = {message["role"] for message in messages}
+    require("assistant" in roles, "the conversation has no assistant turn, so nothing to learn")
+    require("user" in roles, "the conversation has no user turn, so nothing to answer")
+
+
+def strip_keys(messages: Sequence[Message]) -> Sequence[Message]:
+    """Return messages as a template expects them: without weights, or keys that hold None."""
+    if all(len(message) == 2 for message in messages):
+        return messages
+    plain: Any = [
+        {key: value for key, value in message.items() if key != "weight" and value is not None}
+        for message in messages
+    ]
+    return list(plain)
+
+
+def _check_unicode(content: str, where: str) -> None:
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: character {error.start} is half of a surrogate pair "
+            f"({content[error.start]!r}), which no tokenizer can read; repair or remove it"
+        ) from error
+
+
+def _check_weight(role: str, weight: Any, where: str) -> None:
+    allowed = (0, 1) if role == "assistant" else (0,)
+    require(
+        weight in allowed,
+        f"{where}: weight must be 0 (only show the turn) or, for an assistant turn, 1 (learn it), "
+        f"got {weight!r:.40}",
+    )

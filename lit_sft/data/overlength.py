@@ -1,0 +1,132 @@
+"""Rows with more tokens than a row may have: dropped, or cut where that is asked for."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from lit_sft.data.encode import encode_chat, encode_chats, naming, plain_backend
+from lit_sft.types import IGNORE_INDEX, Example, Message
+
+OnOverlength = Literal["drop", "error", "truncate_prompt", "truncate"]
+NAMED_ROWS = 5
+
+
+class Fitted(NamedTuple):
+    """What became of a row."""
+
+    example: Example | None
+    """At most `max_length` tokens; None where the row is left out."""
+    length: int
+    """Tokens of the whole row."""
+
+
+def encode_to_fit(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    names: Sequence[str],
+    max_length: int,
+    on_overlength: OnOverlength,
+) -> list[Fitted]:
+    """Encode conversations whole, with the mask proven, and fit the longer ones.
+
+    Args:
+        tokenizer: As for `encode_chats`.
+        conversations: Likewise.
+        names: Likewise.
+        max_length: In tokens.
+        on_overlength: `truncate_prompt` is `shorten_prompt`, `truncate` is `cut_end`; otherwise a
+            longer row is left out.
+
+    Raises:
+        InputError: As `encode_chats`; a long row, too, has to be sound.
+    """
+    fitted = []
+    examples = encode_chats(tokenizer, conversations, names)
+    for name, messages, whole in zip(names, conversations, examples, strict=True):
+        example: Example | None = whole
+        if len(whole.input_ids) > max_length:
+            example = None
+            if on_overlength == "truncate":
+                example = cut_end(whole, max_length)
+            elif on_overlength == "truncate_prompt":
+                with naming(name):
+                    example = shorten_prompt(tokenizer, messages, whole, max_length)
+        fitted.append(Fitted(example, len(whole.input_ids)))
+    return fitted
+
+
+def cut_end(whole: Example, max_length: int) -> Example | None:
+    """Return the first `max_length` tokens, or None where the assistant says none of them.
+
+    An answer that is cut loses its stop token with its end, so that nobody learns to stop there.
+    """
+    ids, labels = whole.input_ids[:max_length], whole.labels[:max_length]
+    return Example(ids, labels) if any(x != IGNORE_INDEX for x in labels) else None
+
+
+def shorten_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    whole: Example,
+    max_length: int,
+) -> Example | None:
+    """Take the first words off the longest turns that are not learnt, until the conversation fits.
+
+    Such turns are cut to one length, so that short questions stay whole; what stands nearest to the
+    answer stays. System turns and supervised answers are never cut. The shorter conversation is
+    rendered, encoded and proven like any other.
+
+    Args:
+        tokenizer: As for `encode_chat`.
+        messages: The conversation.
+        whole: It, encoded.
+        max_length: In tokens.
+
+    Returns:
+        None where nothing would be left of a turn.
+    """
+    example = whole
+    while (excess := len(example.input_ids) - max_length) > 0:
+        shorter = _cap_turns(tokenizer, messages, excess)
+        if shorter is None:
+            return None
+        messages, example = shorter, encode_chat(tokenizer, shorter)
+    return example
+
+
+def describe_overlength(rows: Sequence[tuple[str, int]], max_length: int) -> str:
+    """Say how many rows are too long, and which are the first.
+
+    Args:
+        rows: The name and the length in tokens of each, not empty.
+        max_length: In tokens.
+    """
+    first = ", ".join(f"{name} ({length:,})" for name, length in rows[:NAMED_ROWS])
+    more = ", …" if len(rows) > NAMED_ROWS else ""
+    noun = "row" if len(rows) == 1 else "rows"
+    return f"{len(rows):,} {noun} over data.max_length={max_length} tokens: {first}{more}"
+
+
+def _cap_turns(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], excess: int
+) -> list[Message] | None:
+    """Leave the last tokens of every turn that may be cut: as many as make `excess` go in all."""
+    backend = plain_backend(tokenizer)
+    backend.encode_special_tokens = True  # what a message spells is text
+    ends = [
+        [end for _, end in backend.encode(x["content"], add_special_tokens=False).offsets]
+        if x["role"] in ("user", "tool") or (x["role"] == "assistant" and x.get("weight") == 0)
+        else []
+        for x in messages
+    ]
+    lengths = [len(places) for places in ends]
+    caps = range(max(lengths) + 1)
+    cap = bisect_right(caps, -excess, key=lambda cap: -sum(max(0, n - cap) for n in lengths)) - 1
+    if cap < 1:
+        return None
+    return [
+        {**x, "content": x["content"][max(1, places[-cap - 1]) :]} if len(places) > cap else x
+        for x, places in zip(messages, ends, strict=True)
+    ]
