@@ -1,101 +1,36 @@
 """The Lightning shell around encoding and batching."""
 
-import os
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.dataset import EncodedRows, load_or_encode
-from lit_sft.data.ledger import Ledger, format_ledgers, make_ledger
+from lit_sft.data.duplicates import format_repeats
+from lit_sft.data.ledger import format_ledgers
 from lit_sft.data.prompts import make_prompts
-from lit_sft.data.splits import read_conversations, read_split
-from lit_sft.data.tokenizer import hash_template, load_tokenizer
+from lit_sft.data.rows import ChatRows
+from lit_sft.data.tokenizer import hash_template
 from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowLoader, WindowSampler
-from lit_sft.errors import InputError, require
-from lit_sft.tasks.base import ChatTask
+from lit_sft.errors import require
 from lit_sft.types import Split
 
 PREDICTED_ROWS = 256
 """Prompts handed out at once; generation makes its own batches of them."""
 
 
-class SFTDataModule(pl.LightningDataModule):
+class SFTDataModule(ChatRows, pl.LightningDataModule):
     """Chat rows, encoded once with the loss mask proven, as `lit_sft.types.Window`s.
 
-    Args:
-        task: Where the rows come from, and how a row reads as a conversation.
-        tokenizer: A Hub id or folder; without one, the base model's own.
-        batch_size: Rows a device sees at once.
-        accumulate_grad_batches: Such batches an optimizer step, on every device.
-        batching: `padding_free` lays the rows of an optimizer step end to end, in as few passes as
-            `max_tokens_per_pass` allows; `padded` runs batches of `batch_size` padded rows. The
-            gradient is the same.
-        max_tokens_per_pass: What is run at once; `auto` is `batch_size` rows of `max_length`, the
-            most that a padded batch can be.
-        max_length: In tokens; a longer row is dropped and counted, never cut.
-        val_rows: Rows held out of `train` for validation where the task has no `val` split; with
-            one, how many of it to use. 0 trains without validation.
-        num_workers: Loader processes; 0 loads in the training process.
-        seed: Decides the order of the training rows.
-        cache_dir: Where encoded rows are kept between runs; without one, `LIT_SFT_CACHE` or
-            `~/.cache/lit_sft`.
+    The arguments are those of `lit_sft.data.rows.ChatRows`.
     """
 
-    def __init__(
-        self,
-        task: ChatTask,
-        tokenizer: str | None = None,
-        batch_size: int = 4,
-        accumulate_grad_batches: int = 4,
-        batching: Literal["padding_free", "padded"] = "padding_free",
-        max_tokens_per_pass: Literal["auto"] | int = "auto",
-        max_length: int = 512,
-        val_rows: int = 256,
-        num_workers: int = 0,
-        seed: int = 0,
-        cache_dir: str | None = None,
-    ) -> None:
-        super().__init__()
-        require(batch_size > 0, f"data.batch_size must be positive, got {batch_size}")
-        require(
-            accumulate_grad_batches > 0,
-            f"data.accumulate_grad_batches must be positive, got {accumulate_grad_batches}",
-        )
-        require(max_length > 1, f"data.max_length must be at least 2 tokens, got {max_length}")
-        require(val_rows >= 0, f"data.val_rows must not be negative, got {val_rows}")
-        require(num_workers >= 0, f"data.num_workers must not be negative, got {num_workers}")
-        self.task, self.batch_size, self.max_length = task, batch_size, max_length
-        self.accumulate_grad_batches, self.batching = accumulate_grad_batches, batching
-        self.max_tokens_per_pass = (
-            batch_size * max_length if max_tokens_per_pass == "auto" else max_tokens_per_pass
-        )
-        require(
-            self.max_tokens_per_pass >= max_length,
-            f"data.max_tokens_per_pass={max_tokens_per_pass} cannot hold a row of "
-            f"data.max_length={max_length} tokens; raise it to that at least",
-        )
-        self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
-        self.tokenizer_path = tokenizer
-        default_cache = os.environ.get("LIT_SFT_CACHE", "~/.cache/lit_sft")
-        self.cache_dir = Path(cache_dir or default_cache).expanduser()
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._encoded: dict[Split, EncodedRows] = {}
-        self._announced: set[Split] = set()
-        self.ledgers: dict[Split, Ledger] = {}
-        self.fingerprints: dict[Split, str] = {}
+    _announced: frozenset[Split] = frozenset()
 
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, loaded at first use."""
-        if self._tokenizer is None:
-            path = self.tokenizer_path or self._base_model_of_trainer()
-            self._tokenizer = load_tokenizer(path)
-        return self._tokenizer
+    def find_base_model(self) -> str | None:
+        """Return the base model of the trainer's module, or None without one."""
+        return getattr(self.trainer and self.trainer.lightning_module, "base_model", None)
 
     def prepare_data(self) -> None:
         """Encode on one process of a node, so that the others find the rows in the cache."""
@@ -106,8 +41,11 @@ class SFTDataModule(pl.LightningDataModule):
         self._load_splits(stage)
         unseen = [ledger for split, ledger in self.ledgers.items() if split not in self._announced]
         if unseen:
-            self._announced |= set(self.ledgers)
-            _print_ledgers(unseen)
+            lines = [format_ledgers(unseen)]
+            if "train" in {ledger.split for ledger in unseen}:
+                lines += filter(None, [format_repeats(self.repeats, self.dedup)])
+            self._announced |= frozenset(self.ledgers)
+            _print(lines)
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled windows; the last one may be short, and no row is dropped."""
@@ -138,24 +76,14 @@ class SFTDataModule(pl.LightningDataModule):
             "data.batch_size": self.batch_size,
             "data.accumulate_grad_batches": self.accumulate_grad_batches,
             "data.seed": self.seed,
+            "data.dedup": self.dedup,
         }
 
     def _load_splits(self, stage: str) -> None:
         needed: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()
         }  # fmt: skip
-        for split in needed[stage]:
-            if split in self.ledgers or (split == "val" and self.val_rows == 0):
-                continue
-            rows = read_split(self.task, split, self.val_rows)
-            self._encoded[split], self.fingerprints[split] = load_or_encode(
-                self.tokenizer,
-                read_conversations(self.task, rows),
-                self.max_length,
-                self.cache_dir,
-            )
-            padded_rows = self.batch_size if self.batching == "padded" else 1
-            self.ledgers[split] = make_ledger(split, self._encoded[split], padded_rows)
+        self.load_splits(split for split in needed[stage] if split != "val" or self.val_rows)
 
     def _loader(self, split: Split) -> DataLoader:
         training = split == "train"
@@ -186,17 +114,11 @@ class SFTDataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _base_model_of_trainer(self) -> str:
-        base_model = getattr(self.trainer and self.trainer.lightning_module, "base_model", None)
-        if base_model is None:
-            raise InputError("data.tokenizer: name the tokenizer; there is no base model to ask")
-        return str(base_model)
-
     def _stage_of_trainer(self) -> str:
         stage = self.trainer and self.trainer.state.fn
         return stage.value if stage else "fit"
 
 
 @rank_zero_only
-def _print_ledgers(ledgers: list[Ledger]) -> None:
-    print(format_ledgers(ledgers), flush=True)
+def _print(lines: list[str]) -> None:
+    print("\n".join(lines), flush=True)
