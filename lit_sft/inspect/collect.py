@@ -183,7 +183,8 @@ def _show_rows(
     kept = [name for position, name in enumerate(chosen.names) if position not in dropped]
     names = kept[:FIRST_ROWS]
     if choice.random is not None:
-        names = random.Random(data.seed).sample(kept, min(choice.random, len(kept)))
+        drawn = random.Random(data.seed).sample(range(len(kept)), min(choice.random, len(kept)))
+        names = [kept[position] for position in sorted(drawn)]
     if choice.row is not None:
         found = {x: [name for name, _ in splits[x].conversations] for x in splits}
         for failure in failures:

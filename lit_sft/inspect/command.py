@@ -12,9 +12,8 @@ from rich.console import Console
 from lit_sft.allowlist import require_allowed_packages
 from lit_sft.data.rows import ChatRows
 from lit_sft.errors import InputError, require
-from lit_sft.files import replace_file
+from lit_sft.files import replace_file, require_writable
 from lit_sft.inspect.collect import Choice, inspect_data
-from lit_sft.inspect.page import render_page
 from lit_sft.inspect.report import Report
 from lit_sft.inspect.text import print_report
 from lit_sft.parser import Parser
@@ -63,6 +62,9 @@ def parse(arguments: Sequence[str]) -> tuple[ChatRows, Options]:
     for name in ("row", "random"):
         value = getattr(parsed, name)
         require(value is None or value >= 0, f"--{name} must not be negative, got {value}")
+    if parsed.html:
+        require(not Path(parsed.html).is_dir(), f"--html: {parsed.html!r} is a folder; name a file")
+        require_writable(Path(parsed.html).parent, "--html")
     if parsed.data.tokenizer is None:
         parsed.data.tokenizer = parsed.model.get("base_model")
     data: ChatRows = parser.instantiate(parsed).data
@@ -99,6 +101,8 @@ def make_parser() -> Parser:
 
 def _write(report: Report, options: Options) -> None:
     if options.html:
+        from lit_sft.inspect.page import render_page
+
         with replace_file(Path(options.html)) as staged:
             staged.write_text(render_page(report), encoding="utf-8")
     if options.as_json:

@@ -7,7 +7,6 @@ from itertools import groupby
 from typing import Any
 
 from jinja2 import Environment
-from markupsafe import Markup
 
 from lit_sft.inspect.report import Report, TokenRow
 from lit_sft.inspect.text import show_whitespace
@@ -16,7 +15,7 @@ from lit_sft.inspect.text import show_whitespace
 def render_page(report: Report) -> str:
     """Return the page. All text of rows is escaped, and no script but the page's own may run."""
     folder = files("lit_sft.inspect")
-    script = folder.joinpath("page.js.jinja").read_text(encoding="utf-8")
+    script = folder.joinpath("page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
@@ -24,7 +23,7 @@ def render_page(report: Report) -> str:
     )
     return template.render(
         report=report,
-        script=Markup(script),
+        script=script,
         script_hash=digest,
         runs_of=_list_runs,
     )

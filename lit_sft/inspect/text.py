@@ -23,14 +23,14 @@ def print_report(report: Report, console: Console) -> None:
     for row in report.rows:
         console.print(format_row(row, is_coloured), soft_wrap=True)
     for line in format_figures(report):
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(show_controls(line)), soft_wrap=True)
 
 
 def format_row(row: TokenRow, is_coloured: bool) -> Text:
     """Return a row with its supervised and its control tokens marked, and where it carries loss."""
-    text = Text(f"\n{row.name}", style="bold" if is_coloured else "")
+    text = Text(f"\n{show_controls(row.name)}", style="bold" if is_coloured else "")
     if row.note:
-        text.append(f": {row.note}")
+        text.append(f": {show_controls(row.note)}", "not bold")
     if not row.input_ids:
         return text
     text.append(f": {len(row.input_ids)} tokens, {sum(row.supervised())} supervised\n", "not bold")
@@ -54,11 +54,14 @@ def show_whitespace(piece: str) -> str:
     """Return what a token says with line breaks, blank tokens and control characters visible."""
     if piece.isspace():
         piece = piece.replace(" ", "·").replace("\t", "→")
-    visible = (
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in piece.replace("\n", "⏎")
+    return show_controls(piece).replace("\n", "⏎\n")
+
+
+def show_controls(text: str) -> str:
+    """Return `text` with all that a terminal may obey, or not show, spelt out; lines stay lines."""
+    return "".join(
+        x if x.isprintable() or x == "\n" else x.encode("unicode_escape").decode() for x in text
     )
-    return "".join(visible).replace("⏎", "⏎\n") if "\n" in piece else "".join(visible)
 
 
 def format_figures(report: Report) -> Iterator[str]:
@@ -120,11 +123,11 @@ def _format_split(name: str, split: SplitReport, report: Report) -> Iterator[str
 
 def _format_repeats(split: str, repeats: Repeats) -> Iterator[str]:
     where = "earlier in train" if split == "train" else f"in {split}"
-    exact = f", {repeats.exact:,} of them with the same answer" if repeats.rows else ""
+    exact = f", with the same answer: {repeats.exact:,}" if repeats.rows else ""
     yield f"rows of train whose question stands {where}: {repeats.rows:,}{exact}"
     for example in repeats.examples[:EXAMPLES]:
         question = " ".join(example.question.split())
-        yield f"  {example.row} is {example.original}: {show_whitespace(question[:80])}"
+        yield f"  {example.row} is {example.original}: {question[:80]}"
 
 
 def _format_failures(count: int, failures: list[Failure]) -> Iterator[str]:
@@ -133,6 +136,6 @@ def _format_failures(count: int, failures: list[Failure]) -> Iterator[str]:
         return
     yield f"\n{count:,} rows fail; a run would stop at the first of them"
     for failure in failures:
-        yield f"  {failure.row}: {show_whitespace(failure.reason)}"
+        yield f"  {failure.row}: {failure.reason}"
     if count > len(failures):
         yield f"  … and {count - len(failures):,} more"

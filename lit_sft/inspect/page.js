@@ -1,13 +1,11 @@
 const field = document.getElementById("search");
 const count = document.getElementById("count");
-const rows = [...document.querySelectorAll("article")].map((row) => {
-  const text = row.textContent.replaceAll("⏎", "").replace(/\s+/g, " ").toLowerCase();
-  return { row, text };
-});
+const plain = (text) => text.replaceAll("⏎", "").replace(/[\s·]+/g, " ").toLowerCase();
+const rows = [...document.querySelectorAll("article")].map((row) => [row, plain(row.textContent)]);
 function search() {
-  const wanted = field.value.trim().replace(/\s+/g, " ").toLowerCase();
+  const wanted = plain(field.value.trim());
   let found = 0;
-  for (const { row, text } of rows) {
+  for (const [row, text] of rows) {
     row.hidden = !text.includes(wanted);
     found += !row.hidden;
   }
