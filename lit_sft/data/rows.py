@@ -114,15 +114,12 @@ class ChatRows:
         removed = 0
         if train := chats.get("train"):
             self.repeats = find_repeats(train, self._held_out(chats))
-            if self.dedup:
-                chats["train"] = drop_repeats(train, self.repeats)
-                removed = len(train) - len(chats["train"])
-                require(removed < len(train), "data.dedup leaves nothing to train on")
-        padded_rows = self.batch_size if self.batching == "padded" else 1
+            chats["train"] = self.remove_repeats(train, self.repeats)
+            removed = len(train) - len(chats["train"])
         for split, conversations in chats.items():
             self._encoded[split], self.fingerprints[split] = self.encode(conversations)
-            self.ledgers[split] = make_ledger(
-                split, self._encoded[split], padded_rows, removed if split == "train" else 0
+            self.ledgers[split] = self.measure(
+                split, self._encoded[split], removed if split == "train" else 0
             )
 
     def read(self, split: Split) -> list[Conversation]:
@@ -132,6 +129,19 @@ class ChatRows:
     def encode(self, conversations: Sequence[Conversation]) -> tuple[EncodedRows, str]:
         """Return the rows of conversations and their fingerprint, from the cache if it has them."""
         return load_or_encode(self.tokenizer, conversations, self.max_length, self.cache_dir)
+
+    def remove_repeats(
+        self, train: list[Conversation], repeats: Mapping[Split, Sequence[Repeat]]
+    ) -> list[Conversation]:
+        """Return the rows of `train` to train on: all of them, but for repeats with `dedup`."""
+        unique = drop_repeats(train, repeats) if self.dedup else train
+        require(bool(unique), "data.dedup leaves nothing to train on: every row is a duplicate")
+        return unique
+
+    def measure(self, split: Split, encoded: EncodedRows, duplicates: int) -> Ledger:
+        """Return the ledger of a split from which so many duplicates were removed."""
+        padded_rows = self.batch_size if self.batching == "padded" else 1
+        return make_ledger(split, encoded, padded_rows, duplicates)
 
     def _held_out(
         self, chats: Mapping[Split, list[Conversation]]

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lit_sft.data.dataset import EncodedRows
-from lit_sft.data.duplicates import drop_repeats, find_repeats
+from lit_sft.data.duplicates import Repeat, find_repeats
 from lit_sft.data.encode import encode_chat
-from lit_sft.data.ledger import make_ledger
 from lit_sft.data.rows import ChatRows
 from lit_sft.data.splits import (
     Conversation,
@@ -48,6 +47,8 @@ class _Split(NamedTuple):
     """The rows of a split that can be read."""
 
     conversations: list[Conversation]
+    removed: int
+    """Of them, the duplicates that training does not see."""
     encoded: EncodedRows | None
     """Without what was removed or failed; None if nothing is left."""
     names: list[str]
@@ -67,26 +68,7 @@ def inspect_data(data: ChatRows, choice: Choice) -> Report:
     chats = {split: _read_each(data, split, named, failures) for split, named in rows.items()}
     held_out: dict[Split, list[Conversation]] = {x: chats[x] for x in chats if x != "train"}
     repeats = find_repeats(chats["train"], held_out)
-    reports: dict[Split, SplitReport] = {}
-    splits: dict[Split, _Split] = {}
-    for split, conversations in chats.items():
-        unique = conversations
-        if split == "train" and data.dedup:
-            unique = drop_repeats(conversations, repeats)
-        encoded, names = _encode_each(data, split, unique, failures)
-        splits[split] = _Split(conversations, encoded, names)
-        if encoded is not None:
-            padded_rows = data.batch_size if data.batching == "padded" else 1
-            ledger = make_ledger(split, encoded, padded_rows, len(conversations) - len(unique))
-            reports[split] = measure_split(
-                ledger,
-                encoded,
-                names,
-                _count_sources(data, rows[split]),
-                data.batch_size,
-                data.max_length,
-                data.seed,
-            )
+    splits = {split: _encode_split(data, split, chats[split], repeats, failures) for split in chats}
     return Report(
         task=f"{type(data.task).__module__}.{type(data.task).__qualname__}",
         tokenizer=str(data.tokenizer_path),
@@ -94,7 +76,11 @@ def inspect_data(data: ChatRows, choice: Choice) -> Report:
         max_length=data.max_length,
         batch_size=data.batch_size,
         dedup=data.dedup,
-        splits=reports,
+        splits={
+            split: _measure_split(data, split, found.encoded, found, rows[split])
+            for split, found in splits.items()
+            if found.encoded
+        },
         missing=missing,
         repeats=summarize_repeats(repeats, [_first_question(c) for c in chats["train"]]),
         num_failures=len(failures),
@@ -129,6 +115,36 @@ def _read_each(
             except InputError as error:
                 failures.append(_describe(split, row[0], error))
         return conversations
+
+
+def _encode_split(
+    data: ChatRows,
+    split: Split,
+    conversations: list[Conversation],
+    repeats: Mapping[Split, Sequence[Repeat]],
+    failures: list[Failure],
+) -> _Split:
+    unique = data.remove_repeats(conversations, repeats) if split == "train" else conversations
+    encoded, names = _encode_each(data, split, unique, failures)
+    return _Split(conversations, len(conversations) - len(unique), encoded, names)
+
+
+def _measure_split(
+    data: ChatRows,
+    split: Split,
+    encoded: EncodedRows,
+    found: _Split,
+    rows: Sequence[NamedRow],
+) -> SplitReport:
+    return measure_split(
+        data.measure(split, encoded, found.removed),
+        encoded,
+        found.names,
+        _count_sources(data, rows),
+        data.batch_size,
+        data.max_length,
+        data.seed,
+    )
 
 
 def _encode_each(

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lit_sft.data.tokenizer import hash_template, load_tokenizer
+from lit_sft.data.tokenizer import _load, hash_template, load_tokenizer
 from lit_sft.errors import InputError
 
 CHATML = (
@@ -102,4 +102,7 @@ def test_a_generic_tokenizer_is_loaded_as_auto_tokenizer_would(base, request):
     assert type(ours) is type(auto)
     assert ours.backend_tokenizer.to_str() == auto.backend_tokenizer.to_str()
     assert ours.special_tokens_map == auto.special_tokens_map
-    assert (ours.chat_template, ours.model_max_length) == (auto.chat_template, auto.model_max_length)
+    assert (ours.chat_template, ours.model_max_length) == (
+        auto.chat_template,
+        auto.model_max_length,
+    )

@@ -136,3 +136,33 @@ def test_the_figures_and_the_json(report):
         len(row[key]) for row in values["rows"][:1] for key in ("targets", "texts", "control")
     }
     assert lengths == {len(values["rows"][0]["input_ids"])}
+
+
+def test_a_report_of_nothing_but_failures(tiny_tokenizer, tmp_path):
+    class Mute(Evil):
+        def messages(self, row):
+            return [{"role": "user", "content": row["q"]}]
+
+    data = ChatRows(Mute(), tokenizer=str(tiny_tokenizer), cache_dir=str(tmp_path))
+    report = inspect_data(data, Choice(row=2))
+    assert (report.splits, report.num_failures) == ({}, 5)
+    assert "train row 2: fails: the conversation has no assistant turn" in write(report)
+    assert "5 rows fail" in render_page(report)
+
+
+def test_rows_that_training_does_not_see_say_why(tiny_tokenizer, tmp_path):
+    data = ChatRows(
+        Evil(), tokenizer=str(tiny_tokenizer), cache_dir=str(tmp_path), max_length=90, dedup=True
+    )
+    notes = [inspect_data(data, Choice(row=row)).rows[0].note for row in range(4)]
+    assert notes == [
+        "dropped: longer than data.max_length",
+        "",
+        "removed: a duplicate",
+        "removed: a duplicate",
+    ]
+    report = inspect_data(data, Choice())
+    ledger = report.splits["train"].ledger
+    assert (ledger.rows, ledger.kept, ledger.dropped, ledger.duplicates) == (4, 1, 1, 2)
+    assert report.splits["train"].too_long == ["train row 0"]
+    assert [row.name for row in report.rows] == ["train row 1"]
