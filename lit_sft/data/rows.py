@@ -135,7 +135,10 @@ class ChatRows:
     ) -> list[Conversation]:
         """Return the rows of `train` to train on: all of them, but for repeats with `dedup`."""
         unique = drop_repeats(train, repeats) if self.dedup else train
-        require(bool(unique), "data.dedup leaves nothing to train on: every row is a duplicate")
+        require(
+            bool(unique) or not train,
+            "data.dedup leaves nothing to train on: every row is a duplicate",
+        )
         return unique
 
     def measure(self, split: Split, encoded: EncodedRows, duplicates: int) -> Ledger:

@@ -154,7 +154,8 @@ def _encode_each(
     proven = list(conversations)
     encoded: EncodedRows | None = None
     try:
-        encoded, _ = data.encode(proven)
+        if proven:
+            encoded, _ = data.encode(proven)
     except InputError:
         failed: dict[str, Failure] = {}
         for name, messages in conversations:

@@ -138,15 +138,30 @@ def test_the_figures_and_the_json(report):
     assert lengths == {len(values["rows"][0]["input_ids"])}
 
 
-def test_a_report_of_nothing_but_failures(tiny_tokenizer, tmp_path):
-    class Mute(Evil):
-        def messages(self, row):
-            return [{"role": "user", "content": row["q"]}]
+class Mute(Evil):
+    """Rows without an answer."""
 
-    data = ChatRows(Mute(), tokenizer=str(tiny_tokenizer), cache_dir=str(tmp_path))
+    def messages(self, row):
+        return [{"role": "user", "content": row["q"]}]
+
+
+class Unreadable(Evil):
+    """Rows without the column."""
+
+    def messages(self, row):
+        return row["gone"]
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [(Mute(), "the conversation has no assistant turn"), (Unreadable(), "cannot read it")],
+)
+def test_a_report_of_nothing_but_failures(tiny_tokenizer, tmp_path, task, says):
+    data = ChatRows(task, tokenizer=str(tiny_tokenizer), cache_dir=str(tmp_path))
     report = inspect_data(data, Choice(row=2))
     assert (report.splits, report.num_failures) == ({}, 5)
-    assert "train row 2: fails: the conversation has no assistant turn" in write(report)
+    assert f"{report.rows[0].name}: fails: " in write(report)
+    assert says in report.rows[0].note
     assert "5 rows fail" in render_page(report)
 
 
