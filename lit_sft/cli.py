@@ -58,6 +58,10 @@ class SaveConfig(SaveConfigCallback):
                 staged.write_text(self.parser.dump(config, skip_unset=False))
 
 
+class TrainerParser(Parser, LightningArgumentParser):
+    """The parser with Lightning's way of adding classes."""
+
+
 class SFTCommandLine(LightningCLI):
     """`lit-sft fit | validate | test | predict`."""
 
@@ -140,7 +144,7 @@ def run(arguments: Sequence[str]) -> int:
             SFTDataModule,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
-            parser_class=Parser,
+            parser_class=TrainerParser,
             seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS | {"callbacks": _callbacks_of_every_run()},
             auto_configure_optimizers=False,

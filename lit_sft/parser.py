@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser
 
 from lit_sft.errors import suggest
 
+COMMANDS = ("fit", "validate", "test", "predict", "inspect")
 
-class Parser(LightningArgumentParser):
+
+class Parser(ArgumentParser):
     """Refuses abbreviated options, as a misspelling may look like one; explains in a few lines."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -24,7 +26,7 @@ class Parser(LightningArgumentParser):
         known = [action.dest for action in parser._actions]
         hint = find_nearest(message, known)
         text = f"{message.strip().rstrip('.')}.{hint}" if hint else message.strip()
-        command = [word for word in sys.argv[1:2] if word in ("fit", "validate", "test", "predict")]
+        command = [word for word in sys.argv[1:2] if word in COMMANDS]
         print(f"error: {text}", file=sys.stderr)
         print(f"every option: {' '.join(['lit-sft', *command])} --help", file=sys.stderr)
         raise SystemExit(2)

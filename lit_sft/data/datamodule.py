@@ -1,21 +1,17 @@
 """The Lightning shell around encoding and batching."""
 
-import os
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.dataset import EncodedRows, load_or_encode
-from lit_sft.data.ledger import Ledger, format_ledgers, make_ledger
-from lit_sft.data.overlength import OnOverlength, describe_overlength
+from lit_sft.data.duplicates import format_repeats
+from lit_sft.data.ledger import format_ledgers
 from lit_sft.data.prompts import make_prompts
-from lit_sft.data.splits import read_conversations, read_split
-from lit_sft.data.tokenizer import hash_template, load_tokenizer
+from lit_sft.data.rows import ChatRows
+from lit_sft.data.tokenizer import hash_template
 from lit_sft.data.windows import (
     PackedWindows,
     PaddedWindows,
@@ -23,97 +19,24 @@ from lit_sft.data.windows import (
     WindowSampler,
     leave_signals_to_the_trainer,
 )
-from lit_sft.errors import InputError, require
-from lit_sft.tasks.base import ChatTask
+from lit_sft.errors import require
 from lit_sft.types import Split
 
 PREDICTED_ROWS = 256
 """Prompts handed out at once; generation makes its own batches of them."""
 
 
-class SFTDataModule(pl.LightningDataModule):
+class SFTDataModule(ChatRows, pl.LightningDataModule):
     """Chat rows, encoded once with the loss mask proven, as `lit_sft.types.Window`s.
 
-    Args:
-        task: Where the rows come from, and how a row reads as a conversation.
-        tokenizer: A Hub id or folder; without one, the base model's own.
-        chat_template: `llama3`, `chatml` or a Jinja file; without one, the tokenizer's own, or
-            `llama3` where it has none. Saved with the adapter; today's date in it is pinned to
-            26 July 2024.
-        batch_size: Rows a device sees at once.
-        accumulate_grad_batches: Such batches an optimizer step, on every device.
-        batching: `padding_free` lays the rows of an optimizer step end to end, in as few passes as
-            `max_tokens_per_pass` allows; `padded` runs batches of `batch_size` padded rows. The
-            gradient is the same.
-        max_tokens_per_pass: What is run at once; `auto` is `batch_size` rows of `max_length`, the
-            most that a padded batch can be.
-        max_length: In tokens.
-        on_overlength: What becomes of a longer row. `drop` leaves it out, and says so; `error`
-            stops; `truncate_prompt` takes the first words off the longest turns that are not
-            learnt, never off an answer or a system turn; `truncate` cuts the end of the row, answer
-            and all, so that its stop token is not learnt. What still does not fit is dropped.
-        val_rows: Rows held out of `train` for validation where the task has no `val` split; with
-            one, how many of it to use. 0 trains without validation.
-        num_workers: Loader processes; 0 loads in the training process.
-        seed: Decides the order of the training rows.
-        cache_dir: Where encoded rows are kept between runs; without one, `LIT_SFT_CACHE` or
-            `~/.cache/lit_sft`.
+    The arguments are those of `lit_sft.data.rows.ChatRows`.
     """
 
-    def __init__(
-        self,
-        task: ChatTask,
-        tokenizer: str | None = None,
-        chat_template: str | None = None,
-        batch_size: int = 4,
-        accumulate_grad_batches: int = 4,
-        batching: Literal["padding_free", "padded"] = "padding_free",
-        max_tokens_per_pass: Literal["auto"] | int = "auto",
-        max_length: int = 512,
-        on_overlength: OnOverlength = "drop",
-        val_rows: int = 256,
-        num_workers: int = 0,
-        seed: int = 0,
-        cache_dir: str | None = None,
-    ) -> None:
-        super().__init__()
-        require(batch_size > 0, f"data.batch_size must be positive, got {batch_size}")
-        require(
-            accumulate_grad_batches > 0,
-            f"data.accumulate_grad_batches must be positive, got {accumulate_grad_batches}",
-        )
-        require(max_length > 1, f"data.max_length must be at least 2 tokens, got {max_length}")
-        require(val_rows >= 0, f"data.val_rows must not be negative, got {val_rows}")
-        require(num_workers >= 0, f"data.num_workers must not be negative, got {num_workers}")
-        self.task, self.batch_size, self.max_length = task, batch_size, max_length
-        self.accumulate_grad_batches, self.batching = accumulate_grad_batches, batching
-        self.max_tokens_per_pass = (
-            batch_size * max_length if max_tokens_per_pass == "auto" else max_tokens_per_pass
-        )
-        require(
-            self.max_tokens_per_pass >= max_length,
-            f"data.max_tokens_per_pass={max_tokens_per_pass} cannot hold a row of "
-            f"data.max_length={max_length} tokens; raise it to that at least",
-        )
-        self.on_overlength: OnOverlength = on_overlength
-        self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
-        self.tokenizer_path, self.chat_template = tokenizer, chat_template
-        default_cache = os.environ.get("LIT_SFT_CACHE", "~/.cache/lit_sft")
-        self.cache_dir = Path(cache_dir or default_cache).expanduser()
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._encoded: dict[Split, EncodedRows] = {}
-        self._announced: set[Split] = set()
-        self._overlength: dict[Split, str] = {}
-        self.ledgers: dict[Split, Ledger] = {}
-        self.fingerprints: dict[Split, str] = {}
+    _announced: frozenset[Split] = frozenset()
 
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, loaded at first use."""
-        if self._tokenizer is None:
-            path = self.tokenizer_path or self._base_model_of_trainer()
-            self._tokenizer = load_tokenizer(path, self.chat_template)
-        return self._tokenizer
+    def find_base_model(self) -> str | None:
+        """Return the base model of the trainer's module, or None without one."""
+        return getattr(self.trainer and self.trainer.lightning_module, "base_model", None)
 
     def prepare_data(self) -> None:
         """Encode on one process of a node, so that the others find the rows in the cache."""
@@ -124,9 +47,12 @@ class SFTDataModule(pl.LightningDataModule):
         self._load_splits(stage)
         unseen = [ledger for split, ledger in self.ledgers.items() if split not in self._announced]
         if unseen:
-            self._announced |= set(self.ledgers)
-            _print_ledgers(unseen, list(self._overlength.values()))
-            self._overlength.clear()
+            lines = [format_ledgers(unseen)]
+            lines += [self.overlength.pop(x.split) for x in unseen if x.split in self.overlength]
+            if "train" in {ledger.split for ledger in unseen}:
+                lines += filter(None, [format_repeats(self.repeats, self.dedup)])
+            self._announced |= frozenset(self.ledgers)
+            _print(lines)
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled windows; the last one may be short, and no row is dropped."""
@@ -157,6 +83,7 @@ class SFTDataModule(pl.LightningDataModule):
             "data.batch_size": self.batch_size,
             "data.accumulate_grad_batches": self.accumulate_grad_batches,
             "data.seed": self.seed,
+            "data.dedup": self.dedup,
         }
 
     def name_rows(self, epoch: int, window: int) -> list[str]:
@@ -171,7 +98,7 @@ class SFTDataModule(pl.LightningDataModule):
             len(encoded), self._window_rows("train"), self.seed, first_window=window
         )
         sampler.set_epoch(epoch)
-        names = [name for name, _ in read_split(self.task, "train", self.val_rows)]
+        names = [name for name, _ in self.remove_repeats(self.read("train"), self.repeats)]
         kept = sorted(set(range(len(names))) - set(encoded.dropped.tolist()))
         return [names[kept[row]] for row in next(iter(sampler))]
 
@@ -179,25 +106,7 @@ class SFTDataModule(pl.LightningDataModule):
         needed: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()
         }  # fmt: skip
-        for split in needed[stage]:
-            if split in self.ledgers or (split == "val" and self.val_rows == 0):
-                continue
-            rows = read_split(self.task, split, self.val_rows)
-            encoded, self.fingerprints[split] = load_or_encode(
-                self.tokenizer,
-                read_conversations(self.task, rows),
-                self.max_length,
-                self.on_overlength,
-                self.cache_dir,
-            )
-            self._encoded[split] = encoded
-            if overlength := [(rows[i][0], length) for i, length in encoded.find_overlength()]:
-                self._overlength[split] = (
-                    f"{split}: {describe_overlength(overlength, self.max_length)}; "
-                    f"{len(encoded.dropped):,} dropped, {len(encoded.truncated):,} truncated"
-                )
-            padded_rows = self.batch_size if self.batching == "padded" else 1
-            self.ledgers[split] = make_ledger(split, self._encoded[split], padded_rows)
+        self.load_splits(split for split in needed[stage] if split != "val" or self.val_rows)
 
     def _loader(self, split: Split) -> DataLoader:
         training = split == "train"
@@ -234,17 +143,11 @@ class SFTDataModule(pl.LightningDataModule):
         rows = self.batch_size * (self.trainer.world_size if self.trainer else 1)
         return rows * (self.accumulate_grad_batches if split == "train" else 1)
 
-    def _base_model_of_trainer(self) -> str:
-        base_model = getattr(self.trainer and self.trainer.lightning_module, "base_model", None)
-        if base_model is None:
-            raise InputError("data.tokenizer: name the tokenizer; there is no base model to ask")
-        return str(base_model)
-
     def _stage_of_trainer(self) -> str:
         stage = self.trainer and self.trainer.state.fn
         return stage.value if stage else "fit"
 
 
 @rank_zero_only
-def _print_ledgers(ledgers: list[Ledger], notes: list[str]) -> None:
-    print("\n".join([format_ledgers(ledgers), *notes]), flush=True)
+def _print(lines: list[str]) -> None:
+    print("\n".join(lines), flush=True)

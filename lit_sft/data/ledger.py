@@ -17,6 +17,8 @@ class Ledger:
     """Rows longer than `max_length` that were left out."""
     truncated: int
     """Rows longer than `max_length` that were cut."""
+    duplicates: int
+    """Rows that `dedup` removed."""
     mean: float
     p50: int
     p95: int
@@ -32,33 +34,31 @@ class Ledger:
         return asdict(self)
 
 
-def make_ledger(split: str, encoded: EncodedRows, batch_size: int) -> Ledger:
+def make_ledger(split: str, encoded: EncodedRows, batch_size: int, duplicates: int = 0) -> Ledger:
     """Measure an encoded split that has at least one row.
 
     Args:
         split: Its name.
         encoded: Its rows.
         batch_size: Rows that are padded to one length; 1 where nothing is padded.
+        duplicates: Rows that were removed before it was encoded.
     """
     lengths = encoded.lengths()
     ranked = sorted(lengths)
-    positions = sum(
-        max(lengths[i : i + batch_size]) * len(lengths[i : i + batch_size])
-        for i in range(0, len(lengths), batch_size)
-    )
     return Ledger(
         split=split,
-        rows=len(encoded) + len(encoded.dropped),
+        rows=len(encoded) + len(encoded.dropped) + duplicates,
         kept=len(encoded),
         dropped=len(encoded.dropped),
         truncated=len(encoded.truncated),
+        duplicates=duplicates,
         mean=sum(lengths) / len(lengths),
-        p50=_quantile(ranked, 0.50),
-        p95=_quantile(ranked, 0.95),
-        p99=_quantile(ranked, 0.99),
+        p50=find_quantile(ranked, 0.50),
+        p95=find_quantile(ranked, 0.95),
+        p99=find_quantile(ranked, 0.99),
         max=ranked[-1],
         supervised_share=encoded.num_supervised() / sum(lengths),
-        padding_share=1 - sum(lengths) / positions,
+        padding_share=measure_padding(lengths, batch_size),
     )
 
 
@@ -66,12 +66,24 @@ def format_ledgers(ledgers: Sequence[Ledger]) -> str:
     """Return the ledgers as a plain-text table, one line a split."""
     lines = ["split    rows   kept  dropped   mean   p50   p95   max  supervised padding"]
     lines += [
-        f"{x.split:<5}{x.rows:>8,}{x.kept:>7,}{x.dropped:>9,}{x.mean:>7.1f}{x.p50:>6}{x.p95:>6}"
-        f"{x.max:>6}{x.supervised_share:>12.1%}{x.padding_share:>8.1%}"
+        f"{x.split:<5}{x.rows:>8,}{x.kept:>7,}{x.rows - x.kept:>9,}{x.mean:>7.1f}{x.p50:>6}"
+        f"{x.p95:>6}{x.max:>6}{x.supervised_share:>12.1%}{x.padding_share:>8.1%}"
         for x in ledgers
     ]
     return "\n".join(lines)
 
 
-def _quantile(ranked: Sequence[int], share: float) -> int:
+def measure_padding(lengths: Sequence[int], batch_size: int) -> float:
+    """Return the share of padding when rows are batched in order, each batch to its longest row.
+
+    Args:
+        lengths: In tokens, of at least one row.
+        batch_size: Rows of a batch; the last may have fewer.
+    """
+    batches = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
+    return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
+
+
+def find_quantile(ranked: Sequence[int], share: float) -> int:
+    """Return the value below which about `share` of the sorted values lie."""
     return ranked[min(int(share * len(ranked)), len(ranked) - 1)]

@@ -17,6 +17,10 @@ Conversation = tuple[str, list[Message]]
 """A row's messages under the row's name."""
 
 
+class MissingSplit(InputError):  # noqa: N818 (to some callers it is none)
+    """A task has no rows for a split."""
+
+
 def read_split(task: ChatTask, split: Split, val_rows: int) -> list[NamedRow]:
     """Return the rows of a split under their names.
 
@@ -27,7 +31,8 @@ def read_split(task: ChatTask, split: Split, val_rows: int) -> list[NamedRow]:
         val_rows: How many rows `"val"` has at most.
 
     Raises:
-        InputError: If the split has no rows, or `val_rows` leaves none to train on.
+        MissingSplit: If the split has no rows.
+        InputError: If it cannot be read, or `val_rows` leaves none to train on.
     """
     if split == "test":
         return _read(task, "test")
@@ -60,7 +65,12 @@ def read_conversations(task: ChatTask, rows: Sequence[NamedRow]) -> list[Convers
 
 
 def _read(task: ChatTask, split: Split) -> list[NamedRow]:
-    rows = task.rows(split)
+    try:
+        rows = task.rows(split)
+    except InputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise MissingSplit(str(error)) from error.__cause__
+        raise
     if not rows:
-        raise InputError(f"the {split} split of {type(task).__name__} has no rows")
+        raise MissingSplit(f"the {split} split of {type(task).__name__} has no rows")
     return [(f"{split} row {number}", row) for number, row in enumerate(rows)]

@@ -151,7 +151,7 @@ def test_validate_and_test_measure_the_base_as_it_is(llama_base, shared, tmp_pat
 def test_help_is_quick_and_complete():
     outcome = lit_sft("--help", timeout=10)
     assert outcome.status == 0
-    for command in ("fit", "validate", "test", "predict"):
+    for command in ("fit", "validate", "test", "predict", "inspect"):
         assert f"  {command} " in outcome.stdout
     fit = lit_sft("fit", "--help")
     assert "--model.learning_rate" in fit.stdout

@@ -156,3 +156,59 @@ def test_the_rows_of_a_window_are_called_as_the_task_numbers_them(tiny_base):
         names = [f"train row {n}" for n in re.findall(r"(\d+)\?", text)]
         assert sorted(data.name_rows(epoch=1, window=number)) == sorted(names)
     assert number == len(loader) - 1
+
+
+class Repeating(Numbers):
+    """Ten rows of train; four of them stand in train, in val or in test a second time."""
+
+    def __init__(self, has_test: bool = True) -> None:
+        super().__init__()
+        self.has_test = has_test
+
+    def rows(self, split):
+        numbers = {"train": [0, 1, 2, 3, 4, 5, 6, 6, 7, 0], "val": [100, 1], "test": [2, 200]}
+        return [{"n": n} for n in numbers[split] if split != "test" or self.has_test]
+
+
+def test_dedup_removes_and_counts_what_stands_elsewhere(tiny_base, capsys):
+    data = SFTDataModule(Repeating(), tokenizer=str(tiny_base), dedup=True)
+    data.setup("fit")
+    ledger = data.ledgers["train"]
+    assert (ledger.rows, ledger.kept, ledger.dropped, ledger.duplicates) == (10, 6, 0, 4)
+    trained = {data.tokenizer.decode(data._encoded["train"][i].input_ids) for i in range(6)}
+    assert sorted(n for n in range(9) if any(f"\n{n}?" in text for text in trained)) == [
+        0, 3, 4, 5, 6, 7,
+    ]  # fmt: skip
+    assert (
+        "removed from train, as their question stands: 2 earlier in train, 1 in val, 1 in test"
+        in (capsys.readouterr().out)
+    )
+    assert data.describe_run()["data.dedup"] is True
+
+
+def test_without_dedup_test_is_not_read_and_repeats_are_one_line(tiny_base, capsys):
+    class NoTest(Repeating):
+        def rows(self, split):
+            assert split != "test"
+            return super().rows(split)
+
+    data = SFTDataModule(NoTest(), tokenizer=str(tiny_base))
+    data.setup("fit")
+    assert data.ledgers["train"].kept == 10
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("duplicates of train's questions: 2 earlier in train, 1 in val; ")
+
+
+def test_dedup_does_without_a_test_split(tiny_base):
+    data = SFTDataModule(Repeating(has_test=False), tokenizer=str(tiny_base), dedup=True)
+    data.setup("fit")
+    assert data.ledgers["train"].kept == 7
+
+
+def test_dedup_that_leaves_nothing_is_an_error(tiny_base):
+    class Copies(Numbers):
+        def rows(self, split):
+            return [{"n": 1}]
+
+    with pytest.raises(InputError, match=r"data\.dedup leaves nothing to train on"):
+        SFTDataModule(Copies(), tokenizer=str(tiny_base), dedup=True).setup("fit")

@@ -1,20 +1,20 @@
+import numpy as np
 import pytest
-import torch
 
 from lit_sft.data.dataset import EncodedRows
 from lit_sft.data.ledger import format_ledgers, make_ledger
 
 
 def rows_of_lengths(lengths: list[int], supervised: int, dropped: int = 0) -> EncodedRows:
-    mask = torch.zeros(sum(lengths), dtype=torch.bool)
+    mask = np.zeros(sum(lengths), dtype=bool)
     mask[:supervised] = True
     return EncodedRows(
-        input_ids=torch.zeros(sum(lengths), dtype=torch.int32),
+        input_ids=np.zeros(sum(lengths), dtype=np.int32),
         supervised=mask,
-        offsets=torch.tensor([0, *lengths]).cumsum(0),
-        dropped=torch.arange(dropped),
-        truncated=torch.arange(0),
-        whole_lengths=torch.full([dropped], 99),
+        offsets=np.cumsum([0, *lengths]),
+        dropped=np.arange(dropped),
+        truncated=np.arange(0),
+        whole_lengths=np.full([dropped], 99),
     )
 
 

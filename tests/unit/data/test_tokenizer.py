@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lit_sft.data.tokenizer import hash_template, load_tokenizer, pin_date
+from lit_sft.data.tokenizer import _load, hash_template, load_tokenizer, pin_date
 from lit_sft.errors import InputError
 
 CHATML = (
@@ -168,3 +168,20 @@ def test_a_damaged_tokenizer_file_is_an_error(tmp_path):
     )
     with pytest.raises(InputError, match="could not be loaded"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("base", ["tiny_base", "llama-3.2-3b"])
+def test_a_generic_tokenizer_is_loaded_as_auto_tokenizer_would(base, request):
+    """The class is taken from the folder without the imports of `AutoTokenizer`."""
+    if base == "tiny_base":
+        folder = request.getfixturevalue("tiny_base")
+    else:
+        folder = request.getfixturevalue("shared") / base
+    ours, auto = _load(str(folder)), AutoTokenizer.from_pretrained(folder)
+    assert type(ours) is type(auto)
+    assert ours.backend_tokenizer.to_str() == auto.backend_tokenizer.to_str()
+    assert ours.special_tokens_map == auto.special_tokens_map
+    assert (ours.chat_template, ours.model_max_length) == (
+        auto.chat_template,
+        auto.model_max_length,
+    )

@@ -1,0 +1,128 @@
+"""Rows of `train` that ask what another row asks: earlier in `train`, or where a run is measured.
+
+Two rows ask the same if what their users say is equal once it is read without case, punctuation
+and spacing. Numbers, signs of arithmetic and other symbols stay: "3 + 4?" is not "3 - 4?".
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from lit_sft.data.render import check_messages
+from lit_sft.data.splits import Conversation
+from lit_sft.errors import InputError
+from lit_sft.types import Message, Split
+
+MARK = re.compile(
+    r"(?<=\d)[.,:](?=\d)"  # 1,000 and 2.5 and 10:30 are numbers
+    r"|-(?=\s?\d)"  # as in 7 - 3 and -3
+    r"|([^\w\s]|_)"
+)
+ARITHMETIC = "*/%"
+"""Punctuation to Unicode, but not to a word problem."""
+
+
+class Repeat(NamedTuple):
+    """A row of `train` that asks what another row asks."""
+
+    position: int
+    """Of the row, among those given."""
+    row: str
+    original: str
+    """The row that it repeats: in another split, or the first of its kind in `train`."""
+    is_exact: bool
+    """Whether all turns are equal to the letter, the answers included."""
+
+
+def find_repeats(
+    train: Sequence[Conversation], held_out: Mapping[Split, Sequence[Conversation]]
+) -> dict[Split, list[Repeat]]:
+    """Return the rows of `train` that repeat another, by the split that the other is in.
+
+    A row that cannot be read repeats nothing; encoding will say what is wrong with it.
+
+    Args:
+        train: Named conversations.
+        held_out: Those of other splits.
+
+    Returns:
+        A key for `"train"` and each split of `held_out`; a row may stand under several.
+    """
+    keys = [_hash_question(messages) for _, messages in train]
+    repeats: dict[Split, list[Repeat]] = {"train": _match(train, keys, {})}
+    for split, conversations in held_out.items():
+        known: dict[bytes, Conversation] = {}
+        for name, messages in conversations:
+            if key := _hash_question(messages):
+                known.setdefault(key, (name, messages))
+        repeats[split] = _match(train, keys, known, learn=False)
+    return repeats
+
+
+def drop_repeats(
+    train: Sequence[Conversation], repeats: Mapping[Split, Sequence[Repeat]]
+) -> list[Conversation]:
+    """Return the rows of `train` that `find_repeats` does not list."""
+    dropped = {repeat.position for found in repeats.values() for repeat in found}
+    return [row for position, row in enumerate(train) if position not in dropped]
+
+
+def format_repeats(repeats: Mapping[Split, Sequence[Repeat]], removed: bool) -> str:
+    """Return one line that says how many rows of `train` repeat others, empty if none do."""
+    places = [
+        f"{len(found):,} {'earlier in train' if split == 'train' else f'in {split}'}"
+        for split, found in repeats.items()
+        if found
+    ]
+    if not places:
+        return ""
+    what = "removed from train, as their question stands" if removed else "of train's questions"
+    hint = "" if removed else "; lit-sft inspect lists them, data.dedup=true removes their rows"
+    return f"duplicates {what}: {', '.join(places)}{hint}"
+
+
+def normalize_question(text: str) -> str:
+    """Return `text` without what two spellings of a question differ in.
+
+    Unicode's compatible forms are made one (NFKC), case is folded, and punctuation becomes a space,
+    except in numbers, before them, and where it is arithmetic.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    marked = MARK.sub(lambda found: _replace_mark(found[0]) if found[1] else found[0], folded)
+    return " ".join(marked.split()) or folded.strip()
+
+
+@lru_cache(maxsize=4096)
+def _replace_mark(mark: str) -> str:
+    is_punctuation = unicodedata.category(mark).startswith("P") and mark not in ARITHMETIC
+    return " " if is_punctuation else f" {mark} "
+
+
+def _hash_question(messages: Sequence[Message]) -> bytes | None:
+    """Return 16 bytes for what the users say, or None for a conversation that cannot be read."""
+    try:
+        check_messages(messages)
+    except InputError:
+        return None
+    asked = [normalize_question(m["content"]) for m in messages if m["role"] == "user"]
+    return hashlib.blake2b("\0".join(asked).encode(), digest_size=16).digest()
+
+
+def _match(
+    train: Sequence[Conversation],
+    keys: Sequence[bytes | None],
+    known: dict[bytes, Conversation],
+    learn: bool = True,
+) -> list[Repeat]:
+    repeats = []
+    for position, ((name, messages), key) in enumerate(zip(train, keys, strict=True)):
+        if key is None:
+            continue
+        if original := known.get(key):
+            repeats.append(Repeat(position, name, original[0], messages == original[1]))
+        elif learn:
+            known[key] = (name, messages)
+    return repeats

@@ -1,0 +1,177 @@
+"""The rows of a task as a run sees them, encoded. There is no torch and no Lightning here."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from lit_sft.data.dataset import EncodedRows, load_or_encode
+from lit_sft.data.duplicates import Repeat, drop_repeats, find_repeats
+from lit_sft.data.ledger import Ledger, make_ledger
+from lit_sft.data.overlength import OnOverlength, describe_overlength
+from lit_sft.data.splits import Conversation, MissingSplit, read_conversations, read_split
+from lit_sft.data.tokenizer import load_tokenizer
+from lit_sft.errors import require
+from lit_sft.tasks.base import ChatTask
+from lit_sft.types import Split
+
+
+class ChatRows:
+    """Chat rows, encoded once with the loss mask proven.
+
+    Args:
+        task: Where the rows come from, and how a row reads as a conversation.
+        tokenizer: A Hub id or folder; without one, the base model's own.
+        chat_template: `llama3`, `chatml` or a Jinja file; without one, the tokenizer's own, or
+            `llama3` where it has none. Saved with the adapter; today's date in it is pinned to
+            26 July 2024.
+        batch_size: Rows a device sees at once.
+        accumulate_grad_batches: Such batches an optimizer step, on every device.
+        batching: `padding_free` lays the rows of an optimizer step end to end, in as few passes as
+            `max_tokens_per_pass` allows; `padded` runs batches of `batch_size` padded rows. The
+            gradient is the same.
+        max_tokens_per_pass: What is run at once; `auto` is `batch_size` rows of `max_length`, the
+            most that a padded batch can be.
+        max_length: In tokens.
+        on_overlength: What becomes of a longer row. `drop` leaves it out, and says so; `error`
+            stops; `truncate_prompt` takes the first words off the longest turns that are not
+            learnt, never off an answer or a system turn; `truncate` cuts the end of the row, answer
+            and all, so that its stop token is not learnt. What still does not fit is dropped.
+        val_rows: Rows held out of `train` for validation where the task has no `val` split; with
+            one, how many of it to use. 0 trains without validation.
+        num_workers: Loader processes; 0 loads in the training process.
+        seed: Decides the order of the training rows.
+        dedup: Leave rows out of `train` whose question stands earlier in it, or in `val` or `test`,
+            see `lit_sft.data.duplicates`. Without it `val` alone is compared, and the repeated rows
+            are counted: `test` may be a download that the run does not need otherwise.
+        cache_dir: Where encoded rows are kept between runs; without one, `LIT_SFT_CACHE` or
+            `~/.cache/lit_sft`.
+    """
+
+    def __init__(
+        self,
+        task: ChatTask,
+        tokenizer: str | None = None,
+        chat_template: str | None = None,
+        batch_size: int = 4,
+        accumulate_grad_batches: int = 4,
+        batching: Literal["padding_free", "padded"] = "padding_free",
+        max_tokens_per_pass: Literal["auto"] | int = "auto",
+        max_length: int = 512,
+        on_overlength: OnOverlength = "drop",
+        val_rows: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+        dedup: bool = False,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        require(batch_size > 0, f"data.batch_size must be positive, got {batch_size}")
+        require(
+            accumulate_grad_batches > 0,
+            f"data.accumulate_grad_batches must be positive, got {accumulate_grad_batches}",
+        )
+        require(max_length > 1, f"data.max_length must be at least 2 tokens, got {max_length}")
+        require(val_rows >= 0, f"data.val_rows must not be negative, got {val_rows}")
+        require(num_workers >= 0, f"data.num_workers must not be negative, got {num_workers}")
+        self.task, self.batch_size, self.max_length = task, batch_size, max_length
+        self.accumulate_grad_batches, self.batching = accumulate_grad_batches, batching
+        self.max_tokens_per_pass = (
+            batch_size * max_length if max_tokens_per_pass == "auto" else max_tokens_per_pass
+        )
+        require(
+            self.max_tokens_per_pass >= max_length,
+            f"data.max_tokens_per_pass={max_tokens_per_pass} cannot hold a row of "
+            f"data.max_length={max_length} tokens; raise it to that at least",
+        )
+        self.on_overlength: OnOverlength = on_overlength
+        self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
+        self.tokenizer_path, self.chat_template = tokenizer, chat_template
+        default_cache = os.environ.get("LIT_SFT_CACHE", "~/.cache/lit_sft")
+        self.cache_dir = Path(cache_dir or default_cache).expanduser()
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._encoded: dict[Split, EncodedRows] = {}
+        self.dedup = dedup
+        self.repeats: dict[Split, list[Repeat]] = {}
+        self.overlength: dict[Split, str] = {}
+        self.ledgers: dict[Split, Ledger] = {}
+        self.fingerprints: dict[Split, str] = {}
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, loaded at first use."""
+        if self._tokenizer is None:
+            path = self.tokenizer_path or self.find_base_model()
+            require(
+                path is not None,
+                "data.tokenizer: name the tokenizer; there is no base model to ask",
+            )
+            self._tokenizer = load_tokenizer(str(path), self.chat_template)
+        return self._tokenizer
+
+    def find_base_model(self) -> str | None:
+        """Return the model whose tokenizer is taken where none is named, or None."""
+        return None
+
+    def load_splits(self, splits: Iterable[Split]) -> None:
+        """Read and encode splits, unless they are already, and take their ledgers.
+
+        Raises:
+            InputError: If a split has no rows, a row cannot be read, or its mask cannot be proven.
+        """
+        chats = {split: self.read(split) for split in splits if split not in self.ledgers}
+        removed = 0
+        if train := chats.get("train"):
+            self.repeats = find_repeats(train, self._held_out(chats))
+            chats["train"] = self.remove_repeats(train, self.repeats)
+            removed = len(train) - len(chats["train"])
+        for split, conversations in chats.items():
+            encoded, self.fingerprints[split] = self.encode(conversations)
+            self._encoded[split] = encoded
+            if rows := [(conversations[i][0], n) for i, n in encoded.find_overlength()]:
+                self.overlength[split] = (
+                    f"{split}: {describe_overlength(rows, self.max_length)}; "
+                    f"{len(encoded.dropped):,} dropped, {len(encoded.truncated):,} truncated"
+                )
+            self.ledgers[split] = self.measure(
+                split, self._encoded[split], removed if split == "train" else 0
+            )
+
+    def read(self, split: Split) -> list[Conversation]:
+        """Return the named conversations of a split, duplicates and all."""
+        return read_conversations(self.task, read_split(self.task, split, self.val_rows))
+
+    def encode(self, conversations: Sequence[Conversation]) -> tuple[EncodedRows, str]:
+        """Return the rows of conversations and their fingerprint, from the cache if it has them."""
+        return load_or_encode(
+            self.tokenizer, conversations, self.max_length, self.on_overlength, self.cache_dir
+        )
+
+    def remove_repeats(
+        self, train: list[Conversation], repeats: Mapping[Split, Sequence[Repeat]]
+    ) -> list[Conversation]:
+        """Return the rows of `train` to train on: all of them, but for repeats with `dedup`."""
+        unique = drop_repeats(train, repeats) if self.dedup else train
+        require(
+            bool(unique) or not train,
+            "data.dedup leaves nothing to train on: every row is a duplicate",
+        )
+        return unique
+
+    def measure(self, split: Split, encoded: EncodedRows, duplicates: int) -> Ledger:
+        """Return the ledger of a split from which so many duplicates were removed."""
+        padded_rows = self.batch_size if self.batching == "padded" else 1
+        return make_ledger(split, encoded, padded_rows, duplicates)
+
+    def _held_out(
+        self, chats: Mapping[Split, list[Conversation]]
+    ) -> dict[Split, list[Conversation]]:
+        compared: list[Split] = ["val"] if self.val_rows else []
+        held_out = {split: chats.get(split) or self.read(split) for split in compared}
+        if self.dedup:
+            with suppress(MissingSplit):
+                held_out["test"] = self.read("test")
+        return held_out
