@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lit_sft.model.module import SFTModule
     from lit_sft.model.qlora import Lora, Quantization
     from lit_sft.tasks.base import ChatTask
+    from lit_sft.tasks.files import ChatFile
     from lit_sft.tasks.gsm8k import GSM8K
     from lit_sft.tasks.word_problems import WordProblems
     from lit_sft.tracking.wandb_run import WandbRun
@@ -31,6 +32,7 @@ _HOMES = {
     "Lora": "lit_sft.model.qlora",
     "Quantization": "lit_sft.model.qlora",
     "ChatTask": "lit_sft.tasks.base",
+    "ChatFile": "lit_sft.tasks.files",
     "GSM8K": "lit_sft.tasks.gsm8k",
     "WordProblems": "lit_sft.tasks.word_problems",
     "WandbRun": "lit_sft.tracking.wandb_run",
@@ -46,6 +48,7 @@ __all__ = [
     "GSM8K",
     "IGNORE_INDEX",
     "Batch",
+    "ChatFile",
     "ChatTask",
     "Example",
     "GSM8KExactMatch",

@@ -1,6 +1,5 @@
 """The Lightning shell around encoding and batching."""
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.data.tokenizer import hash_template, load_tokenizer
 from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowLoader, WindowSampler
 from lit_sft.errors import InputError, require
+from lit_sft.paths import default_cache_dir
 from lit_sft.tasks.base import ChatTask
 from lit_sft.types import Split
 
@@ -81,8 +81,7 @@ class SFTDataModule(pl.LightningDataModule):
         )
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
         self.tokenizer_path = tokenizer
-        default_cache = os.environ.get("LIT_SFT_CACHE", "~/.cache/lit_sft")
-        self.cache_dir = Path(cache_dir or default_cache).expanduser()
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._encoded: dict[Split, EncodedRows] = {}
         self._announced: set[Split] = set()
@@ -107,7 +106,7 @@ class SFTDataModule(pl.LightningDataModule):
         unseen = [ledger for split, ledger in self.ledgers.items() if split not in self._announced]
         if unseen:
             self._announced |= set(self.ledgers)
-            _print_ledgers(unseen)
+            _print_ledgers(unseen, self.task.describe())
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled windows; the last one may be short, and no row is dropped."""
@@ -198,5 +197,5 @@ class SFTDataModule(pl.LightningDataModule):
 
 
 @rank_zero_only
-def _print_ledgers(ledgers: list[Ledger]) -> None:
-    print(format_ledgers(ledgers), flush=True)
+def _print_ledgers(ledgers: list[Ledger], description: str) -> None:
+    print("\n".join(filter(None, [description, format_ledgers(ledgers)])), flush=True)
