@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lit_sft.tasks.base import ChatTask
     from lit_sft.tasks.files import ChatFile
     from lit_sft.tasks.gsm8k import GSM8K
+    from lit_sft.tasks.mixture import Mixture
     from lit_sft.tasks.word_problems import WordProblems
     from lit_sft.tracking.wandb_run import WandbRun
     from lit_sft.types import IGNORE_INDEX, Batch, Example, Message, Window
@@ -34,6 +35,7 @@ _HOMES = {
     "ChatTask": "lit_sft.tasks.base",
     "ChatFile": "lit_sft.tasks.files",
     "GSM8K": "lit_sft.tasks.gsm8k",
+    "Mixture": "lit_sft.tasks.mixture",
     "WordProblems": "lit_sft.tasks.word_problems",
     "WandbRun": "lit_sft.tracking.wandb_run",
     "IGNORE_INDEX": "lit_sft.types",
@@ -57,6 +59,7 @@ __all__ = [
     "HubUpload",
     "Lora",
     "Message",
+    "Mixture",
     "Quantization",
     "SFTDataModule",
     "SFTModule",

@@ -4,20 +4,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.dataset import EncodedRows, load_or_encode
 from lit_sft.data.ledger import Ledger, format_ledgers, make_ledger
 from lit_sft.data.prompts import make_prompts
+from lit_sft.data.sources import format_sources, group_by_source
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.data.tokenizer import hash_template, load_tokenizer
 from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowLoader, WindowSampler
 from lit_sft.errors import InputError, require
 from lit_sft.paths import default_cache_dir
 from lit_sft.tasks.base import ChatTask
+from lit_sft.tasks.mixture import Mixture
 from lit_sft.types import Split
 
 PREDICTED_ROWS = 256
@@ -87,6 +90,7 @@ class SFTDataModule(pl.LightningDataModule):
         self._announced: set[Split] = set()
         self.ledgers: dict[Split, Ledger] = {}
         self.fingerprints: dict[Split, str] = {}
+        self.sources: dict[Split, dict[str, np.ndarray]] = {}
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -105,20 +109,25 @@ class SFTDataModule(pl.LightningDataModule):
         self._load_splits(stage)
         unseen = [ledger for split, ledger in self.ledgers.items() if split not in self._announced]
         if unseen:
+            tables = [
+                format_sources(split, self._encoded[split], groups)
+                for split, groups in self.sources.items()
+                if split not in self._announced
+            ]
             self._announced |= set(self.ledgers)
-            _print_ledgers(unseen, self.task.describe())
+            _print(self.task.describe(), format_ledgers(unseen), *tables)
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled windows; the last one may be short, and no row is dropped."""
-        return self._loader("train")
+        return self._loader("train", self._encoded["train"])
 
-    def val_dataloader(self) -> DataLoader | list:
-        """Return the held-out rows in order, or no loader at all with `val_rows=0`."""
-        return self._loader("val") if "val" in self._encoded else []
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Return the held-out rows in order, by source; no loader at all with `val_rows=0`."""
+        return self._loaders_by_source("val") if "val" in self._encoded else []
 
-    def test_dataloader(self) -> DataLoader:
-        """Return the rows of the test split in order."""
-        return self._loader("test")
+    def test_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Return the rows of the test split in order, by source."""
+        return self._loaders_by_source("test")
 
     def predict_dataloader(self) -> DataLoader:
         """Return the prompts of the test split, as lists of `lit_sft.types.Prompt`."""
@@ -155,10 +164,19 @@ class SFTDataModule(pl.LightningDataModule):
             )
             padded_rows = self.batch_size if self.batching == "padded" else 1
             self.ledgers[split] = make_ledger(split, self._encoded[split], padded_rows)
+            if isinstance(self.task, Mixture):
+                sources = [self.task.source_of(row) for _, row in rows]
+                self.sources[split] = group_by_source(sources, self._encoded[split])
 
-    def _loader(self, split: Split) -> DataLoader:
-        training = split == "train"
-        rows, trainer = self._encoded[split], self.trainer
+    def _loaders_by_source(self, split: Split) -> DataLoader | list[DataLoader]:
+        """Return one loader, or, for a mixture, one for each of its sources."""
+        rows: Any = self._encoded[split]
+        if groups := self.sources.get(split):
+            return [self._loader(split, Subset(rows, group.tolist())) for group in groups.values()]
+        return self._loader(split, rows)
+
+    def _loader(self, split: Split, rows: Any) -> DataLoader:
+        training, trainer = split == "train", self.trainer
         world_size = trainer.world_size if trainer else 1
         window_rows = self.batch_size * world_size
         sampler = WindowSampler(
@@ -197,5 +215,5 @@ class SFTDataModule(pl.LightningDataModule):
 
 
 @rank_zero_only
-def _print_ledgers(ledgers: list[Ledger], description: str) -> None:
-    print("\n".join(filter(None, [description, format_ledgers(ledgers)])), flush=True)
+def _print(*texts: str) -> None:
+    print("\n".join(filter(None, texts)), flush=True)

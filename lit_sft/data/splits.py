@@ -1,11 +1,16 @@
 """Which rows of a task belong to which split, and what to call them."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from lit_sft.data.encode import naming
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask, Row
+from lit_sft.tasks.joined import Joined
+from lit_sft.tasks.mixture import Mixture
 from lit_sft.types import Message, Split
 
 HELD_OUT_SEED = 0
@@ -17,7 +22,61 @@ Conversation = tuple[str, list[Message]]
 """A row's messages under the row's name."""
 
 
-def read_split(task: ChatTask, split: Split, val_rows: int) -> list[NamedRow]:
+class SplitRows(Sequence[NamedRow]):
+    """The rows of a split under their names, each read when it is asked for.
+
+    Args:
+        split: Whose rows they are in the task.
+        rows: As the task has them.
+        numbers: Which of them, in rising order.
+    """
+
+    def __init__(self, split: Split, rows: Sequence[Row], numbers: Sequence[int] | np.ndarray):
+        self.split, self.rows, self.numbers = split, rows, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        number = int(self.numbers[index])
+        return self._name(number, self.rows[number])
+
+    def __iter__(self) -> Iterator[NamedRow]:
+        """Read from front to back, which is faster, where most rows are asked for."""
+        if len(self) < len(self.rows) / 2:
+            yield from (self[index] for index in range(len(self)))
+            return
+        wanted = np.zeros(len(self.rows), dtype=bool)
+        wanted[self.numbers] = True
+        for number, row in enumerate(self.rows):
+            if wanted[number]:
+                yield self._name(number, row)
+
+    def _name(self, number: int, row: Row) -> NamedRow:
+        return f"{self.split} row {number}", row
+
+
+class MixedRows(Sequence[NamedRow]):
+    """Rows of several sources, named after theirs, each read when it is asked for.
+
+    Args:
+        parts: The rows of each source, by its name.
+        picks: int64 `[rows]`, which of them, counted through all parts.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[NamedRow]], picks: np.ndarray) -> None:
+        self.names, self.joined, self.picks = list(parts), Joined(list(parts.values())), picks
+
+    def __len__(self) -> int:
+        return len(self.picks)
+
+    def __getitem__(self, index: Any) -> Any:
+        part, number = self.joined.locate(int(self.picks[index]))
+        name, row = self.joined.parts[part][number]
+        return f"{self.names[part]} {name}", {"source": self.names[part], "row": row}
+
+
+def read_split(task: ChatTask, split: Split, val_rows: int) -> Sequence[NamedRow]:
     """Return the rows of a split under their names.
 
     Args:
@@ -29,17 +88,20 @@ def read_split(task: ChatTask, split: Split, val_rows: int) -> list[NamedRow]:
     Raises:
         InputError: If the split has no rows, or `val_rows` leaves none to train on.
     """
+    if isinstance(task, Mixture):
+        return _mix(task, split, val_rows)
     if split == "test":
         return _read(task, "test")
     if task.rows("val") is not None:
-        return _read(task, "train") if split == "train" else _read(task, "val")[:val_rows]
-    rows = _read(task, "train")
+        return _read(task, "train") if split == "train" else _read(task, "val", val_rows)
+    rows = _read(task, "train").rows
     require(
         val_rows < len(rows),
         f"data.val_rows={val_rows} leaves nothing to train on: train has {len(rows)} rows",
     )
-    held_out = set(random.Random(HELD_OUT_SEED).sample(range(len(rows)), val_rows))
-    return [row for i, row in enumerate(rows) if (i in held_out) == (split == "val")]
+    held_out = sorted(random.Random(HELD_OUT_SEED).sample(range(len(rows)), val_rows))
+    left = np.delete(np.arange(len(rows)), held_out)
+    return SplitRows("train", rows, held_out if split == "val" else left)
 
 
 def read_conversations(task: ChatTask, rows: Sequence[NamedRow]) -> list[Conversation]:
@@ -59,8 +121,23 @@ def read_conversations(task: ChatTask, rows: Sequence[NamedRow]) -> list[Convers
     return conversations
 
 
-def _read(task: ChatTask, split: Split) -> list[NamedRow]:
+def _read(task: ChatTask, split: Split, max_rows: int | None = None) -> SplitRows:
     rows = task.rows(split)
     if not rows:
-        raise InputError(f"the {split} split of {type(task).__name__} has no rows")
-    return [(f"{split} row {number}", row) for number, row in enumerate(rows)]
+        message = f"the {split} split of {type(task).__name__} has no rows"
+        raise InputError(message) from FileNotFoundError(split)
+    return SplitRows(split, rows, range(len(rows))[:max_rows])
+
+
+def _mix(mixture: Mixture, split: Split, val_rows: int) -> MixedRows:
+    parts = {}
+    for name, task in mixture.tasks.items():
+        try:
+            with naming(name):
+                parts[name] = read_split(task, split, -(-val_rows // len(mixture.tasks)))
+        except InputError as error:
+            # Not every task has a split to test on.
+            if split != "test" or not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    require(bool(parts), f"no task of the mixture has a {split} split")
+    return MixedRows(parts, mixture.draw(split, [len(part) for part in parts.values()]))

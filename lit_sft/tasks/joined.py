@@ -5,17 +5,15 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
 from typing import Any
 
-from lit_sft.tasks.base import Row
 
-
-class Joined(Sequence[Row]):
-    """The rows of several sequences, one after the other; what is lazy stays lazy.
+class Joined(Sequence[Any]):
+    """The items of several sequences, one after the other; what is lazy stays lazy.
 
     Args:
-        parts: Each with its rows.
+        parts: Each with its items.
     """
 
-    def __init__(self, parts: Sequence[Sequence[Row]]) -> None:
+    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
         self.parts = parts
         self.ends = list(accumulate(len(part) for part in parts))
 
@@ -26,14 +24,14 @@ class Joined(Sequence[Row]):
         part, within = self.locate(int(index))
         return self.parts[part][within]
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Any]:
         return chain.from_iterable(self.parts)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Return in which part a row is, and where within it.
+        """Return in which part an item is, and where within it.
 
         Raises:
-            IndexError: If there is no such row.
+            IndexError: If there is no such item.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
