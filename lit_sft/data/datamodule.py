@@ -15,6 +15,7 @@ from lit_sft.data.ledger import Ledger, format_ledgers, make_ledger
 from lit_sft.data.prompts import make_prompts
 from lit_sft.data.sources import format_sources, group_by_source
 from lit_sft.data.splits import read_conversations, read_split
+from lit_sft.data.streaming import StreamedRows, StreamedWindows, StreamLoader, take_sample
 from lit_sft.data.tokenizer import hash_template, load_tokenizer
 from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowLoader, WindowSampler
 from lit_sft.errors import InputError, require
@@ -43,6 +44,10 @@ class SFTDataModule(pl.LightningDataModule):
         max_length: In tokens; a longer row is dropped and counted, never cut.
         val_rows: Rows held out of `train` for validation where the task has no `val` split; with
             one, how many of it to use. 0 trains without validation.
+        streaming: Leave the rows of `train` where they are, and encode them when a step needs them,
+            for data larger than memory: JSON lines, Parquet and the Hub stay on the disk. The
+            ledger of `train` is then that of 1,024 rows; a row longer than `max_length` leaves a
+            gap in its step. Worth two workers or more.
         num_workers: Loader processes; 0 loads in the training process.
         seed: Decides the order of the training rows.
         cache_dir: Where encoded rows are kept between runs; without one, `LIT_SFT_CACHE` or
@@ -59,6 +64,7 @@ class SFTDataModule(pl.LightningDataModule):
         max_tokens_per_pass: Literal["auto"] | int = "auto",
         max_length: int = 512,
         val_rows: int = 256,
+        streaming: bool = False,
         num_workers: int = 0,
         seed: int = 0,
         cache_dir: str | None = None,
@@ -83,10 +89,12 @@ class SFTDataModule(pl.LightningDataModule):
             f"data.max_length={max_length} tokens; raise it to that at least",
         )
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
+        self.streaming = streaming
         self.tokenizer_path = tokenizer
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._encoded: dict[Split, EncodedRows] = {}
+        self._streamed: StreamedRows | None = None
         self._announced: set[Split] = set()
         self.ledgers: dict[Split, Ledger] = {}
         self.fingerprints: dict[Split, str] = {}
@@ -107,19 +115,14 @@ class SFTDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Load the splits that a stage needs, and print their ledger once."""
         self._load_splits(stage)
-        unseen = [ledger for split, ledger in self.ledgers.items() if split not in self._announced]
+        unseen = [split for split in self.ledgers if split not in self._announced]
         if unseen:
-            tables = [
-                format_sources(split, self._encoded[split], groups)
-                for split, groups in self.sources.items()
-                if split not in self._announced
-            ]
-            self._announced |= set(self.ledgers)
-            _print(self.task.describe(), format_ledgers(unseen), *tables)
+            self._announced |= set(unseen)
+            _print(self.task.describe(), *self._describe(unseen))
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled windows; the last one may be short, and no row is dropped."""
-        return self._loader("train", self._encoded["train"])
+        return self._loader("train", self._streamed or self._encoded["train"])
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Return the held-out rows in order, by source; no loader at all with `val_rows=0`."""
@@ -156,17 +159,34 @@ class SFTDataModule(pl.LightningDataModule):
             if split in self.ledgers or (split == "val" and self.val_rows == 0):
                 continue
             rows = read_split(self.task, split, self.val_rows)
+            if self.streaming and split == "train":
+                self._streamed = StreamedRows(self.task, rows, self.tokenizer, self.max_length)
+                rows = take_sample(rows)
             self._encoded[split], self.fingerprints[split] = load_or_encode(
                 self.tokenizer,
                 read_conversations(self.task, rows),
                 self.max_length,
                 self.cache_dir,
             )
+            if self._streamed and split == "train":
+                self.fingerprints[split] += f" of {len(self._streamed)} rows"
             padded_rows = self.batch_size if self.batching == "padded" else 1
             self.ledgers[split] = make_ledger(split, self._encoded[split], padded_rows)
             if isinstance(self.task, Mixture):
                 sources = [self.task.source_of(row) for _, row in rows]
                 self.sources[split] = group_by_source(sources, self._encoded[split])
+
+    def _describe(self, splits: list[Split]) -> list[str]:
+        texts = [format_ledgers([self.ledgers[split] for split in splits])]
+        if self._streamed and "train" in splits:
+            rows, sample = len(self._streamed), self.ledgers["train"].rows
+            texts.append(
+                f"train is streamed: of its {rows:,} rows, the ledger is that of {sample:,}"
+            )
+        for split in splits:
+            if groups := self.sources.get(split):
+                texts.append(format_sources(split, self._encoded[split], groups))
+        return texts
 
     def _loaders_by_source(self, split: Split) -> DataLoader | list[DataLoader]:
         """Return one loader, or, for a mixture, one for each of its sources."""
@@ -190,12 +210,15 @@ class SFTDataModule(pl.LightningDataModule):
             # Workers read ahead at once, before Lightning sets the epoch of a resumed run.
             epoch, sampler.first_window = divmod(trainer.global_step, len(sampler))
             sampler.set_epoch(epoch)
-        windows = (
+        windows: Any = (
             PackedWindows(rows, self.max_tokens_per_pass)
             if self.batching == "padding_free"
             else PaddedWindows(rows, self.batch_size, self.tokenizer.pad_token_id)
         )
-        return WindowLoader(
+        loader = WindowLoader
+        if isinstance(rows, StreamedRows):
+            loader, windows = StreamLoader, StreamedWindows(rows, windows)
+        return loader(
             windows,
             batch_size=None,
             sampler=sampler,

@@ -1,6 +1,7 @@
 """Which rows of a task belong to which split, and what to call them."""
 
 import random
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,28 @@ Conversation = tuple[str, list[Message]]
 """A row's messages under the row's name."""
 
 
+class AllBut(Sequence[int]):
+    """The numbers below a count but for some, in order, without a list of them.
+
+    Args:
+        count: Of all numbers.
+        left_out: In rising order.
+    """
+
+    def __init__(self, count: int, left_out: Sequence[int]) -> None:
+        self._len = count - len(left_out)
+        # How many numbers stand before each that is left out.
+        self.before = [number - i for i, number in enumerate(left_out)]
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._len:
+            raise IndexError(index)
+        return int(index) + bisect_right(self.before, index)
+
+
 class SplitRows(Sequence[NamedRow]):
     """The rows of a split under their names, each read when it is asked for.
 
@@ -31,14 +54,14 @@ class SplitRows(Sequence[NamedRow]):
         numbers: Which of them, in rising order.
     """
 
-    def __init__(self, split: Split, rows: Sequence[Row], numbers: Sequence[int] | np.ndarray):
+    def __init__(self, split: Split, rows: Sequence[Row], numbers: Sequence[int]) -> None:
         self.split, self.rows, self.numbers = split, rows, numbers
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, index: Any) -> Any:
-        number = int(self.numbers[index])
+        number = self.numbers[index]
         return self._name(number, self.rows[number])
 
     def __iter__(self) -> Iterator[NamedRow]:
@@ -46,11 +69,12 @@ class SplitRows(Sequence[NamedRow]):
         if len(self) < len(self.rows) / 2:
             yield from (self[index] for index in range(len(self)))
             return
-        wanted = np.zeros(len(self.rows), dtype=bool)
-        wanted[self.numbers] = True
+        numbers = iter(self.numbers)
+        wanted = next(numbers, None)
         for number, row in enumerate(self.rows):
-            if wanted[number]:
+            if number == wanted:
                 yield self._name(number, row)
+                wanted = next(numbers, None)
 
     def _name(self, number: int, row: Row) -> NamedRow:
         return f"{self.split} row {number}", row
@@ -100,8 +124,7 @@ def read_split(task: ChatTask, split: Split, val_rows: int) -> Sequence[NamedRow
         f"data.val_rows={val_rows} leaves nothing to train on: train has {len(rows)} rows",
     )
     held_out = sorted(random.Random(HELD_OUT_SEED).sample(range(len(rows)), val_rows))
-    left = np.delete(np.arange(len(rows)), held_out)
-    return SplitRows("train", rows, held_out if split == "val" else left)
+    return SplitRows("train", rows, held_out if split == "val" else AllBut(len(rows), held_out))
 
 
 def read_conversations(task: ChatTask, rows: Sequence[NamedRow]) -> list[Conversation]:

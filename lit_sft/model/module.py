@@ -157,7 +157,8 @@ class SFTModule(pl.LightningModule):
         """Take one optimizer step: the mean loss over the supervised tokens of the window."""
         started = time.perf_counter()
         torch.manual_seed(self._seed_of_step())
-        supervised = sum_over_ranks(self._count(window, "num_supervised"))
+        # A stream leaves out rows that are too long: a window may have nothing to learn.
+        supervised = sum_over_ranks(self._count(window, "num_supervised")).clamp(min=1)
         loss = torch.zeros((), device=self.device)
         with without_gradient_sync(self.trainer.model):
             for batch in window:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import lit_sft, lit_sft_in_process
+from command import ROOT, lit_sft, lit_sft_in_process
 
 TIMINGS = ("second", "peak_memory")
 
@@ -41,7 +41,8 @@ trainer:
 def run(folder: Path, base: Path, *arguments: object, callbacks: str = "", workers: int = 0):
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(make_config(base, callbacks, workers))
-    env = {"PYTHONPATH": str(Path(__file__).parent), "LIT_SFT_CACHE": str(folder / "cache")}
+    path = f"{Path(__file__).parent}:{ROOT}"
+    env = {"PYTHONPATH": path, "LIT_SFT_CACHE": str(folder / "cache")}
     return lit_sft("fit", "--config", "config.yaml", *arguments, cwd=folder, env=env)
 
 
@@ -103,6 +104,14 @@ def test_killed_and_resumed_equals_whole(tiny_base, tmp_path, whole, killers, wo
     assert rows == whole[1]
     assert adapter == whole[0]
     assert (tmp_path / "run" / "logs" / "generations.jsonl").read_bytes() == whole[2]
+
+
+def test_a_stream_that_was_killed_equals_rows_in_memory_that_were_not(tiny_base, tmp_path, whole):
+    options = ("--data.streaming", "true", "--ckpt_path", "auto")
+    killer = kill("KillInWindow", 9)
+    runs = [run(tmp_path, tiny_base, *options, callbacks=killer, workers=2) for _ in range(2)]
+    assert [outcome.status for outcome in runs] == [-9, 0], runs[-1].stderr
+    assert read_result(tmp_path) == whole[:2]
 
 
 @pytest.mark.parametrize(("number", "status"), [(15, 143), (2, 130)])

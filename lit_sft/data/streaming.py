@@ -1,0 +1,120 @@
+"""Rows that stay on the disk, and are encoded when an optimizer step needs them.
+
+A stream here is no iterator: rows have numbers, and `WindowSampler` says which of them a step sees.
+So a stream is shuffled whole, resumed exactly in the middle of an epoch, and shared by ranks and
+workers without overlap or loss, by the same code as rows in memory.
+
+The other way would have been to encode all rows once, in chunks, into a file that is mapped into
+memory. Two million rows of 1 KB take a core ten minutes and twice their size on the disk before
+the first step; here the first step comes after one look at where the lines start, in seconds. The
+price: a row whose mask cannot be proven is found when its turn comes, not before training (1,024
+rows are looked at before), and a row that is too long leaves a gap in its window.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from lit_sft.data.encode import encode_chats
+from lit_sft.data.splits import NamedRow, read_conversations
+from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowLoader
+from lit_sft.errors import InputError
+from lit_sft.tasks.base import ChatTask
+from lit_sft.types import Example, Window
+
+SAMPLE_ROWS = 1024
+"""Rows of a stream that are encoded before training: for the ledger, and to find mistakes early."""
+
+
+def take_sample(rows: Sequence[NamedRow]) -> list[NamedRow]:
+    """Return up to `SAMPLE_ROWS` rows, evenly spread from the first to the last."""
+    numbers = np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE_ROWS)).astype(int)
+    return [rows[number] for number in numbers]
+
+
+class StreamedRows:
+    """Rows of a task, read and encoded by their numbers.
+
+    Args:
+        task: Whose rows they are.
+        rows: Each is read when it is asked for.
+        tokenizer: As `load_tokenizer` returns it.
+        max_length: In tokens; a longer row is left out.
+    """
+
+    def __init__(
+        self,
+        task: ChatTask,
+        rows: Sequence[NamedRow],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+    ) -> None:
+        self.task, self.rows = task, rows
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, numbers: Sequence[int]) -> tuple[list[Example], list[str]]:
+        """Return examples, their masks proven, and the names of the rows that are too long.
+
+        Raises:
+            InputError: If a row cannot be read, or its mask not be proven; the message names it.
+        """
+        conversations = read_conversations(self.task, [self.rows[number] for number in numbers])
+        names = [name for name, _ in conversations]
+        examples = encode_chats(self.tokenizer, [chat for _, chat in conversations], names)
+        fits = [len(example.input_ids) <= self.max_length for example in examples]
+        long = [name for name, fit in zip(names, fits, strict=True) if not fit]
+        return [example for example, fit in zip(examples, fits, strict=True) if fit], long
+
+
+class StreamedWindows(Dataset[Any]):
+    """Streamed rows, a window at a time, with the names of those that are too long for it.
+
+    What is wrong with a row comes as an item, too: an error that a worker raises would reach the
+    user as a traceback.
+
+    Args:
+        rows: Of a split.
+        windows: Makes the batches.
+    """
+
+    def __init__(self, rows: StreamedRows, windows: PackedWindows | PaddedWindows) -> None:
+        self.rows, self.windows = rows, windows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, numbers: Sequence[int]) -> tuple[Window, list[str]] | InputError:
+        try:
+            examples, long = self.rows.read(numbers)
+        except InputError as error:
+            return error
+        return self.windows.make(examples), long
+
+
+class StreamLoader(WindowLoader):
+    """Hands out the windows of `StreamedWindows`, and says which rows were too long for theirs."""
+
+    def __iter__(self) -> Any:
+        if self.num_workers:
+            # The tokenizer's own threads do not survive the fork, and it would complain.
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        left_out = 0
+        for item in super().__iter__():
+            if isinstance(item, InputError):
+                raise item
+            window, long = item
+            for name in long:
+                left_out += 1
+                if str(left_out).strip("0") == "1":  # the 1st, the 10th, the 100th
+                    rank_zero_warn(
+                        f"{name} is longer than data.max_length: left out, as {left_out:,} so far"
+                    )
+            yield window
