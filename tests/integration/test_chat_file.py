@@ -1,9 +1,13 @@
 """A data set of one's own through the command line: no Python, a few lines of YAML."""
 
+import csv
 import json
 
 import pytest
 from command import lit_sft_in_process
+
+from lit_sft.data.streaming import take_sample
+from lit_sft.data.windows import WindowSampler
 
 CHATS = [
     {
@@ -84,3 +88,36 @@ def test_options_of_a_file_on_the_command_line(tmp_path):
     )
     assert outcome.status == 0, outcome.stderr
     assert "chats: read as task.columns (ask, say)\n" in outcome.stdout
+
+
+def stream(folder, rows, *arguments):
+    (folder / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return lit_sft_in_process(
+        *("fit", "--model.base_model=lit_sft/tiny", "--data.task=lit_sft.ChatFile"),
+        *("--data.task.path=my.jsonl", "--data.val_rows=0", "--data.streaming=true"),
+        *("--data.batch_size=1", "--data.accumulate_grad_batches=1", "--data.max_length=64"),
+        *("--trainer.default_root_dir=run", "--trainer.accelerator=cpu", *arguments),
+        cwd=folder,
+    )
+
+
+def test_a_step_whose_rows_are_all_too_long_changes_nothing(tmp_path):
+    rows = [{"question": "q", "answer": "x" * 600 if n in (0, 3) else "a"} for n in range(5)]
+    with pytest.warns(UserWarning, match="is longer than data.max_length: left out"):
+        outcome = stream(tmp_path, rows)
+    assert outcome.status == 0, outcome.stderr
+    with (tmp_path / "run" / "logs" / "metrics.csv").open(newline="") as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert (len(losses), losses.count(0.0)) == (5, 2)
+
+
+def test_a_row_that_breaks_a_stream_ends_in_one_line(tmp_path):
+    rows = [{"question": f"{n}", "answer": "a"} for n in range(2100)]
+    looked_at = [row["question"] for row in take_sample(rows)]
+    order = [window[0] for window in WindowSampler(2100, 1, seed=0)]
+    broken = next(number for number in order if f"{number}" not in looked_at)
+    rows[broken]["answer"] = None
+    outcome = stream(tmp_path, rows, "--data.num_workers=1")
+    assert outcome.status == 2, outcome
+    assert f"train row {broken}: column 'answer' must hold a string" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
