@@ -56,7 +56,7 @@ class ChatFile(ChatTask):
         path: str,
         subset: str | None = None,
         splits: dict[str, str] | None = None,
-        format: Literal["auto"] | FormatName = "auto",  # noqa: A002 (the option's name)
+        format: FormatName = "auto",  # noqa: A002 (the option's name)
         columns: dict[str, str] | None = None,
         system_prompt: str | None = None,
         train_on: Literal["all", "last"] = "all",

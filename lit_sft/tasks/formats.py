@@ -7,7 +7,9 @@ from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import Row, read_text
 from lit_sft.types import Message
 
-FormatName = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "question_answer"]
+FormatName = Literal[
+    "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer"
+]
 COLUMNS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
