@@ -73,7 +73,8 @@ class ChatFile(ChatTask):
 
     def rows(self, split: Split) -> Sequence[Row] | None:
         """Return the rows of a split; those of JSON lines, Parquet and the Hub stay on the disk."""
-        local = is_local(self.path)
+        # `data/chats.jsonl` has two parts, as a Hub id has.
+        local = is_local(self.path) or self.path.endswith(ENDINGS)
         found: Mapping[str, Any] = (
             find_files(Path(self.path).expanduser(), by_name=bool(self.splits))
             if local

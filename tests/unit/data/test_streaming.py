@@ -2,12 +2,15 @@
 
 import json
 import tracemalloc
+from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from lit_sft import ChatFile, Mixture, SFTDataModule
 from lit_sft.data.streaming import SAMPLE_ROWS, take_sample
 from lit_sft.errors import InputError
+from lit_sft.tasks.jsonl import JsonLines
 
 
 def write(path, count: int, long=(), broken=None):
@@ -30,10 +33,13 @@ def ids(loader) -> list:
     return [[batch["input_ids"].tolist() for batch in window] for window in loader]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("num_workers", "kind"), [(0, "jsonl"), (2, "jsonl"), (2, "parquet")])
 @pytest.mark.parametrize("batching", ["padding_free", "padded"])
-def test_a_stream_equals_rows_in_memory(tiny_base, tmp_path, num_workers, batching):
-    task = ChatFile(write(tmp_path / "a.jsonl", 30))
+def test_a_stream_equals_rows_in_memory(tiny_base, tmp_path, num_workers, kind, batching):
+    path = write(tmp_path / "a.jsonl", 30)
+    if kind == "parquet":
+        Dataset.from_list(list(JsonLines(Path(path)))).to_parquet(path := f"{path}.parquet")
+    task = ChatFile(path)
     streamed = make_data(tiny_base, task, num_workers=num_workers, batching=batching)
     held = make_data(tiny_base, task, streaming=False, batching=batching)
     whole = ids(held.train_dataloader())
@@ -70,8 +76,9 @@ def test_rows_that_are_too_long_leave_a_gap_and_are_named(tiny_base, tmp_path):
     assert sum(rows) == 8
     path = write(tmp_path / "b.jsonl", 12, long=range(1, 12))
     data = make_data(tiny_base, ChatFile(path), val_rows=0, batch_size=1)
-    with pytest.warns(UserWarning, match="as 10 so far"):
+    with pytest.warns(UserWarning, match="left out, as 1") as warned:
         windows = list(data.train_dataloader())
+    assert str(warned[-1].message).endswith("as 10 so far")
     assert sorted(map(len, windows)) == [0, 0, 0, 0, 0, 1]
 
 

@@ -155,6 +155,8 @@ def test_paths_that_hold_no_data(tmp_path, name, reason):
     with pytest.raises(InputError) as error:
         ChatFile(str(tmp_path / name)).rows("train")
     assert reason in str(error.value)
+    with pytest.raises(InputError, match="there is no such file"):
+        ChatFile("some/chats.jsonl").rows("train")
 
 
 def test_mixed_formats_name_the_first_row_that_differs(tmp_path):
