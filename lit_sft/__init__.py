@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from lit_sft.model.qlora import Lora, Quantization
     from lit_sft.model.speed import Speed
     from lit_sft.tasks.base import ChatTask
+    from lit_sft.tasks.files import ChatFile
     from lit_sft.tasks.gsm8k import GSM8K
+    from lit_sft.tasks.mixture import Mixture
     from lit_sft.tasks.word_problems import WordProblems
     from lit_sft.tracking.wandb_run import WandbRun
     from lit_sft.types import IGNORE_INDEX, Batch, Example, Message, Window
@@ -33,7 +35,9 @@ _HOMES = {
     "Quantization": "lit_sft.model.qlora",
     "Speed": "lit_sft.model.speed",
     "ChatTask": "lit_sft.tasks.base",
+    "ChatFile": "lit_sft.tasks.files",
     "GSM8K": "lit_sft.tasks.gsm8k",
+    "Mixture": "lit_sft.tasks.mixture",
     "WordProblems": "lit_sft.tasks.word_problems",
     "WandbRun": "lit_sft.tracking.wandb_run",
     "IGNORE_INDEX": "lit_sft.types",
@@ -48,6 +52,7 @@ __all__ = [
     "GSM8K",
     "IGNORE_INDEX",
     "Batch",
+    "ChatFile",
     "ChatTask",
     "Example",
     "GSM8KExactMatch",
@@ -56,6 +61,7 @@ __all__ = [
     "HubUpload",
     "Lora",
     "Message",
+    "Mixture",
     "Quantization",
     "SFTDataModule",
     "SFTModule",

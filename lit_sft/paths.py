@@ -1,6 +1,7 @@
 """Tell a local folder from a Hub id, before a library guesses."""
 
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,6 +9,11 @@ from lit_sft.errors import InputError
 
 EMBEDDED_BASE = "lit_sft/tiny"
 """Names the small base model inside this package, wherever that is installed."""
+
+
+def default_cache_dir() -> Path:
+    """Return the folder `LIT_SFT_CACHE`, or `~/.cache/lit_sft`."""
+    return Path(os.environ.get("LIT_SFT_CACHE", "~/.cache/lit_sft")).expanduser()
 
 
 def locate(path: str) -> str:

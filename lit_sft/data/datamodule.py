@@ -5,12 +5,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from lit_sft.data.duplicates import format_repeats
 from lit_sft.data.ledger import format_ledgers
 from lit_sft.data.prompts import make_prompts
 from lit_sft.data.rows import ChatRows
+from lit_sft.data.sources import format_sources
+from lit_sft.data.streaming import StreamedRows, StreamedWindows, StreamLoader
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.data.windows import (
     PackedWindows,
@@ -45,26 +47,22 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Load the splits that a stage needs, and print their ledger once."""
         self._load_splits(stage)
-        unseen = [ledger for split, ledger in self.ledgers.items() if split not in self._announced]
+        unseen = [split for split in self.ledgers if split not in self._announced]
         if unseen:
-            lines = [format_ledgers(unseen)]
-            lines += [self.overlength.pop(x.split) for x in unseen if x.split in self.overlength]
-            if "train" in {ledger.split for ledger in unseen}:
-                lines += filter(None, [format_repeats(self.repeats, self.dedup)])
-            self._announced |= frozenset(self.ledgers)
-            _print(lines)
+            self._announced |= frozenset(unseen)
+            _print(self.task.describe(), *self._describe(unseen))
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled windows; the last one may be short, and no row is dropped."""
-        return self._loader("train")
+        return self._loader("train", self._rows_to_train_on())
 
-    def val_dataloader(self) -> DataLoader | list:
-        """Return the held-out rows in order, or no loader at all with `val_rows=0`."""
-        return self._loader("val") if "val" in self._encoded else []
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Return the held-out rows in order, by source; no loader at all with `val_rows=0`."""
+        return self._loaders_by_source("val") if "val" in self._encoded else []
 
-    def test_dataloader(self) -> DataLoader:
-        """Return the rows of the test split in order."""
-        return self._loader("test")
+    def test_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Return the rows of the test split in order, by source."""
+        return self._loaders_by_source("test")
 
     def predict_dataloader(self) -> DataLoader:
         """Return the prompts of the test split, as lists of `lit_sft.types.Prompt`."""
@@ -93,14 +91,24 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
             epoch: From 0.
             window: Its number within the epoch, from 0.
         """
-        encoded = self._encoded["train"]
+        rows = self._rows_to_train_on()
         sampler = WindowSampler(
-            len(encoded), self._window_rows("train"), self.seed, first_window=window
+            len(rows), self._window_rows("train"), self.seed, first_window=window
         )
         sampler.set_epoch(epoch)
+        numbers = next(iter(sampler))
+        if self.streamed is not None:
+            return [self.streamed[number][0] for number in numbers]
         names = [name for name, _ in self.remove_repeats(self.read("train"), self.repeats)]
-        kept = sorted(set(range(len(names))) - set(encoded.dropped.tolist()))
-        return [names[kept[row]] for row in next(iter(sampler))]
+        kept = sorted(set(range(len(names))) - set(rows.dropped.tolist()))
+        return [names[kept[number]] for number in numbers]
+
+    def _rows_to_train_on(self) -> Any:
+        if self.streamed is None:
+            return self._encoded["train"]
+        return StreamedRows(
+            self.task, self.streamed, self.tokenizer, self.max_length, self.on_overlength
+        )
 
     def _load_splits(self, stage: str) -> None:
         needed: dict[str, tuple[Split, ...]] = {
@@ -108,9 +116,30 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
         }  # fmt: skip
         self.load_splits(split for split in needed[stage] if split != "val" or self.val_rows)
 
-    def _loader(self, split: Split) -> DataLoader:
-        training = split == "train"
-        rows, trainer = self._encoded[split], self.trainer
+    def _describe(self, splits: list[Split]) -> list[str]:
+        texts = [format_ledgers([self.ledgers[split] for split in splits])]
+        texts += [self.overlength[split] for split in splits if split in self.overlength]
+        if "train" in splits:
+            texts.append(format_repeats(self.repeats, self.dedup))
+        if self.streamed is not None and "train" in splits:
+            rows, sample = len(self.streamed), self.ledgers["train"].rows
+            texts.append(
+                f"train is streamed: of its {rows:,} rows, the ledger is that of {sample:,}"
+            )
+        for split in splits:
+            if groups := self.sources.get(split):
+                texts.append(format_sources(split, self._encoded[split], groups))
+        return texts
+
+    def _loaders_by_source(self, split: Split) -> DataLoader | list[DataLoader]:
+        """Return one loader, or, for a mixture, one for each of its sources."""
+        rows: Any = self._encoded[split]
+        if groups := self.sources.get(split):
+            return [self._loader(split, Subset(rows, group.tolist())) for group in groups.values()]
+        return self._loader(split, rows)
+
+    def _loader(self, split: Split, rows: Any) -> DataLoader:
+        training, trainer = split == "train", self.trainer
         sampler = WindowSampler(
             num_rows=len(rows),
             window_rows=self._window_rows(split),
@@ -124,12 +153,15 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
             steps = int(len(sampler) * limit) if isinstance(limit, float) else limit
             epoch, sampler.first_window = divmod(trainer.global_step, min(steps, len(sampler)) or 1)
             sampler.set_epoch(epoch)
-        windows = (
+        windows: Any = (
             PackedWindows(rows, self.max_tokens_per_pass)
             if self.batching == "padding_free"
             else PaddedWindows(rows, self.batch_size, self.tokenizer.pad_token_id)
         )
-        return WindowLoader(
+        loader = WindowLoader
+        if isinstance(rows, StreamedRows):
+            loader, windows = StreamLoader, StreamedWindows(rows, windows)
+        return loader(
             windows,
             batch_size=None,
             sampler=sampler,
@@ -149,5 +181,5 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
 
 
 @rank_zero_only
-def _print(lines: list[str]) -> None:
-    print("\n".join(lines), flush=True)
+def _print(*texts: str) -> None:
+    print("\n".join(filter(None, texts)), flush=True)

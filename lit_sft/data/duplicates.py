@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from lit_sft.data.render import check_messages
 from lit_sft.data.splits import Conversation
@@ -23,6 +23,9 @@ MARK = re.compile(
 )
 ARITHMETIC = "*/%"
 """Punctuation to Unicode, but not to a word problem."""
+
+
+T = TypeVar("T")
 
 
 class Repeat(NamedTuple):
@@ -62,9 +65,7 @@ def find_repeats(
     return repeats
 
 
-def drop_repeats(
-    train: Sequence[Conversation], repeats: Mapping[Split, Sequence[Repeat]]
-) -> list[Conversation]:
+def drop_repeats(train: Sequence[T], repeats: Mapping[Split, Sequence[Repeat]]) -> list[T]:
     """Return the rows of `train` that `find_repeats` does not list."""
     dropped = {repeat.position for found in repeats.values() for repeat in found}
     return [row for position, row in enumerate(train) if position not in dropped]

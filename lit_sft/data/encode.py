@@ -111,7 +111,7 @@ def naming(row: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise (InputError(f"{row}: {error}") if row else error) from error.__cause__
+        raise (type(error)(f"{row}: {error}") if row else error) from error.__cause__
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, chats: Sequence[RenderedChat]) -> list[Encoding]:

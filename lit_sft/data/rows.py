@@ -1,21 +1,31 @@
 """The rows of a task as a run sees them, encoded. There is no torch and no Lightning here."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.dataset import EncodedRows, load_or_encode
 from lit_sft.data.duplicates import Repeat, drop_repeats, find_repeats
 from lit_sft.data.ledger import Ledger, make_ledger
 from lit_sft.data.overlength import OnOverlength, describe_overlength
-from lit_sft.data.splits import Conversation, MissingSplit, read_conversations, read_split
+from lit_sft.data.sources import group_by_source
+from lit_sft.data.splits import (
+    Conversation,
+    MissingSplit,
+    NamedRow,
+    read_conversations,
+    read_split,
+    take_sample,
+)
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import require
+from lit_sft.paths import default_cache_dir
 from lit_sft.tasks.base import ChatTask
+from lit_sft.tasks.mixture import Mixture
 from lit_sft.types import Split
 
 
@@ -42,6 +52,10 @@ class ChatRows:
             and all, so that its stop token is not learnt. What still does not fit is dropped.
         val_rows: Rows held out of `train` for validation where the task has no `val` split; with
             one, how many of it to use. 0 trains without validation.
+        streaming: Leave the rows of `train` where they are, and encode them when a step needs them,
+            for data larger than memory: JSON lines, Parquet and the Hub stay on the disk. The
+            ledger of `train` is then that of 1,024 rows; a row that is left out leaves a gap in its
+            step. Worth two workers or more.
         num_workers: Loader processes; 0 loads in the training process.
         seed: Decides the order of the training rows.
         dedup: Leave rows out of `train` whose question stands earlier in it, or in `val` or `test`,
@@ -63,6 +77,7 @@ class ChatRows:
         max_length: int = 512,
         on_overlength: OnOverlength = "drop",
         val_rows: int = 256,
+        streaming: bool = False,
         num_workers: int = 0,
         seed: int = 0,
         dedup: bool = False,
@@ -89,12 +104,18 @@ class ChatRows:
         )
         self.on_overlength: OnOverlength = on_overlength
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
+        self.streaming = streaming
+        require(
+            not (streaming and dedup),
+            "data.dedup compares all rows, which data.streaming never holds; use one of them",
+        )
         self.tokenizer_path, self.chat_template = tokenizer, chat_template
-        default_cache = os.environ.get("LIT_SFT_CACHE", "~/.cache/lit_sft")
-        self.cache_dir = Path(cache_dir or default_cache).expanduser()
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._encoded: dict[Split, EncodedRows] = {}
         self.dedup = dedup
+        self.streamed: Sequence[NamedRow] | None = None
+        self.sources: dict[Split, dict[str, np.ndarray]] = {}
         self.repeats: dict[Split, list[Repeat]] = {}
         self.overlength: dict[Split, str] = {}
         self.ledgers: dict[Split, Ledger] = {}
@@ -122,23 +143,44 @@ class ChatRows:
         Raises:
             InputError: If a split has no rows, a row cannot be read, or its mask cannot be proven.
         """
-        chats = {split: self.read(split) for split in splits if split not in self.ledgers}
+        rows = {
+            split: read_split(self.task, split, self.val_rows)
+            for split in splits
+            if split not in self.ledgers
+        }
+        if self.streaming and "train" in rows:
+            self.streamed, rows["train"] = rows["train"], take_sample(rows["train"])
+        chats = {split: read_conversations(self.task, rows[split]) for split in rows}
         removed = 0
         if train := chats.get("train"):
             self.repeats = find_repeats(train, self._held_out(chats))
             chats["train"] = self.remove_repeats(train, self.repeats)
             removed = len(train) - len(chats["train"])
         for split, conversations in chats.items():
-            encoded, self.fingerprints[split] = self.encode(conversations)
-            self._encoded[split] = encoded
-            if rows := [(conversations[i][0], n) for i, n in encoded.find_overlength()]:
-                self.overlength[split] = (
-                    f"{split}: {describe_overlength(rows, self.max_length)}; "
-                    f"{len(encoded.dropped):,} dropped, {len(encoded.truncated):,} truncated"
-                )
-            self.ledgers[split] = self.measure(
-                split, self._encoded[split], removed if split == "train" else 0
+            self._take(split, rows[split], conversations, removed if split == "train" else 0)
+
+    def _take(
+        self,
+        split: Split,
+        rows: Sequence[NamedRow],
+        conversations: list[Conversation],
+        removed: int,
+    ) -> None:
+        """Encode a split, and keep what is to be said of it."""
+        encoded, fingerprint = self.encode(conversations)
+        if self.streamed is not None and split == "train":
+            fingerprint += f" of {len(self.streamed)} rows"
+        self._encoded[split], self.fingerprints[split] = encoded, fingerprint
+        self.ledgers[split] = self.measure(split, encoded, removed)
+        if too_long := [(conversations[i][0], n) for i, n in encoded.find_overlength()]:
+            self.overlength[split] = (
+                f"{split}: {describe_overlength(too_long, self.max_length)}; "
+                f"{len(encoded.dropped):,} dropped, {len(encoded.truncated):,} truncated"
             )
+        if isinstance(self.task, Mixture):
+            named = drop_repeats(rows, self.repeats) if removed else rows
+            sources = [self.task.source_of(row) for _, row in named]
+            self.sources[split] = group_by_source(sources, encoded)
 
     def read(self, split: Split) -> list[Conversation]:
         """Return the named conversations of a split, duplicates and all."""

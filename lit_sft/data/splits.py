@@ -1,15 +1,24 @@
 """Which rows of a task belong to which split, and what to call them."""
 
 import random
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from lit_sft.data.encode import naming
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask, Row
+from lit_sft.tasks.joined import Joined
+from lit_sft.tasks.mixture import Mixture
 from lit_sft.types import Message, Split
 
 HELD_OUT_SEED = 0
 """Fixed, so that runs with different seeds are validated on the same rows."""
+
+SAMPLE_ROWS = 1024
+"""Rows of a stream that are encoded before training: for the ledger, and to find mistakes early."""
 
 NamedRow = tuple[str, Row]
 """A row and what to call it in an error, such as `"train row 17"`."""
@@ -21,7 +30,84 @@ class MissingSplit(InputError):  # noqa: N818 (to some callers it is none)
     """A task has no rows for a split."""
 
 
-def read_split(task: ChatTask, split: Split, val_rows: int) -> list[NamedRow]:
+class AllBut(Sequence[int]):
+    """The numbers below a count but for some, in order, without a list of them.
+
+    Args:
+        count: Of all numbers.
+        left_out: In rising order.
+    """
+
+    def __init__(self, count: int, left_out: Sequence[int]) -> None:
+        self._len = count - len(left_out)
+        # How many numbers stand before each that is left out.
+        self.before = [number - i for i, number in enumerate(left_out)]
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._len:
+            raise IndexError(index)
+        return int(index) + bisect_right(self.before, index)
+
+
+class SplitRows(Sequence[NamedRow]):
+    """The rows of a split under their names, each read when it is asked for.
+
+    Args:
+        split: Whose rows they are in the task.
+        rows: As the task has them.
+        numbers: Which of them, in rising order.
+    """
+
+    def __init__(self, split: Split, rows: Sequence[Row], numbers: Sequence[int]) -> None:
+        self.split, self.rows, self.numbers = split, rows, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        number = self.numbers[index]
+        return self._name(number, self.rows[number])
+
+    def __iter__(self) -> Iterator[NamedRow]:
+        """Read from front to back, which is faster, where most rows are asked for."""
+        if len(self) < len(self.rows) / 2:
+            yield from (self[index] for index in range(len(self)))
+            return
+        numbers = iter(self.numbers)
+        wanted = next(numbers, None)
+        for number, row in enumerate(self.rows):
+            if number == wanted:
+                yield self._name(number, row)
+                wanted = next(numbers, None)
+
+    def _name(self, number: int, row: Row) -> NamedRow:
+        return f"{self.split} row {number}", row
+
+
+class MixedRows(Sequence[NamedRow]):
+    """Rows of several sources, named after theirs, each read when it is asked for.
+
+    Args:
+        parts: The rows of each source, by its name.
+        picks: int64 `[rows]`, which of them, counted through all parts.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[NamedRow]], picks: np.ndarray) -> None:
+        self.names, self.joined, self.picks = list(parts), Joined(list(parts.values())), picks
+
+    def __len__(self) -> int:
+        return len(self.picks)
+
+    def __getitem__(self, index: Any) -> Any:
+        part, number = self.joined.locate(int(self.picks[index]))
+        name, row = self.joined.parts[part][number]
+        return f"{self.names[part]} {name}", {"source": self.names[part], "row": row}
+
+
+def read_split(task: ChatTask, split: Split, val_rows: int) -> Sequence[NamedRow]:
     """Return the rows of a split under their names.
 
     Args:
@@ -34,17 +120,25 @@ def read_split(task: ChatTask, split: Split, val_rows: int) -> list[NamedRow]:
         MissingSplit: If the split has no rows.
         InputError: If it cannot be read, or `val_rows` leaves none to train on.
     """
+    if isinstance(task, Mixture):
+        return _mix(task, split, val_rows)
     if split == "test":
         return _read(task, "test")
     if task.rows("val") is not None:
-        return _read(task, "train") if split == "train" else _read(task, "val")[:val_rows]
-    rows = _read(task, "train")
+        return _read(task, "train") if split == "train" else _read(task, "val", val_rows)
+    rows = _read(task, "train").rows
     require(
         val_rows < len(rows),
         f"data.val_rows={val_rows} leaves nothing to train on: train has {len(rows)} rows",
     )
-    held_out = set(random.Random(HELD_OUT_SEED).sample(range(len(rows)), val_rows))
-    return [row for i, row in enumerate(rows) if (i in held_out) == (split == "val")]
+    held_out = sorted(random.Random(HELD_OUT_SEED).sample(range(len(rows)), val_rows))
+    return SplitRows("train", rows, held_out if split == "val" else AllBut(len(rows), held_out))
+
+
+def take_sample(rows: Sequence[NamedRow]) -> list[NamedRow]:
+    """Return up to `SAMPLE_ROWS` rows, evenly spread from the first to the last."""
+    numbers = np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE_ROWS)).astype(int)
+    return [rows[number] for number in numbers]
 
 
 def read_conversations(task: ChatTask, rows: Sequence[NamedRow]) -> list[Conversation]:
@@ -64,7 +158,7 @@ def read_conversations(task: ChatTask, rows: Sequence[NamedRow]) -> list[Convers
     return conversations
 
 
-def _read(task: ChatTask, split: Split) -> list[NamedRow]:
+def _read(task: ChatTask, split: Split, max_rows: int | None = None) -> SplitRows:
     try:
         rows = task.rows(split)
     except InputError as error:
@@ -73,4 +167,18 @@ def _read(task: ChatTask, split: Split) -> list[NamedRow]:
         raise
     if not rows:
         raise MissingSplit(f"the {split} split of {type(task).__name__} has no rows")
-    return [(f"{split} row {number}", row) for number, row in enumerate(rows)]
+    return SplitRows(split, rows, range(len(rows))[:max_rows])
+
+
+def _mix(mixture: Mixture, split: Split, val_rows: int) -> MixedRows:
+    parts = {}
+    for name, task in mixture.tasks.items():
+        with naming(name):
+            try:
+                parts[name] = read_split(task, split, -(-val_rows // len(mixture.tasks)))
+            except MissingSplit:
+                if split != "test":  # not every task has one to test on
+                    raise
+    if not parts:
+        raise MissingSplit(f"no task of the mixture has a {split} split")
+    return MixedRows(parts, mixture.draw(split, [len(part) for part in parts.values()]))

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lit_sft.data.batching import pack_batch, pad_batch, share_out
-from lit_sft.data.dataset import EncodedRows
-from lit_sft.types import Window
+from lit_sft.types import Example, Window
 
 
 class WindowSampler(DistributedSampler):
@@ -54,35 +54,39 @@ class WindowSampler(DistributedSampler):
         begin, self.first_window = self.first_window * self.window_rows, 0
         for start in range(begin, self.num_rows, self.window_rows):
             window = order[start : start + self.window_rows]
-            yield window[self.rank :: self.num_replicas]
+            yield window[self.rank :: self.num_replicas].tolist()
 
-    def _order(self) -> list[int]:
+    def _order(self) -> Tensor:
+        """Return int64 `[rows]`: 8 bytes a row, also of a stream, are what a full shuffle costs."""
         if self.order_seed is None:
-            return list(range(self.num_rows))
+            return torch.arange(self.num_rows)
         generator = torch.Generator().manual_seed(self.order_seed * 1_000_003 + self.epoch)
-        order: list[int] = torch.randperm(self.num_rows, generator=generator).tolist()
-        return order
+        return torch.randperm(self.num_rows, generator=generator)
 
 
 class PaddedWindows(Dataset[Window]):
     """Encoded rows, read a window at a time, in micro-batches of a fixed number of padded rows.
 
     Args:
-        rows: The rows of a split.
+        rows: Encoded rows of a split.
         batch_size: Rows of a micro-batch.
         pad_token_id: Fills the right of the shorter rows.
     """
 
-    def __init__(self, rows: EncodedRows, batch_size: int, pad_token_id: int) -> None:
+    def __init__(self, rows: Sequence[Example], batch_size: int, pad_token_id: int) -> None:
         self.rows, self.batch_size, self.pad_token_id = rows, batch_size, pad_token_id
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, numbers: Sequence[int]) -> Window:
+        return self.make([self.rows[i] for i in numbers])
+
+    def make(self, examples: Sequence[Example]) -> Window:
+        """Return the micro-batches of a window."""
         return [
-            pad_batch([self.rows[i] for i in numbers[k : k + self.batch_size]], self.pad_token_id)
-            for k in range(0, len(numbers), self.batch_size)
+            pad_batch(examples[k : k + self.batch_size], self.pad_token_id)
+            for k in range(0, len(examples), self.batch_size)
         ]
 
 
@@ -92,18 +96,21 @@ class PackedWindows(Dataset[Window]):
     The gradient is that of `PaddedWindows`, without its padding and with fewer launches.
 
     Args:
-        rows: The rows of a split.
+        rows: Encoded rows of a split.
         max_tokens_per_pass: What is run at once.
     """
 
-    def __init__(self, rows: EncodedRows, max_tokens_per_pass: int) -> None:
+    def __init__(self, rows: Sequence[Example], max_tokens_per_pass: int) -> None:
         self.rows, self.max_tokens_per_pass = rows, max_tokens_per_pass
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, numbers: Sequence[int]) -> Window:
-        examples = [self.rows[i] for i in numbers]
+        return self.make([self.rows[i] for i in numbers])
+
+    def make(self, examples: Sequence[Example]) -> Window:
+        """Return the passes of a window."""
         passes = share_out([len(x.input_ids) for x in examples], self.max_tokens_per_pass)
         return [pack_batch([examples[row] for row in rows]) for rows in passes if rows]
 

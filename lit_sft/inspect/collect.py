@@ -89,8 +89,8 @@ def inspect_data(data: ChatRows, choice: Choice) -> Report:
     )
 
 
-def _read_splits(data: ChatRows) -> tuple[dict[Split, list[NamedRow]], dict[Split, str]]:
-    rows: dict[Split, list[NamedRow]] = {"train": read_split(data.task, "train", data.val_rows)}
+def _read_splits(data: ChatRows) -> tuple[dict[Split, Sequence[NamedRow]], dict[Split, str]]:
+    rows: dict[Split, Sequence[NamedRow]] = {"train": read_split(data.task, "train", data.val_rows)}
     missing: dict[Split, str] = {}
     others: tuple[Split, ...] = ("val", "test") if data.val_rows else ("test",)
     for split in others:

@@ -11,7 +11,6 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.prompts import find_stop_ids
@@ -21,6 +20,7 @@ from lit_sft.model.adapter import read_adapter_config, require_same_lora, requir
 from lit_sft.model.attention import use_attention
 from lit_sft.model.build import build_model
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
+from lit_sft.model.eval_loss import EvalLoss
 from lit_sft.model.flat import FlatParameters
 from lit_sft.model.identity import describe_run, describe_settings, only_what_answers_depend_on
 from lit_sft.model.loss import sum_supervised_loss
@@ -101,7 +101,7 @@ class SFTModule(pl.LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold no base; `on_load_checkpoint` is stricter
         self.nonfinite = NonFiniteSteps(nonfinite)
-        self.eval_loss = MeanMetric()
+        self.eval_loss = EvalLoss()
         self.accept_changes = accept_changes
         self.trained_tokens: dict[str, str] = {}
         self.cached_bytes = 0
@@ -172,7 +172,8 @@ class SFTModule(pl.LightningModule):
         """Take one optimizer step: the mean loss over the supervised tokens of the window."""
         started = time.perf_counter()
         torch.manual_seed(self._seed_of_step())
-        supervised = sum_over_ranks(self._count(window, "num_supervised"))
+        # A stream leaves out rows that are too long: a window may have nothing to learn.
+        supervised = sum_over_ranks(self._count(window, "num_supervised")).clamp(min=1)
         loss = torch.zeros((), device=self.device)
         with without_gradient_sync(self.trainer.model):
             for batch in window:
@@ -200,26 +201,25 @@ class SFTModule(pl.LightningModule):
             },
         )
 
-    def validation_step(self, window: Window, batch_idx: int) -> None:
+    def validation_step(self, window: Window, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a window to `val/loss`, the mean over all supervised tokens of the split."""
-        self._add_eval_loss(window)
+        self._add_eval_loss(window, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/loss`."""
+        """Log `val/loss`, and `val/loss/<name>` of each source of a mixture."""
+        losses = self._take_eval_losses("val")
         if self.trainer.state.fn == "fit":
-            publish(self.trainer, {"val/loss": self.eval_loss.compute()})
+            publish(self.trainer, losses)
         else:
-            self.log("val/loss", self.eval_loss.compute())
-        self.eval_loss.reset()
+            self.log_dict(losses)
 
-    def test_step(self, window: Window, batch_idx: int) -> None:
+    def test_step(self, window: Window, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a window to `test/loss`, the mean over all supervised tokens of the split."""
-        self._add_eval_loss(window)
+        self._add_eval_loss(window, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log `test/loss`."""
-        self.log("test/loss", self.eval_loss.compute())
-        self.eval_loss.reset()
+        """Log `test/loss`, and `test/loss/<name>` of each source of a mixture."""
+        self.log_dict(self._take_eval_losses("test"))
 
     def predict_step(self, prompts: Sequence[Prompt], batch_idx: int) -> list[Generation]:
         """Answer prompts greedily."""
@@ -338,11 +338,17 @@ class SFTModule(pl.LightningModule):
         self._flat.collect()
         return [self._flat.parameter]
 
-    def _add_eval_loss(self, window: Window) -> None:
+    def _add_eval_loss(self, window: Window, source: int) -> None:
+        loss = torch.zeros((), device=self.device)
         for batch in window:
-            if count := batch["num_supervised"]:
-                loss = sum_supervised_loss(self.model, batch, self.speed.fused_head)
-                self.eval_loss.update(loss / count, weight=count)
+            if batch["num_supervised"]:
+                loss += sum_supervised_loss(self.model, batch, self.speed.fused_head)
+        self.eval_loss.add(source, loss, self._count(window, "num_supervised"))
+
+    def _take_eval_losses(self, split: str) -> dict[str, Tensor]:
+        data = getattr(self.trainer, "datamodule", None)
+        sources: dict[str, Any] = getattr(data, "sources", {}).get(split, {})
+        return self.eval_loss.take(f"{split}/loss", list(sources))
 
     def _count(self, window: Window, field: Literal["num_tokens", "num_supervised"]) -> Tensor:
         return torch.tensor(float(sum(batch[field] for batch in window)), device=self.device)

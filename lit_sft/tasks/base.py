@@ -32,6 +32,13 @@ class ChatTask(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not grade answers")
 
+    def describe(self) -> str:
+        """Return what to tell the user of how the rows are read, once they are; empty for nothing.
+
+        Printed once, with the ledger of the splits.
+        """
+        return ""
+
 
 def read_text(row: Row, column: str) -> str:
     """Return the string in a column of a row.

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_sft.errors import InputError
 from lit_sft.evaluation.grading import grade_final_answer
 from lit_sft.paths import is_local
 from lit_sft.tasks.base import ChatTask, Row, read_text
-from lit_sft.tasks.jsonl import read_jsonl
+from lit_sft.tasks.jsonl import JsonLines
+from lit_sft.tasks.tables import load_hub
 from lit_sft.types import Message, Split
 
 
@@ -26,8 +26,9 @@ class GSM8K(ChatTask):
         if split == "val":
             return None
         if is_local(self.path):
-            return read_jsonl(Path(self.path).expanduser() / f"{split}.jsonl")
-        return _download(self.path, split)
+            return JsonLines(Path(self.path).expanduser() / f"{split}.jsonl")
+        rows: Sequence[Row] = load_hub(self.path, "main")[split]
+        return rows
 
     def messages(self, row: Row) -> list[Message]:
         """Return a user turn and an assistant turn, without a system turn."""
@@ -39,17 +40,3 @@ class GSM8K(ChatTask):
     def grade(self, row: Row, text: str) -> bool | None:
         """Return whether the first `#### number` of `text` is the row's; None if there is none."""
         return grade_final_answer(read_text(row, "answer"), text)
-
-
-def _download(path: str, split: Split) -> Sequence[Row]:
-    from datasets import load_dataset
-
-    try:
-        rows: list[Row] = load_dataset(path, "main", split=split).to_list()
-    except Exception as error:  # the Hub fails in a dozen types, none of them the user's concern
-        raise InputError(
-            f"the data set {path!r} could not be loaded from the Hub ({type(error).__name__}: "
-            f"{error}); check the id and the network, or set data.task.init_args.path to a folder "
-            "with train.jsonl and test.jsonl"
-        ) from error
-    return rows

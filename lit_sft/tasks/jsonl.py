@@ -1,62 +1,163 @@
-"""Read JSON lines, and name the line that cannot be read."""
+"""Read JSON and JSON lines, and name the line that cannot be read."""
 
+import hashlib
 import json
+from array import array
 from codecs import BOM_UTF8
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lit_sft.errors import InputError
+from lit_sft.files import replace_file
+from lit_sft.paths import default_cache_dir
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file, blank lines skipped.
+class JsonLines(Sequence[dict[str, Any]]):
+    """The objects of a JSON-lines file, each read from the disk when it is asked for.
+
+    Only where the lines start is kept, at 8 bytes a row, in a file of the cache that is mapped into
+    memory: it is made once for a file of a certain size and time of change. Blank lines are no
+    rows; a byte order mark and CRLF are no trouble.
 
     Args:
-        path: A UTF-8 file with one JSON object a line; a byte order mark and CRLF are no trouble.
+        path: A UTF-8 file with one JSON object a line.
 
     Raises:
-        InputError: If the file is missing or empty, or a line is not UTF-8, not JSON, not an object
-            or has a key twice; the message names file and line.
+        InputError: If the file is missing or empty. Reading a row raises it if the line is not
+            UTF-8, not JSON, not an object or has a key twice; the message names file and line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._starts = _load_index(path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        if not len(self):
+            raise InputError(f"{path}: holds no rows; expected one JSON object a line")
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: Any) -> Any:
+        start = int(self._starts[index])
+        with self.path.open("rb") as file:
+            file.seek(start)
+            line = file.readline()
+        return self._read(line, start)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Read the file once from front to back, which is faster than row by row."""
+        with self.path.open("rb") as file:
+            start = 0
+            for line in file:
+                if not line.isspace():
+                    yield self._read(line, start)
+                start += len(line)
+
+    def _read(self, line: bytes, start: int) -> dict[str, Any]:
+        try:
+            return _read_object(line.rstrip(b"\r\n").removeprefix(b"" if start else BOM_UTF8))
+        except InputError as error:
+            where = f"{self.path}, line {_find_line(self.path, start)}"
+            is_cut = start == self._starts[-1] and not line.endswith(b"\n")
+            hint = "; it is the last line: was the file written to its end?" if is_cut else ""
+            raise InputError(f"{where}: {error}{hint}") from error.__cause__
+
+
+def read_json(path: Path) -> Sequence[dict[str, Any]]:
+    """Return the objects of a JSON file: those of a list, or, without one, of its lines.
+
+    Raises:
+        InputError: As `JsonLines`; for a list, it counts the rows from 0.
     """
     try:
-        lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
+        content = path.read_bytes().removeprefix(BOM_UTF8)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = _read_object(line)
-        except InputError as error:
-            raise InputError(f"{path}, line {number}: {error}") from error.__cause__
-        rows.append(row)
-    if not rows:
-        raise InputError(f"{path}: holds no rows; expected one JSON object a line")
+    if not content.lstrip().startswith(b"["):
+        return JsonLines(path)
+    try:
+        rows: list[Any] = _parse(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error.__cause__
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, row {number}: expected an object, found {row!r:.60}")
     return rows
 
 
 def _read_object(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1}); convert the "
-            "file to UTF-8"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"not JSON ({error.msg} at column {error.colno})") from error
-    except RecursionError as error:
-        raise InputError("not readable: its values are nested too deeply") from error
+    row = _parse(line)
     if not isinstance(row, dict):
         raise InputError(f"expected a JSON object, found {type(row).__name__}")
     return row
 
 
+def _parse(content: bytes) -> Any:
+    try:
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"not UTF-8 (byte {content[error.start]:#04x} at column {error.start + 1}); convert "
+            "the file to UTF-8"
+        ) from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column" if error.lineno > 1 else "column"
+        nul = "; it holds NUL bytes: it is damaged, or not UTF-8" if b"\0" in content else ""
+        raise InputError(f"not JSON ({error.msg} at {place} {error.colno}){nul}") from error
+    except RecursionError as error:
+        raise InputError("not readable: its values are nested too deeply") from error
+    except InputError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise InputError(f"not readable: {error}") from error
+
+
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise InputError(f"the key {twice!r} stands twice in one object")
     return row
+
+
+def _load_index(path: Path) -> np.ndarray:
+    """Return int64 `[rows]`, the byte at which each row starts."""
+    state = path.stat()
+    key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+    cached = default_cache_dir() / "lines" / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+    try:
+        return np.load(cached, mmap_mode="r")
+    except (OSError, ValueError):  # there is none, or it is damaged
+        starts = _find_rows(path)
+    if not len(starts):
+        return starts
+    try:
+        with replace_file(cached) as staged, staged.open("wb") as file:
+            np.save(file, starts)
+    except OSError:
+        return starts  # a cache that cannot be written costs memory, never a run
+    return np.load(cached, mmap_mode="r")
+
+
+def _find_line(path: Path, start: int) -> int:
+    """Return the number, from 1, of the line that begins at a byte."""
+    with path.open("rb") as file:
+        ends = accumulate(len(line) for line in file)
+        return 1 + sum(1 for _ in takewhile(lambda end: end <= start, ends))
+
+
+def _find_rows(path: Path) -> np.ndarray:
+    starts, start = array("q"), 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.isspace():
+                starts.append(start)
+            start += len(line)
+    return np.frombuffer(starts, dtype=np.int64)

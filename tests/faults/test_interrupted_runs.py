@@ -122,6 +122,14 @@ def test_an_epoch_of_limited_length_is_resumed_where_it_was(tiny_base, tmp_path)
     assert read_result(tmp_path / "x") == read_result(tmp_path / "whole")
 
 
+def test_a_stream_that_was_killed_equals_rows_in_memory_that_were_not(tiny_base, tmp_path, whole):
+    options = ("--data.streaming", "true", "--ckpt_path", "auto")
+    killer = kill("KillInWindow", 9)
+    runs = [run(tmp_path, tiny_base, *options, callbacks=killer, workers=2) for _ in range(2)]
+    assert [outcome.status for outcome in runs] == [-9, 0], runs[-1].stderr
+    assert read_result(tmp_path) == whole[:2]
+
+
 @pytest.mark.parametrize(
     ("number", "status", "workers"),
     [(15, 143, 2), (2, 130, 0), pytest.param(2, 130, 2, marks=pytest.mark.slow)],

@@ -26,13 +26,17 @@ def train(base: Path, folder: Path, *arguments: object) -> Path:
     return folder
 
 
-def test_two_ranks_equal_one(tiny_base, tmp_path):
+STREAM = ("--data.streaming", "true", "--data.num_workers", 2)
+
+
+@pytest.mark.parametrize("options", [(), pytest.param(STREAM, marks=pytest.mark.slow)])
+def test_two_ranks_equal_one(tiny_base, tmp_path, options):
     """37 rows are windows of 8, the last of 5: one rank has three of its rows, the other two."""
     alone = train(tiny_base, tmp_path / "alone", "--data.batch_size", 4)
     together = train(
         tiny_base,
         tmp_path / "together",
-        *("--data.batch_size", 2, "--trainer.devices", 2, "--trainer.strategy", "ddp"),
+        *("--data.batch_size", 2, "--trainer.devices", 2, "--trainer.strategy", "ddp", *options),
     )
     rows = []
     for folder in (alone, together):

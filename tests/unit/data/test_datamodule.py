@@ -4,10 +4,12 @@ import re
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lit_sft import ChatTask, SFTDataModule
 from lit_sft.data.prompts import find_stop_ids, make_prompts
-from lit_sft.data.splits import read_split
+from lit_sft.data.splits import AllBut, read_split
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
 
@@ -41,6 +43,12 @@ def test_held_out_rows_are_fixed_and_not_trained_on():
     assert val == [name for name, _ in read_split(task, "val", val_rows=10)]
     assert (len(val), len(train), set(val) & set(train)) == (10, 40, set())
     assert val != [f"train row {i}" for i in range(10)]
+
+
+@given(count=st.integers(0, 30), left_out=st.sets(st.integers(0, 29)))
+def test_all_numbers_but_some(count, left_out):
+    left_out = sorted(x for x in left_out if x < count)
+    assert list(AllBut(count, left_out)) == [x for x in range(count) if x not in left_out]
 
 
 def test_a_val_split_of_the_tasks_own_is_used():

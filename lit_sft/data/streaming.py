@@ -1,0 +1,117 @@
+"""Rows that stay on the disk, and are encoded when an optimizer step needs them.
+
+A stream here is no iterator: rows have numbers, and `WindowSampler` says which of them a step sees.
+So a stream is shuffled whole, resumed exactly in the middle of an epoch, and shared by ranks and
+workers without overlap or loss, by the same code as rows in memory.
+
+The other way would have been to encode all rows once, in chunks, into a file that is mapped into
+memory. For a JSON-lines file of 2 GB, 3.6 million rows, that is 17 minutes of a core and 3 GB on
+the disk before the first step; here it is 5 seconds to find where the lines start, and 1 on the
+next start (`tests/benchmarks/streaming.py`). The price: a row whose mask cannot be proven is found
+when its turn comes, though 1,024 rows are looked at before training, and a row that is too long
+leaves a gap in its window. What a task holds in memory, such as the rows of CSV, stays there.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from lit_sft.data.overlength import OnOverlength, encode_to_fit
+from lit_sft.data.splits import NamedRow, read_conversations
+from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowLoader
+from lit_sft.errors import InputError, require
+from lit_sft.tasks.base import ChatTask
+from lit_sft.types import Example, Window
+
+
+class StreamedRows:
+    """Rows of a task, read and encoded by their numbers.
+
+    Args:
+        task: Whose rows they are.
+        rows: Each is read when it is asked for.
+        tokenizer: As `load_tokenizer` returns it.
+        max_length: In tokens.
+        on_overlength: What becomes of a longer row, as for `encode_to_fit`; `error` raises.
+    """
+
+    def __init__(
+        self,
+        task: ChatTask,
+        rows: Sequence[NamedRow],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        on_overlength: OnOverlength,
+    ) -> None:
+        self.task, self.rows = task, rows
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.on_overlength: OnOverlength = on_overlength
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, numbers: Sequence[int]) -> tuple[list[Example], list[str]]:
+        """Return examples, their masks proven, and the names of the rows that are left out.
+
+        Raises:
+            InputError: If a row cannot be read, or its mask not be proven; the message names it.
+        """
+        conversations = read_conversations(self.task, [self.rows[number] for number in numbers])
+        names, chats = zip(*conversations, strict=True)
+        fitted = encode_to_fit(self.tokenizer, chats, names, self.max_length, self.on_overlength)
+        long = [name for name, row in zip(names, fitted, strict=True) if row.example is None]
+        require(
+            not long or self.on_overlength != "error",
+            f"{', '.join(long)}: longer than data.max_length={self.max_length} tokens",
+        )
+        return [row.example for row in fitted if row.example], long
+
+
+class StreamedWindows(Dataset[Any]):
+    """Streamed rows, a window at a time, with the names of those that are too long for it.
+
+    What is wrong with a row comes as an item, too: an error that a worker raises would reach the
+    user as a traceback.
+
+    Args:
+        rows: Of a split.
+        windows: Makes the batches.
+    """
+
+    def __init__(self, rows: StreamedRows, windows: PackedWindows | PaddedWindows) -> None:
+        self.rows, self.windows = rows, windows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, numbers: Sequence[int]) -> tuple[Window, list[str]] | InputError:
+        try:
+            examples, long = self.rows.read(numbers)
+        except InputError as error:
+            return error
+        return self.windows.make(examples), long
+
+
+class StreamLoader(WindowLoader):
+    """Hands out the windows of `StreamedWindows`, and says which rows were too long for theirs."""
+
+    def __iter__(self) -> Any:
+        if self.num_workers:
+            # The tokenizer's own threads do not survive the fork, and it would complain.
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        left_out = 0
+        for item in super().__iter__():
+            if isinstance(item, InputError):
+                raise item
+            window, long = item
+            for name in long:
+                left_out += 1
+                if str(left_out).strip("0") == "1":  # the 1st, the 10th, the 100th
+                    rank_zero_warn(
+                        f"{name} is longer than data.max_length: left out, as {left_out:,} so far"
+                    )
+            yield window

@@ -1,0 +1,186 @@
+"""Any published chat data set: a file, a folder or a Hub id, read without code."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lit_sft.errors import InputError, require, suggest
+from lit_sft.paths import is_local
+from lit_sft.tasks.base import ChatTask, Row, read_text
+from lit_sft.tasks.formats import (
+    FormatName,
+    choose_format,
+    mark_all_but_last,
+    read_conversation,
+    recognise_format,
+)
+from lit_sft.tasks.joined import Joined
+from lit_sft.tasks.jsonl import JsonLines, read_json
+from lit_sft.tasks.tables import load_hub, read_csv, read_parquet
+from lit_sft.types import Message, Split
+
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""What data sets call their splits, as `datasets` recognises them."""
+ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""What `datasets` writes beside the data."""
+
+
+class ChatFile(ChatTask):
+    """A chat data set in one of the formats that they are published in, recognised from its rows.
+
+    Args:
+        path: A JSON-lines, JSON, CSV, TSV or Parquet file, which is `train`; a folder of them,
+            whose names tell the splits (`train.jsonl`, `data/test-00000-of-00001.parquet`); or a
+            Hub id.
+        subset: Of a Hub data set that has several, such as `main`.
+        splits: What this data set calls `train`, `val` and `test`, where it is not the usual, such
+            as `{train: train_sft, test: test_sft}`.
+        format: `messages` (OpenAI), `sharegpt` (`conversations` of `from` and `value`), `alpaca`
+            (`instruction`, `input`, `output`), `prompt_completion` or `question_answer`; `auto`
+            tells from the columns.
+        columns: For any other data set, its names of `prompt` and `answer`, or of `messages`. With
+            either or alone, `system` names a column of system prompts.
+        system_prompt: Opens every conversation that has no system turn of its own.
+        train_on: `all` assistant turns, or the `last` alone. A message's own `weight` of 0 or 1, as
+            OpenAI defines it, goes first.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        subset: str | None = None,
+        splits: dict[str, str] | None = None,
+        format: FormatName = "auto",  # noqa: A002 (the option's name)
+        columns: dict[str, str] | None = None,
+        system_prompt: str | None = None,
+        train_on: Literal["all", "last"] = "all",
+    ) -> None:
+        self.path, self.subset, self.splits = path, subset, splits or {}
+        for split in self.splits:
+            hint = suggest(split, SPLIT_NAMES)
+            known = split in SPLIT_NAMES
+            require(known, f"task.splits: {split!r} is not train, val or test.{hint}")
+        self.format = choose_format(format, columns or {})
+        self.system_column = (columns or {}).get("system")
+        self.system_prompt, self.train_on = system_prompt, train_on
+        self._unused: list[str] = []
+
+    def rows(self, split: Split) -> Sequence[Row] | None:
+        """Return the rows of a split; those of JSON lines, Parquet and the Hub stay on the disk."""
+        # `data/chats.jsonl` has two parts, as a Hub id has.
+        local = is_local(self.path) or self.path.endswith(ENDINGS)
+        found: Mapping[str, Any] = (
+            find_files(Path(self.path).expanduser(), by_name=bool(self.splits))
+            if local
+            else load_hub(self.path, self.subset)
+        )
+        name = self._choose_split(split, found)
+        if name is None:
+            return None
+        rows: Any = read_files(found[name]) if local else found[name]
+        require(len(rows) > 0, f"{self.path}: the split {name!r} holds no rows")
+        self._look_at(rows[0])
+        return rows
+
+    def messages(self, row: Row) -> list[Message]:
+        """Return the turns of a row; a system prompt comes first."""
+        messages = read_conversation(row, self.format or recognise_format(row))
+        system = self.system_prompt
+        if self.system_column and row.get(self.system_column) is not None:
+            system = read_text(row, self.system_column)
+        if system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": system}, *messages]
+        return mark_all_but_last(messages) if self.train_on == "last" else messages
+
+    def describe(self) -> str:
+        """Return which format was recognised, and which columns are not read."""
+        if self.format is None:
+            return ""
+        unused = f"; not used: {', '.join(self._unused)}" if self._unused else ""
+        return f"{self.path}: read as {self.format.name} ({', '.join(self.format.columns)}){unused}"
+
+    def _look_at(self, row: Row) -> None:
+        """Decide how rows read: as the first, whose format all others must have."""
+        self.format = self.format or recognise_format(row)
+        used = {*self.format.columns, self.system_column}
+        used |= {"input"} if self.format.name == "alpaca" else set()
+        self._unused = [column for column in row if column not in used]
+        require(
+            self.system_column in (None, *row),
+            f"task.columns: there is no column {self.system_column!r}; there are {', '.join(row)}",
+        )
+
+    def _choose_split(self, split: Split, found: Collection[str]) -> str | None:
+        wanted = (self.splits[split],) if split in self.splits else SPLIT_NAMES[split]
+        name = next((name for name in wanted if name in found), None)
+        if name is None and (split != "val" or split in self.splits):
+            raise InputError(
+                f"{self.path}: there is no split {' or '.join(map(repr, wanted))}; there are "
+                f"{', '.join(found)}. Name one with the task's `splits: {{{split}: …}}`"
+            ) from FileNotFoundError(split)
+        return name
+
+
+def find_files(path: Path, by_name: bool = False) -> dict[str, list[Path]]:
+    """Return the data files of a path by split, each split's in order.
+
+    Files that name no split are all `train`, unless they are asked for by their own names.
+
+    Args:
+        path: A file, which is `train`, or a folder.
+        by_name: Whether files that name no split keep their names.
+
+    Raises:
+        InputError: If there is nothing, or nothing that can be read.
+    """
+    require(path.exists(), f"{path}: there is no such file or folder (a Hub id reads owner/name)")
+    endings = ", ".join(ENDINGS)
+    if path.is_file():
+        require(path.suffix in ENDINGS, f"{path}: expected one of {endings}")
+        return {"train": [path]}
+    files = [p for p in sorted(path.rglob("*")) if p.suffix in ENDINGS and p.name not in NO_DATA]
+    files = [p for p in files if not any(x.startswith(".") for x in p.relative_to(path).parts)]
+    require(bool(files), f"{path}: the folder holds no data file; expected {endings}")
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        found.setdefault(name_split(file.relative_to(path)), []).append(file)
+    usual = {name for names in SPLIT_NAMES.values() for name in names}
+    return found if by_name or usual & found.keys() else {"train": files}
+
+
+def name_split(path: Path) -> str:
+    """Return the split that a file's name, or its folder's, tells; else the name itself.
+
+    `data/train_sft-00000-of-00002.parquet` is of `train_sft`; `my_train.jsonl`, `train/0.jsonl` and
+    `train-1.csv` are of `train`.
+    """
+    stem, shards = re.subn(r"-\d{5}-of-\d{5}$", "", path.stem)
+    if shards:
+        return stem
+    usual = [name for names in SPLIT_NAMES.values() for name in names]
+    words = re.split(r"[^a-z]+", str(path.with_suffix("")).lower())
+    return next((word for word in words if word in usual), stem)
+
+
+def read_files(paths: Sequence[Path]) -> Sequence[Row]:
+    """Return the rows of data files of one kind, one after the other.
+
+    Raises:
+        InputError: If they are of several kinds, or one cannot be read.
+    """
+    endings = sorted({path.suffix for path in paths})
+    require(
+        len(endings) == 1,
+        f"{paths[0].parent}: one split has files of several kinds ({', '.join(endings)}); keep one",
+    )
+    if endings == [".parquet"]:
+        rows: Sequence[Row] = read_parquet(paths)
+        return rows
+    read: Any = {".json": read_json, ".csv": read_csv, ".tsv": read_csv}.get(endings[0], JsonLines)
+    return Joined([read(path) for path in paths])

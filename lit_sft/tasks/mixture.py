@@ -1,0 +1,148 @@
+"""Several data sets as one, each with its share."""
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Literal
+
+import numpy as np
+
+from lit_sft.errors import require
+from lit_sft.tasks.base import ChatTask, Row
+from lit_sft.types import Message, Split
+
+StoppingStrategy = Literal["first_exhausted", "all_exhausted"]
+
+
+class Mixture(ChatTask):
+    """Rows of several tasks in one fixed, shuffled list.
+
+    The list is a function of the tasks, their weights and the seed, so a mixture is resumed as any
+    other task is. Weights decide over `train`. The tasks have equal parts in `data.val_rows`, each
+    held out of its own `train` where it has no `val`; `test` is that of the tasks that have one.
+
+    Args:
+        tasks: By name; in a list, each is named after its `path`, or else its class.
+        weights: The share of each task in the rows of `train`, in order and in any unit; without,
+            every row of every task is taken once.
+        stopping_strategy: How many rows that gives, as in `datasets.interleave_datasets`. With
+            `first_exhausted`, as many as the task that is the scarcest for its weight has, and no
+            row twice; with `all_exhausted`, every row of every task, for which the rows of the
+            others are repeated.
+        seed: Decides which rows are taken, and their order.
+    """
+
+    def __init__(
+        self,
+        tasks: dict[str, ChatTask] | list[ChatTask],
+        weights: list[float] | None = None,
+        stopping_strategy: StoppingStrategy = "first_exhausted",
+        seed: int = 0,
+    ) -> None:
+        self.tasks = tasks if isinstance(tasks, dict) else name_tasks(tasks)
+        require(bool(self.tasks), "Mixture.tasks names no task")
+        nested = [name for name, task in self.tasks.items() if isinstance(task, Mixture)]
+        require(not nested, f"Mixture.tasks: {nested} are mixtures; name what they mix instead")
+        require(
+            weights is None or len(weights) == len(self.tasks),
+            f"Mixture.weights: {weights} has to have one weight for each of the "
+            f"{len(self.tasks)} tasks ({', '.join(self.tasks)})",
+        )
+        require(
+            all(weight > 0 for weight in weights or []),
+            f"Mixture.weights must be positive, got {weights}; take out the task instead",
+        )
+        self.weights, self.stopping_strategy, self.seed = weights, stopping_strategy, seed
+
+    def rows(self, split: Split) -> Sequence[Row] | None:
+        """Return all rows, each as `source`, a name, and `row`, what the task of that name has.
+
+        `lit_sft.data.splits.read_split` takes from the tasks what their weights ask for, as rows
+        have to be held out before any is repeated.
+        """
+        parts = {name: task.rows(split) or () for name, task in self.tasks.items()}
+        rows = [{"source": name, "row": row} for name, part in parts.items() for row in part]
+        return rows or None
+
+    def draw(self, split: Split, sizes: Sequence[int]) -> np.ndarray:
+        """Return int64 `[rows]`, what a split holds, counted through all tasks, in random order.
+
+        Args:
+            split: In `train`, weights decide; elsewhere every row is there once.
+            sizes: Rows of each task.
+        """
+        counts = sizes
+        if split == "train" and self.weights:
+            counts = count_rows(sizes, self.weights, self.stopping_strategy)
+        return draw_rows(sizes, counts, self.seed)
+
+    def source_of(self, row: Row) -> str:
+        """Return the name of the task that a row is from."""
+        name: str = row["source"]
+        return name
+
+    def messages(self, row: Row) -> list[Message]:
+        """Return what the row's own task reads."""
+        return self.tasks[self.source_of(row)].messages(row["row"])
+
+    def grade(self, row: Row, text: str) -> bool | None:
+        """Return the verdict of the row's own task.
+
+        Raises:
+            InputError: If that does not grade.
+        """
+        name = self.source_of(row)
+        require(
+            type(self.tasks[name]).grade is not ChatTask.grade,
+            f"Mixture: {name} does not grade answers; name a task that does in GenerationEval.task",
+        )
+        return self.tasks[name].grade(row["row"], text)
+
+    def describe(self) -> str:
+        """Return what the tasks say, a line each."""
+        return "\n".join(filter(None, (task.describe() for task in self.tasks.values())))
+
+
+def name_tasks(tasks: Sequence[ChatTask]) -> dict[str, ChatTask]:
+    """Return tasks under the last part of their `path`, or else the name of their class.
+
+    Raises:
+        InputError: If two have one name.
+    """
+    names = [PurePath(getattr(task, "path", "")).stem or type(task).__name__ for task in tasks]
+    require(
+        len(set(names)) == len(names),
+        f"Mixture.tasks: the names {', '.join(names)} are not distinct; give the tasks as a "
+        "dictionary, with names of your own as keys",
+    )
+    return dict(zip(names, tasks, strict=True))
+
+
+def count_rows(
+    sizes: Sequence[int], weights: Sequence[float], stopping_strategy: StoppingStrategy
+) -> list[int]:
+    """Return how many rows of each source a mixture has, at least one.
+
+    Args:
+        sizes: Rows of each source.
+        weights: Its share, in any unit.
+        stopping_strategy: As `Mixture` has it.
+    """
+    fits = [size / weight for size, weight in zip(sizes, weights, strict=True)]
+    total = min(fits) if stopping_strategy == "first_exhausted" else max(fits)
+    return [max(1, round(total * weight)) for weight in weights]
+
+
+def draw_rows(sizes: Sequence[int], counts: Sequence[int], seed: int) -> np.ndarray:
+    """Return int64 `[sum(counts)]`, rows counted through all sources, in random order.
+
+    A source gives all its rows as often as its count holds them, and a random part of them once
+    more.
+    """
+    rng = np.random.default_rng(seed)
+    picks, first = [], 0
+    for size, count in zip(sizes, counts, strict=True):
+        rounds, rest = divmod(count, size)
+        picks += [np.arange(first, first + size)] * rounds
+        picks.append(first + rng.permutation(size)[:rest])
+        first += size
+    return rng.permutation(np.concatenate(picks))
