@@ -101,12 +101,12 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         forwarded: Tensor = type(layer).forward(layer, x, *args, **kwargs)
         return forwarded
     (name,) = active
-    dropout = getattr(layer.lora_dropout[name], "p", 0.0) if layer.training else 0.0
+    dropout = layer.lora_dropout[name]  # an Identity where nothing is dropped
     return lora_update(
         layer.base_layer(x),
         x,
         layer.lora_A[name].weight,
         layer.lora_B[name].weight,
         layer.scaling[name],
-        dropout,
+        getattr(dropout, "p", 0.0) if dropout.training else 0.0,
     )

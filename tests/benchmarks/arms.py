@@ -59,7 +59,7 @@ ARMS: dict[str, Arm] = {
     "TRL default": Trl(),
     "TRL padding-free": Trl(padding_free=True),
     "TRL padding-free, no checkpointing": Trl(padding_free=True, gradient_checkpointing=False),
-    "lit_sft recipe": Ours(batching="padded", checkpointing={}),
+    "lit_sft recipe": Ours(batching="padded", checkpointing={"policy": "all"}),
     "lit_sft fast": Ours(model={"optimizer": "adamw"}),
 }
 

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,10 +173,12 @@ def run_case(case: Case, arms: dict[str, Arm], options: argparse.Namespace) -> d
 def read_windows(data: Path, case: Case, count: int) -> list[list[Example]]:
     """Encode the first rows of GSM8K; a token id beyond a small vocabulary wraps around."""
     task = GSM8K(str(data / "gsm8k"))
-    rows = read_split(task, "train", val_rows=0)[: count * case.window_rows]
+    rows = list(islice(read_split(task, "train", val_rows=0), count * case.window_rows))
     tokenizer = load_tokenizer(str(data / "llama-3.2-3b"))
-    encoded = encode_rows(tokenizer, read_conversations(task, rows), max_length=512)
-    encoded.input_ids.remainder_(case.vocabulary)
+    encoded = encode_rows(
+        tokenizer, read_conversations(task, rows), max_length=512, on_overlength="drop"
+    )
+    encoded.input_ids %= case.vocabulary
     examples = [encoded[i] for i in range(len(rows))]
     size = case.window_rows
     return [examples[start : start + size] for start in range(0, len(rows), size)]
