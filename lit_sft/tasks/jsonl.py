@@ -6,11 +6,11 @@ from array import array
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate, takewhile
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from lit_sft.errors import InputError
 from lit_sft.files import replace_file
@@ -41,11 +41,16 @@ class JsonLines(Sequence[dict[str, Any]]):
         if not len(self):
             raise InputError(f"{path}: holds no rows; expected one JSON object a line")
 
+    def __reduce__(self) -> Any:
+        return JsonLines, (self.path,)  # a loader worker maps the index for itself
+
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._starts) - 1
 
     def __getitem__(self, index: Any) -> Any:
-        start = int(self._starts[index])
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        start = self._starts[index % len(self)]
         with self.path.open("rb") as file:
             file.seek(start)
             line = file.readline()
@@ -65,7 +70,7 @@ class JsonLines(Sequence[dict[str, Any]]):
             return _read_object(line.rstrip(b"\r\n").removeprefix(b"" if start else BOM_UTF8))
         except InputError as error:
             where = f"{self.path}, line {_find_line(self.path, start)}"
-            is_cut = start == self._starts[-1] and not line.endswith(b"\n")
+            is_cut = start == self._starts[-2] and not line.endswith(b"\n")
             hint = "; it is the last line: was the file written to its end?" if is_cut else ""
             raise InputError(f"{where}: {error}{hint}") from error.__cause__
 
@@ -127,23 +132,26 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _load_index(path: Path) -> np.ndarray:
-    """Return int64 `[rows]`, the byte at which each row starts."""
+def _load_index(path: Path) -> Sequence[int]:
+    """Return the byte at which each row starts, and, last, the size of the file."""
     state = path.stat()
     key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
-    cached = default_cache_dir() / "lines" / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
-    try:
-        return np.load(cached, mmap_mode="r")
-    except (OSError, ValueError):  # there is none, or it is damaged
-        starts = _find_rows(path)
-    if not len(starts):
-        return starts
-    try:
+    cached = default_cache_dir() / "lines" / hashlib.sha256(key.encode()).hexdigest()
+    with suppress(OSError, ValueError, TypeError):  # there is none, or it is damaged
+        mapped = _map_numbers(cached)
+        if mapped[-1] == state.st_size:
+            return mapped
+    starts = _find_rows(path)
+    with suppress(OSError):  # a cache that cannot be written costs memory, never a run
         with replace_file(cached) as staged, staged.open("wb") as file:
-            np.save(file, starts)
-    except OSError:
-        return starts  # a cache that cannot be written costs memory, never a run
-    return np.load(cached, mmap_mode="r")
+            starts.tofile(file)
+        return _map_numbers(cached)
+    return starts
+
+
+def _map_numbers(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        return memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)).cast("q")
 
 
 def _find_line(path: Path, start: int) -> int:
@@ -153,11 +161,12 @@ def _find_line(path: Path, start: int) -> int:
         return 1 + sum(1 for _ in takewhile(lambda end: end <= start, ends))
 
 
-def _find_rows(path: Path) -> np.ndarray:
+def _find_rows(path: Path) -> "array[int]":
     starts, start = array("q"), 0
     with path.open("rb") as file:
         for line in file:
             if not line.isspace():
                 starts.append(start)
             start += len(line)
-    return np.frombuffer(starts, dtype=np.int64)
+    starts.append(start)
+    return starts

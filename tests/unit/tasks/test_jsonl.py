@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 
 from lit_sft.errors import InputError
@@ -45,6 +47,7 @@ def test_rows_are_read_from_anywhere_and_as_they_are_now(tmp_path):
     assert list(JsonLines(path)) == list(rows)
     with pytest.raises(IndexError):
         rows[3]
+    assert list(pickle.loads(pickle.dumps(rows))) == list(rows)
     path.write_bytes(b'{"a": 3}\n\n{"a": }\n')
     changed = JsonLines(path)
     assert changed[0] == {"a": 3}
@@ -60,8 +63,11 @@ def test_a_cache_that_cannot_be_written_or_read_is_no_matter(tmp_path, monkeypat
     monkeypatch.setenv("LIT_SFT_CACHE", str(tmp_path / "cache"))
     JsonLines(path)
     [index] = (tmp_path / "cache" / "lines").iterdir()
-    index.write_bytes(index.read_bytes()[:-4])
-    assert JsonLines(path)[0] == {"a": 0}
+    whole = index.read_bytes()
+    for damaged in (whole[:-4], whole[:-8], b""):
+        index.write_bytes(damaged)
+        assert list(JsonLines(path)) == [{"a": 0}]
+        assert index.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
