@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from lit_sft import ChatTask, SFTDataModule
@@ -168,3 +170,13 @@ def test_the_data_module_names_long_rows_below_its_ledger(tiny_base, capsys):
     assert printed[3].endswith(
         f"{data.ledgers['train'].dropped} dropped, {data.ledgers['train'].truncated} truncated"
     )
+
+
+def test_fifty_megabytes_are_left_out_without_a_look_at_their_tokens(llama3_tokenizer):
+    huge = chat("word " * 10_000_000, "It ends.")
+    started = time.process_time()
+    dropped, kept = encode_to_fit(llama3_tokenizer, [huge, SHORT], ["a", "b"], 512, "drop")
+    assert time.process_time() - started < 2
+    assert dropped.example is None
+    assert dropped.length > 512
+    assert kept.example == encode_chat(llama3_tokenizer, SHORT)
