@@ -6,7 +6,7 @@ import json
 import pytest
 from command import lit_sft_in_process
 
-from lit_sft.data.streaming import take_sample
+from lit_sft.data.splits import take_sample
 from lit_sft.data.windows import WindowSampler
 
 CHATS = [

@@ -173,7 +173,11 @@ def test_the_recipe_is_the_recipe():
     config = yaml.safe_load(outcome.stdout)
     model, data = config["model"], config["data"]
     assert model["base_model"] == "meta-llama/Llama-3.2-3B"
-    assert model["quantization"] == {"format": "nf4", "double_quant": True}
+    assert model["quantization"] == {
+        "format": "nf4",
+        "double_quant": True,
+        "weight_cache": "auto",
+    }
     assert model["lora"] == {
         "r": 32,
         "alpha": 64,

@@ -127,7 +127,7 @@ def killed(tiny_base, tmp_path_factory):
     root = tmp_path_factory.mktemp("killed")
     (root / "killer.py").write_text(KILLER)
     with serve_wandb() as server:
-        env = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "PYTHONPATH": str(root)}
+        env = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "PYTHONPATH": f"{root}:{ROOT}"}
 
         def fit(folder: Path, *more: str) -> Any:
             options = [*fit_options(tiny_base, folder, 7), "--checkpoint.every_n_steps=2"]
