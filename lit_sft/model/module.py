@@ -26,7 +26,7 @@ from lit_sft.model.identity import describe_run, describe_settings, only_what_an
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.memory import peak_memory_gib
 from lit_sft.model.nonfinite import NonFiniteSteps, require_finite_weights
-from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup
+from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup, count_steps
 from lit_sft.model.qlora import (
     Lora,
     Quantization,
@@ -265,13 +265,7 @@ class SFTModule(pl.LightningModule):
         was given; by the first step, the trainer knows the length of an epoch without it.
         """
         trainer = self.trainer
-        limits: list[float] = [trainer.max_steps] if trainer.max_steps > 0 else []
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            limits.append(trainer.max_epochs * trainer.num_training_batches)
-        total = min(limits, default=float("inf"))
-        if total == float("inf"):
-            raise InputError("a cosine schedule needs an end: set trainer.max_steps or max_epochs")
-        return int(total)
+        return count_steps(trainer.max_steps, trainer.max_epochs, trainer.num_training_batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter and what the run is, and drop the frozen base.
@@ -325,10 +319,7 @@ class SFTModule(pl.LightningModule):
             group["lr"] = learning_rate
             group["weight_decay"] = self.weight_decay  # a resumed optimizer remembers its old one
         optimizer.step()
-        if self._flat:
-            self._flat.zero_grad()
-        else:
-            optimizer.zero_grad()
+        (self._flat or optimizer).zero_grad()
         return learning_rate
 
     def _collect_gradients(self) -> list[nn.Parameter]:

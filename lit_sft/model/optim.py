@@ -48,6 +48,26 @@ def build_optimizer(
     return optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)  # type: ignore[call-arg]
 
 
+def count_steps(max_steps: int, max_epochs: int | None, steps_per_epoch: float) -> int:
+    """Return after how many optimizer steps a run ends, as Lightning counts.
+
+    Args:
+        max_steps: -1 for no limit.
+        max_epochs: None or -1 for no limit.
+        steps_per_epoch: Infinite where the loader has no length.
+
+    Raises:
+        InputError: If it never ends, which a cosine schedule cannot do without.
+    """
+    limits: list[float] = [max_steps] if max_steps > 0 else []
+    if max_epochs is not None and max_epochs > 0:
+        limits.append(max_epochs * steps_per_epoch)
+    total = min(limits, default=math.inf)
+    if total == math.inf:
+        raise InputError("a cosine schedule needs an end: set trainer.max_steps or max_epochs")
+    return int(total)
+
+
 def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int) -> float:
     """Return the factor of the peak learning rate at an optimizer step.
 
