@@ -19,6 +19,8 @@ from torch import Tensor
 
 from lit_sft.model.token_rows import TokenRows, match_tokens
 
+ROWS_AT_ONCE = 2**14
+"""Rows of the head in one call of the CPU's kernel, which lays a copy of them out for itself."""
 CHUNK_LOGITS = 2**27
 """Logits held at once on a device whose attention kernels are too narrow for a head."""
 
@@ -85,7 +87,7 @@ def _split(weight: Tensor, token_ids: tuple[int, ...], own: Tensor) -> list[Tens
 
 def _mix(states: Tensor, rows: Tensor) -> Mixture:
     if states.device.type == "cpu" and len(states):  # the kernel divides by their number
-        return mix_by_attention(states, rows)
+        return _join([mix_by_attention(states, part) for part in rows.split(ROWS_AT_ONCE)])
     return mix_by_chunks(states, rows, CHUNK_LOGITS)
 
 
