@@ -4,10 +4,10 @@ With W the rows of the head, the loss of a hidden state h and its target t is
 
     loss = lse(h W') - h w_t        d loss / d h = softmax(h W') W - w_t
 
-Its gradient is thus what attention gives for the query h, with W for keys and for values, and `lse`
-is what flash attention keeps to normalise by (Dao et al., 2022): one call gives both. The rows that
-are trained beside the frozen ones are a second, short list of keys; the softmaxes are joined by
-their log-sum-exps, as the blocks of flash attention are.
+On a CPU, that is what attention gives for the query h, with W for keys and for values, and `lse` is
+what flash attention keeps to normalise by (Dao et al., 2022): one call gives both. Kernels for CUDA
+stop at a width of 256; there, logits stand in memory for a chunk of the states at a time.
+`tests/benchmarks/head.py` compares with torch's own `linear_cross_entropy`, which is slower.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,18 @@ from lit_sft.model.token_rows import TokenRows, match_tokens
 ROWS_AT_ONCE = 2**14
 """Rows of the head in one call of the CPU's kernel, which lays a copy of them out for itself."""
 CHUNK_LOGITS = 2**27
-"""Logits held at once on a device whose attention kernels are too narrow for a head."""
+"""Logits that stand in memory at once on other devices."""
 
 
-class Mixture(NamedTuple):
-    """What the softmax over some rows of a head comes to, for each hidden state."""
+class Loss(NamedTuple):
+    """A summed loss and its gradients."""
 
-    lse: Tensor
-    """float32 `[n]`: the log-sum-exp of the logits."""
-    mean: Tensor
-    """`[n, hidden]`: the rows, weighted by their probabilities."""
+    loss: Tensor
+    """float32 scalar."""
+    of_hidden: Tensor
+    """`[n, hidden]`."""
+    of_rows: Tensor
+    """float32 `[len(token_ids), hidden]`: of the trained rows of the head."""
 
 
 def fused_cross_entropy(hidden: Tensor, targets: Tensor, head: TokenRows) -> Tensor:
@@ -60,16 +62,16 @@ class _FusedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
     ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            states, own = hidden.to(weight.dtype), rows.to(weight.dtype)
-            lse, mean = _join([_mix(states, part) for part in _split(weight, token_ids, own)])
-            is_own = match_tokens(targets, token_ids)
-            target_rows = torch.where(
-                is_own.any(1, keepdim=True), is_own.to(own.dtype) @ own, weight[targets]
-            )
-            logits = (states.float() * target_rows.float()).sum(1)
-            shares = (states.float() @ own.float().T - lse[:, None]).exp() - is_own.float()
-            ctx.save_for_backward((mean - target_rows).to(hidden.dtype), shares.T @ states.float())
-            return (lse - logits).sum()
+            head = TokenRows(weight, token_ids, rows.to(weight.dtype))
+            states = hidden.to(weight.dtype)
+            if hidden.device.type == "cpu" and len(states):  # the kernel divides by their number
+                loss, of_hidden, of_rows = differentiate_by_attention(states, targets, head)
+            else:
+                loss, of_hidden, of_rows = differentiate_by_chunks(
+                    states, targets, head, CHUNK_LOGITS
+                )
+            ctx.save_for_backward(of_hidden.to(hidden.dtype), of_rows)
+            return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -78,62 +80,89 @@ class _FusedCrossEntropy(torch.autograd.Function):
         return (of_hidden * gradient).to(of_hidden.dtype), None, None, of_rows * gradient, None
 
 
-def _split(weight: Tensor, token_ids: tuple[int, ...], own: Tensor) -> list[Tensor]:
-    """Return the rows in use, as views of the frozen ones and the trained ones after them."""
-    ends = [-1, *token_ids, len(weight)]
-    frozen = [weight[a + 1 : b] for a, b in pairwise(ends)]
-    return [part for part in (*frozen, own) if len(part)]
+def differentiate_by_attention(states: Tensor, targets: Tensor, head: TokenRows) -> Loss:
+    """Return loss and gradients in one pass over the head, tile by tile.
+
+    The trained rows are one more list of keys, and the softmaxes of all lists are joined by their
+    log-sum-exps, as the blocks of flash attention are. In bfloat16, the gradient of a target that
+    is all but certain, which is small, drowns in the rounding of the row that it is a multiple of.
+
+    Args:
+        states: `[n, hidden]`, at least one.
+        targets: int64 `[n]`.
+        head: All of the dtype of `states`.
+    """
+    own = head.rows
+    lse, mean = _join([_attend(states, part) for part in _split(head)])
+    is_own = match_tokens(targets, head.token_ids)
+    target_rows = torch.where(
+        is_own.any(1, keepdim=True), is_own.to(own.dtype) @ own, head.weight[targets]
+    )
+    logits = (states.float() * target_rows.float()).sum(1)
+    shares = (states.float() @ own.float().T - lse[:, None]).exp() - is_own.float()
+    return Loss((lse - logits).sum(), mean - target_rows, shares.T @ states.float())
 
 
-def _mix(states: Tensor, rows: Tensor) -> Mixture:
-    if states.device.type == "cpu" and len(states):  # the kernel divides by their number
-        return _join([mix_by_attention(states, part) for part in rows.split(ROWS_AT_ONCE)])
-    return mix_by_chunks(states, rows, CHUNK_LOGITS)
-
-
-def mix_by_attention(states: Tensor, rows: Tensor) -> Mixture:
-    """Return the mixture in one pass, tile by tile: no logits ever stand in memory.
-
-    Kernels for CUDA stop at a width of 256; the CPU's takes any.
+def differentiate_by_chunks(
+    states: Tensor, targets: Tensor, head: TokenRows, chunk_logits: int
+) -> Loss:
+    """Return loss and gradients from the logits of a few states at a time.
 
     Args:
         states: `[n, hidden]`.
-        rows: `[m, hidden]`, of the same dtype.
+        targets: int64 `[n]`.
+        head: All of the dtype of `states`.
+        chunk_logits: Logits held at once; those of one state, if they are more.
     """
+    weight, own, own_ids = head.weight, head.rows, head.token_ids_on(states.device)
+    loss = states.new_zeros((), dtype=torch.float32)
+    of_hidden = torch.empty_like(states)
+    of_rows = own.new_zeros(own.shape, dtype=torch.float32)
+    size = max(1, chunk_logits // len(weight))
+    for at in range(0, len(states), size):
+        chunk, target = states[at : at + size], targets[at : at + size, None]
+        logits = _multiply_in_float32(chunk, weight.T)
+        logits[:, own_ids] = _multiply_in_float32(chunk, own.T)
+        lse = logits.logsumexp(1, keepdim=True)
+        loss += (lse - logits.gather(1, target)).sum()
+        # In float32, so that of a target that is all but certain the small rest is left.
+        shares = logits.sub_(lse).exp_().scatter_add_(1, target, torch.full_like(lse, -1.0))
+        own_shares = shares[:, own_ids]
+        of_rows += own_shares.T @ chunk.float()
+        shares[:, own_ids] = 0.0
+        of_hidden[at : at + size] = (
+            shares.to(weight.dtype) @ weight + own_shares.to(own.dtype) @ own
+        )
+    return Loss(loss, of_hidden, of_rows)
+
+
+def _split(head: TokenRows) -> list[Tensor]:
+    """Return the rows in use, as views of the frozen ones and the trained ones after them."""
+    ends = pairwise([-1, *head.token_ids, len(head.weight)])
+    parts = [head.weight[a + 1 : b] for a, b in ends if a + 1 < b]
+    frozen = [piece for part in parts for piece in part.split(ROWS_AT_ONCE)]
+    return [*frozen, head.rows] if len(head.rows) else frozen
+
+
+def _attend(states: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-sum-exp of the logits, and the mean of the rows by their probabilities."""
     query, key = states[None, None], rows[None, None]
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     mean, lse = attend(query, key, key, scale=1.0)
-    return Mixture(lse.flatten(), mean[0, 0])
+    return lse.flatten(), mean[0, 0]
 
 
-def mix_by_chunks(states: Tensor, rows: Tensor, chunk_logits: int) -> Mixture:
-    """Return the mixture from the logits of a few states at a time.
-
-    Args:
-        states: `[n, hidden]`.
-        rows: `[m, hidden]`, of the same dtype.
-        chunk_logits: Logits held at once; those of one state, if they are more.
-    """
-    lse = states.new_empty(len(states), dtype=torch.float32)
-    mean = torch.empty_like(states)
-    size = max(1, chunk_logits // len(rows))
-    for at in range(0, len(states), size):
-        chunk = slice(at, at + size)
-        logits = _multiply_in_float32(states[chunk], rows.T)
-        lse[chunk] = logits.logsumexp(1)
-        mean[chunk] = logits.sub_(lse[chunk, None]).exp_().to(rows.dtype) @ rows
-    return Mixture(lse, mean)
+def _join(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    lse = torch.stack([own for own, _ in parts]).logsumexp(0)
+    mean = torch.zeros_like(parts[0][1], dtype=torch.float32)
+    for own, part in parts:
+        mean += part.float() * (own - lse).exp()[:, None]
+    return lse, mean
 
 
 def _multiply_in_float32(left: Tensor, right: Tensor) -> Tensor:
     if left.is_cuda and left.dtype != torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).float()
-
-
-def _join(parts: Sequence[Mixture]) -> Mixture:
-    if len(parts) == 1:
-        return parts[0]
-    lse = torch.stack([part.lse for part in parts]).logsumexp(0)
-    mean = sum(part.mean.float() * (part.lse - lse).exp()[:, None] for part in parts)
-    return Mixture(lse, mean)  # type: ignore[arg-type]

@@ -22,6 +22,10 @@ class TokenRows(NamedTuple):
     rows: Tensor
     """`[len(token_ids), hidden]`: what stands for those rows, and may ask for a gradient."""
 
+    def token_ids_on(self, device: torch.device) -> Tensor:
+        """Return the token ids as int64 `[len(token_ids)]`; the device is waited for once."""
+        return _on_device(self.token_ids, device)
+
 
 def read_rows(layer: Any) -> TokenRows | None:
     """Return the rows of an embedding or a head, or None where they are not all there is to it.
@@ -38,9 +42,10 @@ def read_rows(layer: Any) -> TokenRows | None:
         return TokenRows(base.weight, (), base.weight[:0])
     (name,) = adapter.active_adapters
     token_ids, rows = adapter.token_indices[name], adapter.trainable_tokens_delta[name]
-    if list(token_ids) != sorted(token_ids):
-        return None
-    return TokenRows(base.weight, tuple(token_ids), rows)
+    order = sorted(range(len(token_ids)), key=lambda place: token_ids[place])
+    if order != list(range(len(order))):
+        rows = rows[order]
+    return TokenRows(base.weight, tuple(sorted(token_ids)), rows)
 
 
 def embed(layer: Any, input_ids: Tensor) -> Tensor:
