@@ -16,7 +16,7 @@ from lit_sft.model.recompute import (
 
 
 class GradientCheckpointing(pl.Callback):
-    """Keep one activation a layer, and compute the others again in the backward pass.
+    """Let layers keep one activation, and compute the others again in the backward pass.
 
     With a frozen base there are no weight gradients to compute, so the recomputed forward costs
     about half of the step rather than a third of it.
@@ -43,11 +43,13 @@ class GradientCheckpointing(pl.Callback):
             recompute_layers(pl_module.model, count)
 
     def _choose(self, trainer: pl.Trainer, pl_module: Any, layers: int) -> int:
-        tokens = getattr(getattr(trainer, "datamodule", None), "max_tokens_per_pass", None)
-        if tokens is None:
+        data: Any = getattr(trainer, "datamodule", None)
+        if not hasattr(data, "max_tokens_per_pass"):
             return layers
+        packed = data.batching == "padding_free"
+        tokens = data.max_tokens_per_pass if packed else data.batch_size * data.max_length
         with trainer.precision_plugin.forward_context():
-            per_token = count_bytes_per_token(pl_module.model, pl_module.device)
+            per_token = count_bytes_per_token(pl_module.model, pl_module.device, packed)
         free = free_memory_bytes(pl_module.device)
         count = choose_count(per_token * tokens, layers, free)
         if trainer.is_global_zero:

@@ -124,7 +124,7 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
         if self.streamed is not None and "train" in splits:
             rows, sample = len(self.streamed), self.ledgers["train"].rows
             texts.append(
-                f"train is streamed: of its {rows:,} rows, the ledger is that of {sample:,}"
+                f"train is streamed: of its {rows:,} rows, these are the figures of {sample:,}"
             )
         for split in splits:
             if groups := self.sources.get(split):

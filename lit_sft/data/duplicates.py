@@ -123,6 +123,8 @@ def _match(
         if key is None:
             continue
         if original := known.get(key):
+            if original[0] == name:  # a mixture draws a row more than once on purpose
+                continue
             repeats.append(Repeat(position, name, original[0], messages == original[1]))
         elif learn:
             known[key] = (name, messages)

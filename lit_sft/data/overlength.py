@@ -38,11 +38,12 @@ def encode_to_fit(
         names: Likewise.
         max_length: In tokens.
         on_overlength: `truncate_prompt` is `shorten_prompt`, `truncate` is `cut_end`; otherwise a
-            longer row is left out. One of which no token needs to be seen to know that it is
-            longer is not encoded either: 50 MB would take a minute.
+            longer row is left out, and one whose text alone is too long for any tokens is not
+            even encoded: 50 MB would take a minute.
 
     Raises:
-        InputError: As `encode_chats`; a long row, too, has to be sound.
+        InputError: As `encode_chats`; a row that is left out has to be sound, too, if it is
+            encoded.
     """
     hopeless: dict[int, int] = {}
     if on_overlength in ("drop", "error"):
@@ -126,12 +127,14 @@ def _find_hopeless(
 ) -> dict[int, int]:
     """Return the rows whose text does not fit into `max_length` of the longest tokens there are."""
     longest = _find_longest_token(tokenizer)
-    lengths = {
-        row: sum(len(str(x.get("content", ""))) for x in messages if isinstance(x, dict)) // longest
-        for row, messages in enumerate(conversations)
-        if isinstance(messages, list | tuple)
-    }
-    return {row: length for row, length in lengths.items() if length > max_length}
+    hopeless = {}
+    for row, messages in enumerate(conversations):
+        turns = messages if isinstance(messages, list | tuple) else []
+        texts = [str(turn.get("content", "")).strip() for turn in turns if isinstance(turn, dict)]
+        length = sum(map(len, texts)) // longest
+        if length > max_length:
+            hopeless[row] = length
+    return hopeless
 
 
 @lru_cache(maxsize=8)

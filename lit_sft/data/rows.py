@@ -16,6 +16,7 @@ from lit_sft.data.sources import group_by_source
 from lit_sft.data.splits import (
     Conversation,
     MissingSplit,
+    MixedRows,
     NamedRow,
     read_conversations,
     read_split,
@@ -33,7 +34,8 @@ class ChatRows:
     """Chat rows, encoded once with the loss mask proven.
 
     Args:
-        task: Where the rows come from, and how a row reads as a conversation.
+        task: Where the rows come from, and how a row reads as a conversation: `lit_sft.GSM8K`,
+            `lit_sft.ChatFile`, `lit_sft.Mixture`, or a class of your own.
         tokenizer: A Hub id or folder; without one, the base model's own.
         chat_template: `llama3`, `chatml` or a Jinja file; without one, the tokenizer's own, or
             `llama3` where it has none. Saved with the adapter; today's date in it is pinned to
@@ -152,7 +154,7 @@ class ChatRows:
             self.streamed, rows["train"] = rows["train"], take_sample(rows["train"])
         chats = {split: read_conversations(self.task, rows[split]) for split in rows}
         removed = 0
-        if train := chats.get("train"):
+        if (train := chats.get("train")) and self.streamed is None:
             self.repeats = find_repeats(train, self._held_out(chats))
             chats["train"] = self.remove_repeats(train, self.repeats)
             removed = len(train) - len(chats["train"])
@@ -178,8 +180,9 @@ class ChatRows:
                 f"{len(encoded.dropped):,} dropped, {len(encoded.truncated):,} truncated"
             )
         if isinstance(self.task, Mixture):
-            named = drop_repeats(rows, self.repeats) if removed else rows
-            sources = [self.task.source_of(row) for _, row in named]
+            sources = rows.sources() if isinstance(rows, MixedRows) else []
+            sources = sources or [self.task.source_of(row) for _, row in rows]
+            sources = drop_repeats(sources, self.repeats) if removed else sources
             self.sources[split] = group_by_source(sources, encoded)
 
     def read(self, split: Split) -> list[Conversation]:

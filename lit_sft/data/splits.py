@@ -106,6 +106,10 @@ class MixedRows(Sequence[NamedRow]):
         name, row = self.joined.parts[part][number]
         return f"{self.names[part]} {name}", {"source": self.names[part], "row": row}
 
+    def sources(self) -> list[str]:
+        """Return the name of the source of each row; none is read."""
+        return [self.names[self.joined.locate(int(pick))[0]] for pick in self.picks]
+
 
 def read_split(task: ChatTask, split: Split, val_rows: int) -> Sequence[NamedRow]:
     """Return the rows of a split under their names.

@@ -13,10 +13,10 @@ leaves a gap in its window. What a task holds in memory, such as the rows of CSV
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -60,6 +60,8 @@ class StreamedRows:
         Raises:
             InputError: If a row cannot be read, or its mask not be proven; the message names it.
         """
+        if not numbers:  # what a rank has of a short last window
+            return [], []
         conversations = read_conversations(self.task, [self.rows[number] for number in numbers])
         names, chats = zip(*conversations, strict=True)
         fitted = encode_to_fit(self.tokenizer, chats, names, self.max_length, self.on_overlength)
@@ -111,7 +113,9 @@ class StreamLoader(WindowLoader):
             for name in long:
                 left_out += 1
                 if str(left_out).strip("0") == "1":  # the 1st, the 10th, the 100th
-                    rank_zero_warn(
-                        f"{name} is longer than data.max_length: left out, as {left_out:,} so far"
+                    warnings.warn(
+                        f"{name} is longer than data.max_length: left out, as {left_out:,} so far "
+                        "on this rank",
+                        stacklevel=2,
                     )
             yield window

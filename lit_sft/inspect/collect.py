@@ -15,6 +15,7 @@ from lit_sft.data.splits import (
     NamedRow,
     read_conversations,
     read_split,
+    take_sample,
 )
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.errors import InputError, require
@@ -90,7 +91,10 @@ def inspect_data(data: ChatRows, choice: Choice) -> Report:
 
 
 def _read_splits(data: ChatRows) -> tuple[dict[Split, Sequence[NamedRow]], dict[Split, str]]:
-    rows: dict[Split, Sequence[NamedRow]] = {"train": read_split(data.task, "train", data.val_rows)}
+    train = read_split(data.task, "train", data.val_rows)
+    rows: dict[Split, Sequence[NamedRow]] = {
+        "train": take_sample(train) if data.streaming else train
+    }
     missing: dict[Split, str] = {}
     others: tuple[Split, ...] = ("val", "test") if data.val_rows else ("test",)
     for split in others:
@@ -197,6 +201,8 @@ def _show_rows(
     require(choice.split in splits, f"--split: there is no {choice.split} split to show rows of")
     chosen = splits[choice.split]
     dropped = set(chosen.encoded.dropped.tolist()) if chosen.encoded else set()
+    cut = chosen.encoded.truncated.tolist() if chosen.encoded else []
+    truncated = {chosen.names[position] for position in cut}
     kept = [name for position, name in enumerate(chosen.names) if position not in dropped]
     names = kept[:FIRST_ROWS]
     if choice.random is not None:
@@ -206,14 +212,15 @@ def _show_rows(
         found = {x: [name for name, _ in splits[x].conversations] for x in splits}
         for failure in failures:
             found[failure.split].append(failure.row)
-        names = [_find_row(choice.row, choice.split, found)]
+        names = _find_rows(choice.row, choice.split, found)
     positions = {name: position for position, name in enumerate(kept)}
     messages = dict(chosen.conversations)
     reasons = {failure.row: failure.reason for failure in failures if failure.split == choice.split}
     shown = []
     for name in names:
         if chosen.encoded and name in positions:
-            example, note = chosen.encoded[positions[name]], ""
+            note = "truncated" if name in truncated else ""
+            example = chosen.encoded[positions[name]]
         elif name in reasons:
             shown.append(TokenRow(choice.split, name, f"fails: {reasons[name]}", [], [], [], []))
             continue
@@ -225,11 +232,12 @@ def _show_rows(
     return shown
 
 
-def _find_row(number: int, split: Split, names: Mapping[Split, Sequence[str]]) -> str:
-    """Return the name of the row that errors call by a number."""
+def _find_rows(number: int, split: Split, names: Mapping[Split, Sequence[str]]) -> list[str]:
+    """Return the names of the rows that errors call by a number: one of each source."""
     ending = f" row {number}"
-    found = {x: name for x in names for name in names[x] if name.endswith(ending)}
+    matching = {x: dict.fromkeys(n for n in names[x] if n.endswith(ending)) for x in names}
+    found = {x: list(rows) for x, rows in matching.items() if rows}
     if split not in found:
-        hint = "".join(f"; {name} is in the split {x}" for x, name in found.items())
+        hint = "".join(f"; {rows[0]} is in the split {x}" for x, rows in found.items())
         raise InputError(f"--row: there is no{ending} in the split {split}{hint}")
     return found[split]

@@ -40,8 +40,9 @@ def run(arguments: Sequence[str]) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         require_allowed_packages(arguments)
+        parsed = parse(arguments[1:])
         with contextlib.redirect_stdout(sys.stderr):  # a task may print; stdout is the report's
-            data, options = parse(arguments[1:])
+            data, options = instantiate(parsed)
             report = inspect_data(data, options.choice)
         _write(report, options)
     except InputError as error:
@@ -50,14 +51,13 @@ def run(arguments: Sequence[str]) -> int:
     return 1 if report.num_failures else 0
 
 
-def parse(arguments: Sequence[str]) -> tuple[ChatRows, Options]:
-    """Return the data of a run and what to show of it.
+def parse(arguments: Sequence[str]) -> Any:
+    """Return the options by name.
 
     Raises:
-        InputError: If the data's options are wrong; `SystemExit` where the parser says so itself.
+        InputError: If they are wrong; `SystemExit` where the parser says so itself.
     """
-    parser = make_parser()
-    parsed = parser.parse_args(list(arguments))
+    parsed = make_parser().parse_args(list(arguments))
     require(parsed.row is None or parsed.random is None, "--row and --random exclude each other")
     for name in ("row", "random"):
         value = getattr(parsed, name)
@@ -67,7 +67,16 @@ def parse(arguments: Sequence[str]) -> tuple[ChatRows, Options]:
         require_writable(Path(parsed.html).parent, "--html")
     if parsed.data.tokenizer is None:
         parsed.data.tokenizer = parsed.model.get("base_model")
-    data: ChatRows = parser.instantiate(parsed).data
+    return parsed
+
+
+def instantiate(parsed: Any) -> tuple[ChatRows, Options]:
+    """Return the data of a run and what to show of it.
+
+    Raises:
+        InputError: If the data's options are wrong.
+    """
+    data: ChatRows = make_parser().instantiate(parsed).data
     choice = Choice(parsed.split, parsed.row, parsed.random)
     return data, Options(choice, parsed.html, parsed.json)
 

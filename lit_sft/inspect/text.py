@@ -115,6 +115,8 @@ def _format_split(name: str, split: SplitReport, report: Report) -> Iterator[str
     if ledger.dropped:
         listed = ", ".join(split.too_long[:EXAMPLES]) + ", …" * (ledger.dropped > EXAMPLES)
         yield f"  dropped: {ledger.dropped:,} over {report.max_length} tokens ({listed})"
+    if ledger.truncated:
+        yield f"  truncated: {ledger.truncated:,} to {report.max_length} tokens"
     if ledger.duplicates:
         yield f"  removed: {ledger.duplicates:,} duplicates"
     if split.sources:

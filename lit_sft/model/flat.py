@@ -1,9 +1,28 @@
 """Many small parameters as one."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lit_sft.errors import require
+
+
+def require_same_layout(optimizer_states: Sequence[dict[str, Any]], flat: bool) -> None:
+    """Raise `InputError` if a saved optimizer does not know the parameters in the same form.
+
+    Args:
+        optimizer_states: Of a checkpoint.
+        flat: Whether this run has one buffer for all.
+    """
+    for state in optimizer_states:
+        was_flat = sum(len(group["params"]) for group in state["param_groups"]) == 1
+        require(
+            was_flat == flat,
+            f"model.speed.flat_optimizer: was {was_flat} in the checkpoint, whose optimizer state "
+            f"fits no other form; set it to {was_flat}",
+        )
 
 
 class FlatParameters:

@@ -40,6 +40,7 @@ def describe_settings(module: Any) -> dict[str, Any]:
         module: An `SFTModule` in a trainer.
     """
     return {
+        "model.quantization.weight_cache": "kept" if module.cached_bytes else "none",
         "model.learning_rate": module.learning_rate,
         "model.warmup_ratio": module.warmup_ratio,
         "model.weight_decay": module.weight_decay,

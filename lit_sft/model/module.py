@@ -21,7 +21,7 @@ from lit_sft.model.attention import use_attention
 from lit_sft.model.build import build_model
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
 from lit_sft.model.eval_loss import EvalLoss
-from lit_sft.model.flat import FlatParameters
+from lit_sft.model.flat import FlatParameters, require_same_layout
 from lit_sft.model.identity import describe_run, describe_settings, only_what_answers_depend_on
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.memory import peak_memory_gib
@@ -172,8 +172,7 @@ class SFTModule(pl.LightningModule):
         """Take one optimizer step: the mean loss over the supervised tokens of the window."""
         started = time.perf_counter()
         torch.manual_seed(self._seed_of_step())
-        # A stream leaves out rows that are too long: a window may have nothing to learn.
-        supervised = sum_over_ranks(self._count(window, "num_supervised")).clamp(min=1)
+        supervised = sum_over_ranks(self._count(window, "num_supervised"))
         loss = torch.zeros((), device=self.device)
         with without_gradient_sync(self.trainer.model):
             for batch in window:
@@ -184,7 +183,7 @@ class SFTModule(pl.LightningModule):
         trained = self._collect_gradients()
         sum_gradients(trained)
         grad_norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm or float("inf"))
-        if not self.nonfinite.accept(self.trainer, batch_idx, loss, grad_norm):
+        if not self.nonfinite.accept(self.trainer, batch_idx, loss, grad_norm, supervised):
             for parameter in trained:  # a step without gradients is counted, and changes nothing
                 parameter.grad = None
         learning_rate = self._step_optimizer()
@@ -292,6 +291,7 @@ class SFTModule(pl.LightningModule):
             saved, now = only_what_answers_depend_on(saved), only_what_answers_depend_on(now)
         require_same_run(saved, now, self.accept_changes)
         if self.trainer.state.fn == "fit":
+            require_same_layout(checkpoint.get("optimizer_states", []), self.speed.flat_optimizer)
             changes = find_differences(checkpoint.get("settings", {}), describe_settings(self))
             for name, change in changes.items():
                 rank_zero_info(f"{name} {change}")

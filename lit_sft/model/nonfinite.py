@@ -23,6 +23,7 @@ class NonFiniteSteps:
     def __init__(self, policy: Literal["stop", "skip"]) -> None:
         self.policy = policy
         self.skipped = self.in_a_row = 0
+        self._accepted = True
 
     def state_dict(self) -> dict[str, int]:
         """Return the counts."""
@@ -32,7 +33,14 @@ class NonFiniteSteps:
         """Take up the counts of an interrupted run."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
 
-    def accept(self, trainer: pl.Trainer, batch_idx: int, loss: Tensor, grad_norm: Tensor) -> bool:
+    def accept(
+        self,
+        trainer: pl.Trainer,
+        batch_idx: int,
+        loss: Tensor,
+        grad_norm: Tensor,
+        supervised: Tensor,
+    ) -> bool:
         """Return whether the optimizer may take a step; it is the one wait for the device in it.
 
         Args:
@@ -40,13 +48,18 @@ class NonFiniteSteps:
             batch_idx: The number of the step's window within its epoch.
             loss: Over the window, the same on all ranks.
             grad_norm: Likewise, before clipping.
+            supervised: The tokens of the window that carry loss, likewise. A stream may have left
+                out all of its rows; then there is nothing to update by.
 
         Raises:
             NonFiniteError: If the run has to stop.
         """
-        if torch.isfinite(loss + grad_norm).item():
+        is_good = torch.isfinite(loss + grad_norm) & (supervised > 0)
+        self._accepted = bool(is_good.item())
+        if self._accepted:
             self.in_a_row = 0
-            return True
+        if self._accepted or not supervised.item():
+            return self._accepted
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         what = (
             f"optimizer step {trainer.global_step}: loss {loss.item()}, gradient norm "
@@ -67,10 +80,10 @@ class NonFiniteSteps:
         return False
 
     def figures(self, loss: Tensor, grad_norm: Tensor) -> dict[str, Tensor | float]:
-        """Return what to log of the step: its loss, or that it was skipped."""
-        if self.in_a_row:
-            return {"train/skipped_steps": float(self.skipped)}
-        return {"train/loss": loss, "train/grad_norm": grad_norm}
+        """Return what to log of the step: its loss, or how many were skipped so far."""
+        if self._accepted:
+            return {"train/loss": loss, "train/grad_norm": grad_norm}
+        return {"train/skipped_steps": float(self.skipped)} if self.in_a_row else {}
 
 
 def _name_rows(trainer: pl.Trainer, batch_idx: int) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_sft.data.batching import pack_batch
+from lit_sft.data.batching import pack_batch, pad_batch
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.memory import GIB
 from lit_sft.types import Example
@@ -39,7 +39,7 @@ def find_layers(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def choose_count(bytes_per_layer: float, layers: int, free: int) -> int:
+def choose_count(bytes_per_layer: float, layers: int, free: float) -> int:
     """Return the smallest number of layers to recompute with which the others' activations fit.
 
     Args:
@@ -53,15 +53,17 @@ def choose_count(bytes_per_layer: float, layers: int, free: int) -> int:
     return 0 if fitting >= layers else min(layers, layers - fitting + 1)
 
 
-def count_bytes_per_token(model: Any, device: torch.device) -> float:
+def count_bytes_per_token(model: Any, device: torch.device, packed: bool = True) -> float:
     """Return what one token keeps for the backward pass in one layer, counted in a small forward.
 
     Args:
         model: A `peft.PeftModel` in training mode; random states are left as they were.
         device: Where it is.
+        packed: Whether rows are to be laid end to end.
     """
     ids = [1] * PROBED_TOKENS
-    batch = pack_batch([Example(ids, ids)])
+    row = [Example(ids, ids)]
+    batch = pack_batch(row) if packed else pad_batch(row, pad_token_id=0)
     on_device: Any = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     weights = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}

@@ -1,7 +1,9 @@
 """Keep the quantised weights of a frozen base in the dtype that they are computed in.
 
 bitsandbytes makes them anew in every forward, every backward, and every recomputed forward. They
-never change, so that once is enough where memory allows it; the function stays the same to the bit.
+never change, so that once is enough where memory allows it. The numbers stay the same, to the bit
+wherever bitsandbytes multiplies with what it dequantises; for the few tokens of a decoding step on
+CUDA it has a kernel that rounds otherwise.
 """
 
 from typing import Any, Literal

@@ -38,7 +38,7 @@ class ChatFile(ChatTask):
         path: A JSON-lines, JSON, CSV, TSV or Parquet file, which is `train`; a folder of them,
             whose names tell the splits (`train.jsonl`, `data/test-00000-of-00001.parquet`); or a
             Hub id.
-        subset: Of a Hub data set that has several, such as `main`.
+        subset: Of a data set that has several, such as `main`; in a folder, the folder inside it.
         splits: What this data set calls `train`, `val` and `test`, where it is not the usual, such
             as `{train: train_sft, test: test_sft}`.
         format: `messages` (OpenAI), `sharegpt` (`conversations` of `from` and `value`), `alpaca`
@@ -75,8 +75,9 @@ class ChatFile(ChatTask):
         """Return the rows of a split; those of JSON lines, Parquet and the Hub stay on the disk."""
         # `data/chats.jsonl` has two parts, as a Hub id has.
         local = is_local(self.path) or self.path.endswith(ENDINGS)
+        folder = Path(self.path).expanduser() / (self.subset or "")
         found: Mapping[str, Any] = (
-            find_files(Path(self.path).expanduser(), by_name=bool(self.splits))
+            find_files(folder, by_name=bool(self.splits))
             if local
             else load_hub(self.path, self.subset)
         )
@@ -164,7 +165,8 @@ def name_split(path: Path) -> str:
     if shards:
         return stem
     usual = [name for names in SPLIT_NAMES.values() for name in names]
-    words = re.split(r"[^a-z]+", str(path.with_suffix("")).lower())
+    nearest_first = [path.stem, *reversed(path.parent.parts)]
+    words = [word for part in nearest_first for word in re.split(r"[^a-z]+", part.lower())]
     return next((word for word in words if word in usual), stem)
 
 

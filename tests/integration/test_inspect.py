@@ -98,6 +98,12 @@ def test_a_wrong_option(arguments, says):
     assert "Traceback" not in outcome.stderr
 
 
+def test_help_and_the_printed_config_are_on_stdout():
+    assert "--random" in lit_sft("inspect", "--help").stdout
+    config = ("--config", "configs/quickstart.yaml", "--print_config")
+    assert "task:" in lit_sft("inspect", *config).stdout
+
+
 def test_it_needs_neither_torch_nor_lightning():
     code = (
         "import sys; from lit_sft.inspect.command import run; run(sys.argv[1:]);"

@@ -1,12 +1,22 @@
 """What is done for speed changes no number: each trick against the plain way."""
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_sft import Lora
+from lit_sft import (
+    GenerationEval,
+    GradientCheckpointing,
+    Lora,
+    SFTDataModule,
+    SFTModule,
+    Speed,
+    WordProblems,
+)
 from lit_sft.data.batching import pack_batch, pad_batch, share_out
 from lit_sft.model.adapter import attach_lora
 from lit_sft.model.lora import fuse_lora
@@ -109,6 +119,29 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_plain_way(models, tied):
     size = sum(gradient.square().sum() for gradient in truth.values()).sqrt()
     assert error(plain) > 1e-4 * size  # else this would compare nothing
     assert error(fast) < 1.25 * error(plain)
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_as_others_do(tiny_base, tmp_path):
+    """Recomputed layers too, and with answers generated between the steps."""
+    losses = []
+    for compiled in (False, True):
+        module = SFTModule(str(tiny_base), speed=Speed(compile=compiled), learning_rate=1e-3)
+        data = SFTDataModule(WordProblems(train_rows=64), val_rows=8, max_length=600)
+        trainer = pl.Trainer(
+            max_steps=3,
+            default_root_dir=tmp_path,
+            accelerator="cpu",
+            precision="32-true",
+            logger=False,
+            callbacks=[GradientCheckpointing(), GenerationEval(eval_rows=4, every_n_steps=1)],
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, data)
+        losses.append(trainer.callback_metrics["train/loss"])
+    assert_close(*losses, rtol=1e-4, atol=0)
 
 
 def run_fast(models, window, tied, budget, recomputed, dtype):

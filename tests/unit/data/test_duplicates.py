@@ -83,6 +83,11 @@ def test_repeats_are_found_in_every_split_and_dropped_once():
     assert format_repeats(find_repeats(train[:1], {}), removed=False) == ""
 
 
+def test_a_row_that_was_drawn_twice_is_no_duplicate():
+    drawn = [chat("a row 0", "1 + 1?"), chat("a row 0", "1 + 1?"), chat("a row 1", "1 + 1?")]
+    assert [repeat.row for repeat in find_repeats(drawn, {})["train"]] == ["a row 1"]
+
+
 def test_all_that_the_users_say_is_the_question():
     def two_turns(name, second):
         return name, [*chat("", "Hello")[1], *chat("", second)[1]]

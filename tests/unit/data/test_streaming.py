@@ -2,12 +2,15 @@
 
 import json
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
+import torch
 from datasets import Dataset
 
-from lit_sft import ChatFile, Mixture, SFTDataModule
+from lit_sft import ChatFile, Mixture, SFTDataModule, SFTModule, Speed
 from lit_sft.data.splits import SAMPLE_ROWS, take_sample
 from lit_sft.errors import InputError
 from lit_sft.tasks.jsonl import JsonLines
@@ -20,6 +23,36 @@ def write(path, count: int, long=(), broken=None):
             answer = None if n == broken else "x" * 300 if n in long else f"{n}"
             file.write(json.dumps({"question": f"{n}?", "answer": answer}) + "\n")
     return str(path)
+
+
+QUIET = {
+    "accelerator": "cpu",
+    "precision": "32-true",
+    "enable_progress_bar": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+}
+
+
+class Steps(pl.Callback):
+    """Keeps the weights around each step, and what it logged."""
+
+    def __init__(self) -> None:
+        self.weights, self.logged = [], []
+
+    def on_train_batch_start(self, trainer, pl_module, *args) -> None:
+        trainer.callback_metrics.clear()
+        self._keep(pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+        self.logged.append(dict(trainer.callback_metrics))
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        self._keep(pl_module)
+
+    def _keep(self, pl_module) -> None:
+        weights = [p.detach().flatten() for p in pl_module.trained_parameters.values()]
+        self.weights.append(torch.cat(weights).clone())
 
 
 def make_data(base, task, **options) -> SFTDataModule:
@@ -78,8 +111,33 @@ def test_rows_that_are_too_long_leave_a_gap_and_are_named(tiny_base, tmp_path):
     data = make_data(tiny_base, ChatFile(path), val_rows=0, batch_size=1)
     with pytest.warns(UserWarning, match="left out, as 1") as warned:
         windows = list(data.train_dataloader())
-    assert str(warned[-1].message).endswith("as 10 so far")
+    assert str(warned[-1].message).endswith("as 10 so far on this rank")
     assert sorted(map(len, windows)) == [0, 0, 0, 0, 0, 1]
+
+
+def test_a_rank_without_a_row_in_the_last_window_reads_none(tiny_base, tmp_path):
+    data = make_data(tiny_base, ChatFile(write(tmp_path / "a.jsonl", 12)))
+    assert data.train_dataloader().dataset[[]] == ([], [])
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_window_without_rows_changes_no_weight_and_has_no_loss(tiny_base, tmp_path, flat):
+    path = write(tmp_path / "a.jsonl", 8, long=range(1, 8))
+    sizes = {"batch_size": 1, "accumulate_grad_batches": 1, "max_length": 100, "val_rows": 0}
+    data = SFTDataModule(ChatFile(path), streaming=True, **sizes)
+    module = SFTModule(
+        str(tiny_base), optimizer="adamw", weight_decay=0.1, speed=Speed(flat_optimizer=flat)
+    )
+    steps = Steps()
+    trainer = pl.Trainer(
+        max_epochs=1, default_root_dir=tmp_path, logger=False, callbacks=[steps], **QUIET
+    )
+    with pytest.warns(UserWarning, match="left out, as 1"):
+        trainer.fit(module, data)
+    assert trainer.global_step == 8
+    assert sum("train/loss" in metrics for metrics in steps.logged) == 1
+    changed = [not torch.equal(a, b) for a, b in pairwise(steps.weights)]
+    assert sum(changed) == 1, "by the one row that fits, and by no momentum after it"
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -97,7 +155,7 @@ def test_a_bad_row_is_named_when_its_turn_comes(tiny_base, tmp_path, num_workers
 def test_a_sample_is_looked_at_before_training(tiny_base, tmp_path, capsys):
     data = make_data(tiny_base, ChatFile(write(tmp_path / "a.jsonl", 3000)))
     assert data.ledgers["train"].rows == SAMPLE_ROWS
-    assert "of its 2,996 rows, the ledger is that of 1,024" in capsys.readouterr().out
+    assert "of its 2,996 rows, these are the figures of 1,024" in capsys.readouterr().out
     assert data.fingerprints["train"].endswith(" of 2996 rows")
     assert take_sample(range(3)) == [0, 1, 2]
     with pytest.raises(InputError, match="train row 0: column 'answer'"):

@@ -101,6 +101,8 @@ def test_the_last_answer_alone(tmp_path):
         ("dev-2.json", "dev"),
         ("chats.jsonl", "chats"),
         ("contest.jsonl", "contest"),
+        ("eval/train.jsonl", "train"),
+        ("train/test.jsonl", "test"),
     ],
 )
 def test_names_tell_the_split(name, split):
@@ -118,6 +120,14 @@ def test_a_folder_with_splits(tmp_path):
         split: [row["answer"] for row in task.rows(split)] for split in ("train", "val", "test")
     }
     assert splits == {"train": ["0", "1"], "val": ["2", "3", "4"], "test": ["3", "4"]}
+
+
+def test_a_subset_of_a_folder_is_the_folder_inside_it(tmp_path):
+    for number, subset in enumerate(("main", "other")):
+        (tmp_path / subset).mkdir()
+        line = json.dumps({"question": f"{number}?", "answer": "a"})
+        (tmp_path / subset / "train.jsonl").write_text(line + "\n")
+    assert [m[0]["content"] for m in read(ChatFile(str(tmp_path), subset="other"))] == ["1?"]
 
 
 def test_files_that_name_no_split_are_all_train_unless_they_are_asked_for(tmp_path):
