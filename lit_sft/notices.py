@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 import warnings
 
 WARNINGS = (
@@ -44,6 +45,8 @@ MESSAGES = {
     "lightning.fabric.utilities.seed": (r"Seed set to",),
     "bitsandbytes.backends.cpu.ops": (r"Failed to load CPU gemm_4bit_forward",),
 }
+SECOND_DEATH = re.compile(r"DataLoader worker \(pid")
+"""What torch says once more, with a traceback, of a dead worker when its loader is taken down."""
 
 
 def silence_known_notices() -> None:
@@ -52,6 +55,8 @@ def silence_known_notices() -> None:
         warnings.filterwarnings("ignore", message=pattern)
     for name, patterns in MESSAGES.items():
         logging.getLogger(name).addFilter(_Known(re.compile("|".join(patterns))))
+    tell = sys.unraisablehook
+    sys.unraisablehook = lambda x: None if SECOND_DEATH.match(str(x.exc_value)) else tell(x)
 
 
 class _Known(logging.Filter):
