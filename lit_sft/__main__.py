@@ -3,6 +3,7 @@
 import gc
 import sys
 
+COMMANDS = ("fit", "validate", "test", "predict", "inspect")
 HELP = """usage: lit-sft COMMAND --config FILE [--any.option VALUE ...]
 
 Supervised fine-tuning of chat models with QLoRA, on PyTorch Lightning.
@@ -28,10 +29,20 @@ def main() -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return
+    command = arguments[0]
+    if command not in COMMANDS and not command.startswith("-"):
+        from lit_sft.errors import suggest
+
+        print(
+            f"error: there is no command {command!r}; use one of {', '.join(COMMANDS)}."
+            f"{suggest(command, COMMANDS)}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     from lit_sft.notices import silence_known_notices
 
     silence_known_notices()  # some are said when a library is imported
-    if arguments[0] == "inspect":  # it needs neither torch nor Lightning
+    if command == "inspect":  # it needs neither torch nor Lightning
         gc.disable()  # a sixth of its time; what it reads lives to the end, and has no cycles
         from lit_sft.inspect.command import run
     else:

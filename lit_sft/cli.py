@@ -40,7 +40,6 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "enable_checkpointing": True,
     "use_distributed_sampler": False,  # windows are shared out by SFTDataModule
-    "max_epochs": 1,
 }
 
 
@@ -84,10 +83,12 @@ class SFTCommandLine(LightningCLI):
         """Refuse, before any class is built, what Lightning would refuse late or not at all."""
         config = self.config[self.subcommand]
         trainer, root = config.trainer, Path(config.trainer.default_root_dir)
+        if trainer.max_epochs is None and trainer.max_steps == -1:
+            trainer.max_epochs = 1  # a schedule needs an end; who sets one limit has set both
         require(
             trainer.accumulate_grad_batches == 1 and not trainer.gradient_clip_val,
-            "trainer.accumulate_grad_batches and trainer.gradient_clip_val are set by "
-            "data.accumulate_grad_batches and model.max_grad_norm here",
+            "trainer.accumulate_grad_batches and trainer.gradient_clip_val cannot be set; use "
+            "data.accumulate_grad_batches and model.max_grad_norm",
         )
         is_asked_to_go_on = config.ckpt_path is not None
         if config.ckpt_path == "auto" and not (root / LAST).exists():

@@ -72,7 +72,8 @@ class GenerationEval(pl.Callback):
         require(
             type(task).grade is not ChatTask.grade,
             f"GenerationEval: {type(task).__name__} does not grade answers; give it a method "
-            "grade(row, text), name another task, or take the callback out of the config",
+            "grade(row, text), name another task, or take the callback out (--trainer.callbacks "
+            "'[]' takes out all)",
         )
         split: Split = "test" if stage == "test" else "val"
         require(

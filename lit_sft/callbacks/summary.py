@@ -29,6 +29,7 @@ class Summary(pl.Callback):
 
     def __init__(self, samples: int = 5) -> None:
         self.samples = samples
+        self._has_trained = False
 
     @rank_zero_only
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
@@ -51,8 +52,22 @@ class Summary(pl.Callback):
             print(f"training the row of {token} too: {reason}", flush=True)
 
     @rank_zero_only
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Print where a resumed run goes on; a finished one never gets here."""
+        self._has_trained = True
+        if trainer.global_step:
+            print(
+                f"going on from step {trainer.global_step} of {pl_module.total_steps()}", flush=True
+            )
+
+    @rank_zero_only
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Print before and after, some answers, and where the results are."""
+        if not self._has_trained:
+            print(
+                f"all {trainer.global_step} steps were taken before, and none was left: raise "
+                "trainer.max_steps or trainer.max_epochs to go on"
+            )
         root = Path(trainer.default_root_dir)
         print(describe_change(root / "logs" / "metrics.csv"))
         print(describe_answers(root / "logs" / "generations.jsonl", self.samples), end="")

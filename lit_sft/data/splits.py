@@ -133,7 +133,8 @@ def read_split(task: ChatTask, split: Split, val_rows: int) -> Sequence[NamedRow
     rows = _read(task, "train").rows
     require(
         val_rows < len(rows),
-        f"data.val_rows={val_rows} leaves nothing to train on: train has {len(rows)} rows",
+        f"data.val_rows={val_rows} leaves nothing to train on: train has {len(rows)} rows; "
+        "lower it, or set it to 0 to train without validation",
     )
     held_out = sorted(random.Random(HELD_OUT_SEED).sample(range(len(rows)), val_rows))
     return SplitRows("train", rows, held_out if split == "val" else AllBut(len(rows), held_out))

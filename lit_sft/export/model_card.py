@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lit_sft.paths import is_local
+from lit_sft.paths import EMBEDDED_BASE, is_local
 
 TAGS = ("lit-sft", "lora", "sft")
 
@@ -73,7 +73,9 @@ The tokenizer in this repository carries the chat template that the adapter was 
 
 def name_source(path: str) -> str:
     """Return a Hub id as it is, and of a local path the last part: the rest is private."""
-    return Path(path).expanduser().resolve().name if is_local(path) else path
+    if path == EMBEDDED_BASE or not is_local(path):
+        return path
+    return Path(path).expanduser().resolve().name
 
 
 def _format_metadata(card: ModelCard) -> str:

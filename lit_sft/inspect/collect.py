@@ -71,7 +71,7 @@ def inspect_data(data: ChatRows, choice: Choice) -> Report:
     repeats = find_repeats(chats["train"], held_out)
     splits = {split: _encode_split(data, split, chats[split], repeats, failures) for split in chats}
     return Report(
-        task=f"{type(data.task).__module__}.{type(data.task).__qualname__}",
+        task=data.task.describe() or f"{type(data.task).__module__}.{type(data.task).__qualname__}",
         tokenizer=str(data.tokenizer_path),
         template_sha256=hash_template(data.tokenizer),
         max_length=data.max_length,

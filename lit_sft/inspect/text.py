@@ -75,7 +75,7 @@ def format_figures(report: Report) -> Iterator[str]:
     yield ""
     for name, repeats in report.repeats.items():
         yield from _format_repeats(name, repeats)
-    if report.dedup:
+    if report.dedup and any(repeats.rows for repeats in report.repeats.values()):
         yield "data.dedup: these rows of train are removed"
     yield from _format_failures(report.num_failures, report.failures)
 

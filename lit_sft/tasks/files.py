@@ -111,6 +111,12 @@ class ChatFile(ChatTask):
         self.format = self.format or recognise_format(row)
         used = {*self.format.columns, self.system_column}
         used |= {"input"} if self.format.name == "alpaca" else set()
+        missing = [column for column in self.format.columns if column not in row]
+        require(
+            not missing,
+            f"{self.path}: there is no column {', '.join(map(repr, missing))}, which the task's "
+            f"format or columns name; there are {', '.join(row)}",
+        )
         self._unused = [column for column in row if column not in used]
         require(
             self.system_column in (None, *row),
@@ -121,9 +127,13 @@ class ChatFile(ChatTask):
         wanted = (self.splits[split],) if split in self.splits else SPLIT_NAMES[split]
         name = next((name for name in wanted if name in found), None)
         if name is None and (split != "val" or split in self.splits):
+            if Path(self.path).expanduser().is_file():
+                hint = f"a file is all train; a folder can hold train.jsonl and {split}.jsonl"
+            else:
+                hint = f"name one with the task's `splits: {{{split}: …}}`"
             raise InputError(
-                f"{self.path}: there is no split {' or '.join(map(repr, wanted))}; there are "
-                f"{', '.join(found)}. Name one with the task's `splits: {{{split}: …}}`"
+                f"{self.path}: no split is called {' or '.join(map(repr, wanted))}, only "
+                f"{', '.join(found)}; {hint}"
             ) from FileNotFoundError(split)
         return name
 

@@ -42,7 +42,7 @@ def test_a_file_and_five_lines_of_yaml(tmp_path):
     # A single file is all train: there is nothing to test on.
     tested = lit_sft_in_process("test", "--config", "config.yaml", cwd=tmp_path)
     assert tested.status == 2
-    assert "my.jsonl: there is no split 'test'" in tested.stderr
+    assert "my.jsonl: no split is called 'test'" in tested.stderr
 
 
 @pytest.mark.parametrize(

@@ -142,11 +142,11 @@ def test_a_split_that_does_not_exist_shows_those_that_do(tmp_path):
     write(tmp_path / "train.jsonl", as_jsonl(ROWS))
     write(tmp_path / "dev.jsonl", as_jsonl(ROWS))
     says = (
-        r"no split 'test' or 'testing' .*; there are dev, train\. Name one .*`splits: \{test: …\}`"
+        r"no split is called 'test' or 'testing' .*, only dev, train; name .*`splits: \{test: …\}`"
     )
     with pytest.raises(InputError, match=says):
         ChatFile(str(tmp_path)).rows("test")
-    with pytest.raises(InputError, match="no split 'valid'; there are dev, train"):
+    with pytest.raises(InputError, match="no split is called 'valid', only dev, train"):
         ChatFile(str(tmp_path), splits={"val": "valid"}).rows("val")
     with pytest.raises(InputError, match=r"'tset' is not train, val or test\. Did you mean 'test'"):
         ChatFile(str(tmp_path), splits={"tset": "dev"})
