@@ -83,9 +83,8 @@ class GenerationEval(pl.Callback):
         prompts = make_prompts(task, split, data.tokenizer, data.val_rows, self.num_shots)
         limit = (self.eval_rows if split == "val" else 0) or len(prompts)
         for prompt in prompts[:limit]:
-            task.grade(
-                prompt.record, ""
-            )  # a row that cannot be graded is found now, not after hours
+            # A row that cannot be graded is found now, not after hours.
+            task.grade(prompt.record, "")
         rank, world_size = trainer.global_rank, trainer.world_size
         self._grade = task.grade
         self._prompts = prompts[:limit][rank::world_size]

@@ -180,10 +180,12 @@ class ChatRows:
                 f"{len(encoded.dropped):,} dropped, {len(encoded.truncated):,} truncated"
             )
         if isinstance(self.task, Mixture):
-            sources = rows.sources() if isinstance(rows, MixedRows) else []
-            sources = sources or [self.task.source_of(row) for _, row in rows]
-            sources = drop_repeats(sources, self.repeats) if removed else sources
-            self.sources[split] = group_by_source(sources, encoded)
+            if isinstance(rows, MixedRows):
+                sources = rows.sources()
+            else:  # a sample of a stream
+                sources = [self.task.source_of(row) for _, row in rows]
+            unique = drop_repeats(sources, self.repeats) if removed else sources
+            self.sources[split] = group_by_source(unique, encoded)
 
     def read(self, split: Split) -> list[Conversation]:
         """Return the named conversations of a split, duplicates and all."""
