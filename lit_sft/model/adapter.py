@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from lit_sft.errors import InputError, require
 from lit_sft.model.qlora import Lora
+from lit_sft.model.targets import find_targets, list_adapted
 from lit_sft.paths import is_local, locate, require_folder
 
 PROVENANCE = "lit_sft.json"
@@ -37,7 +38,7 @@ def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = (
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
+        target_modules=find_targets(model, lora.target_modules),
         trainable_token_indices=_name_token_layers(model, token_ids) if token_ids else None,
         task_type="CAUSAL_LM",
     )
@@ -75,20 +76,28 @@ def read_adapter_tokens(adapter: str) -> list[int]:
     return list(next(iter(layers.values())) if isinstance(layers, dict) else layers)
 
 
-def require_same_lora(adapter: str, config: dict[str, Any], lora: Lora) -> None:
-    """Raise `InputError` unless an adapter has the shape that the options ask for."""
+def require_same_lora(
+    adapter: str, config: dict[str, Any], lora: Lora, base: PreTrainedModel
+) -> None:
+    """Raise `InputError` unless an adapter has the shape that the options ask for.
+
+    Args:
+        adapter: Its folder or Hub id.
+        config: Its `adapter_config.json`.
+        lora: The options.
+        base: What it is attached to, with weights or without.
+    """
     unlike = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
     extras = [name for name in unlike if config.get(name)]
     require(
         not extras, f"model.adapter: {adapter!r} uses {', '.join(extras)}, which is unknown here"
     )
-    targets = config["target_modules"]
-    there = {
-        "r": config["r"],
-        "alpha": config["lora_alpha"],
-        "target_modules": targets if isinstance(targets, str) else sorted(targets),
-    }
-    here = {"r": lora.r, "alpha": lora.alpha, "target_modules": sorted(lora.target_modules)}
+    targets, own_targets = config["target_modules"], find_targets(base, lora.target_modules)
+    there = {"r": config["r"], "alpha": config["lora_alpha"]}
+    here = {"r": lora.r, "alpha": lora.alpha}
+    if list_adapted(base, targets) != list_adapted(base, own_targets):
+        there["target_modules"] = targets if isinstance(targets, str) else sorted(targets)
+        here["target_modules"] = own_targets
     differing = [
         f"{key} is {there[key]}, model.lora says {here[key]}"
         for key in here

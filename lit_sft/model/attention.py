@@ -9,9 +9,6 @@ from transformers import AttentionInterface
 
 PACKED = "lit_sft_packed"
 """The name under which transformers knows `attend_packed`. Masks are not made for it."""
-PADDED = "sdpa"
-CAUSAL = (-1, 0)
-"""All tokens to the left, none to the right."""
 
 
 def use_attention(model: Any, packed: bool) -> None:
@@ -19,9 +16,12 @@ def use_attention(model: Any, packed: bool) -> None:
 
     Args:
         model: A model of transformers, or a `peft.PeftModel` around one.
-        packed: Whether the batches to come are rows end to end, with `cu_seq_lens`.
+        packed: Whether the batches to come are rows end to end, with `cu_seq_lens`. Others take the
+            model's own way, which is not the same for all: one may need sinks that another lacks.
     """
-    model.config._attn_implementation = PACKED if packed else PADDED
+    decoder = model.get_decoder()
+    own = vars(decoder).setdefault("own_attention", decoder.config._attn_implementation)
+    decoder.config._attn_implementation = PACKED if packed else own
 
 
 def attend_packed(
@@ -34,6 +34,7 @@ def attend_packed(
     dropout: float = 0.0,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each row.
@@ -45,9 +46,10 @@ def attend_packed(
         value: `[1, kv_heads, tokens, head_dim]`.
         attention_mask: Must be None: the boundaries say it all.
         scaling: Of the scores.
-        dropout: Must be 0.
+        dropout: The share of the attention weights that is zeroed.
         cu_seq_lens_q: int32 `[rows + 1]`, where each row starts, and the end of the last.
         max_length_q: Tokens of the longest row.
+        sliding_window: How many tokens one sees, itself included; None for all before it.
         **kwargs: What transformers passes besides, such as the same boundaries for the keys.
 
     Returns:
@@ -59,44 +61,60 @@ def attend_packed(
     """
     unknown = [name for name in ("softcap", "s_aux", "head_mask") if kwargs.get(name) is not None]
     if unknown:
+        raise RuntimeError(f"packed attention has no {', '.join(unknown)}, which this model needs")
+    if cu_seq_lens_q is None or max_length_q is None or attention_mask is not None:
         raise RuntimeError(
-            f"packed attention has no {', '.join(unknown)}, which this model needs; set "
-            "data.batching: padded"
+            "packed attention needs the boundaries of its rows, and no mask; a forward without "
+            "them would let rows see each other"
         )
-    sliding = kwargs.get("sliding_window")
-    if cu_seq_lens_q is None or max_length_q is None or attention_mask is not None or dropout:
-        raise RuntimeError(
-            "packed attention needs the boundaries of its rows, no mask and no attention dropout; "
-            "a forward without them would let rows see each other"
-        )
-    if sliding is not None and sliding < max_length_q:
-        raise RuntimeError("packed attention has no sliding window; set data.batching: padded")
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    window = sliding_window if sliding_window and sliding_window < max_length_q else None
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
         from torch.nn.attention.varlen import varlen_attn
 
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in _repeat_heads(query, key, value))
         rows, longest = cu_seq_lens_q, max_length_q
+        to_the_left = window - 1 if window else -1  # -1 is all of them
         mixed: Any = varlen_attn(
-            q, k, v, rows, rows, longest, longest, window_size=CAUSAL, scale=scaling
+            q, k, v, rows, rows, longest, longest, window_size=(to_the_left, 0), scale=scaling
         )
         return mixed.unsqueeze(0), None
-    return _attend_row_by_row(query, key, value, cu_seq_lens_q, scaling), None
+    lengths = cu_seq_lens_q.diff().tolist()
+    return _attend_row_by_row(query, key, value, lengths, scaling, dropout, window), None
 
 
 def _attend_row_by_row(
-    query: Tensor, key: Tensor, value: Tensor, cu_seq_lens: Tensor, scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: list[int],
+    scaling: float,
+    dropout: float,
+    window: int | None,
 ) -> Tensor:
     """Attend in float32: on a CPU, its backward is several times as fast as that of bfloat16."""
-    lengths = cu_seq_lens.diff().tolist()
     rows = zip(*(x.float().split(lengths, dim=2) for x in (query, key, value)), strict=True)
     with torch.autocast(query.device.type, enabled=False):
         mixed = [
             scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+                q,
+                k,
+                v,
+                attn_mask=_see_back(q.shape[2], window, q.device) if window else None,
+                dropout_p=dropout,
+                is_causal=not window,
+                scale=scaling,
+                enable_gqa=q.shape[1] != k.shape[1],
             )
             for q, k, v in rows
         ]
     return torch.cat(mixed, dim=2).transpose(1, 2).to(query.dtype)
+
+
+def _see_back(length: int, window: int, device: torch.device) -> Tensor:
+    """Return which tokens each sees, bool `[length, length]`: itself and `window - 1` before it."""
+    places = torch.arange(length, device=device)
+    back = places[:, None] - places
+    return (back >= 0) & (back < window)
 
 
 def _repeat_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

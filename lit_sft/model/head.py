@@ -25,6 +25,20 @@ CHUNK_LOGITS = 2**27
 """Logits that stand in memory at once on other devices."""
 
 
+class LogitScale(NamedTuple):
+    """What some models make of their head's output before the softmax."""
+
+    factor: float = 1.0
+    """Logits are multiplied by it, such as by Granite and Cohere."""
+    softcap: float | None = None
+    """Then squeezed between plus and minus this, as `softcap * tanh(logits / softcap)`: Gemma 2."""
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Return what the model makes of logits of any shape."""
+        scaled = logits * self.factor if self.factor != 1.0 else logits
+        return scaled if self.softcap is None else self.softcap * (scaled / self.softcap).tanh()
+
+
 class Loss(NamedTuple):
     """A summed loss and its gradients."""
 
@@ -36,18 +50,28 @@ class Loss(NamedTuple):
     """float32 `[len(token_ids), hidden]`: of the trained rows of the head."""
 
 
-def fused_cross_entropy(hidden: Tensor, targets: Tensor, head: TokenRows) -> Tensor:
+def fused_cross_entropy(
+    hidden: Tensor,
+    targets: Tensor,
+    head: TokenRows,
+    logit_scale: LogitScale = LogitScale(),  # noqa: B008 (it is frozen)
+) -> Tensor:
     """Sum the cross-entropy of hidden states, holding no more than a chunk of logits.
 
     Args:
         hidden: `[n, hidden]`, of supervised positions alone.
         targets: int64 `[n]`.
         head: The rows of the head; only the trained ones among them get a gradient.
+        logit_scale: What the model makes of the logits.
 
     Returns:
         float32 scalar; every sum over the vocabulary is taken in float32.
     """
-    loss: Tensor = _FusedCrossEntropy.apply(hidden, head.weight, head.token_ids, head.rows, targets)
+    if logit_scale.factor != 1.0:  # the logits are linear in the hidden states, which are narrower
+        hidden = hidden * logit_scale.factor
+    loss: Tensor = _FusedCrossEntropy.apply(
+        hidden, head.weight, head.token_ids, head.rows, targets, logit_scale.softcap
+    )
     return loss
 
 
@@ -60,15 +84,17 @@ class _FusedCrossEntropy(torch.autograd.Function):
         token_ids: tuple[int, ...],
         rows: Tensor,
         targets: Tensor,
+        softcap: float | None,
     ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             head = TokenRows(weight, token_ids, rows.to(weight.dtype))
             states = hidden.to(weight.dtype)
-            if hidden.device.type == "cpu" and len(states):  # the kernel divides by their number
+            # The kernel divides by the number of states, and cannot cap a logit.
+            if hidden.device.type == "cpu" and len(states) and softcap is None:
                 loss, of_hidden, of_rows = differentiate_by_attention(states, targets, head)
             else:
                 loss, of_hidden, of_rows = differentiate_by_chunks(
-                    states, targets, head, CHUNK_LOGITS
+                    states, targets, head, CHUNK_LOGITS, softcap
                 )
             ctx.save_for_backward(of_hidden.to(hidden.dtype), of_rows)
             return loss
@@ -77,7 +103,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, of_rows = ctx.saved_tensors
         (gradient,) = gradients
-        return (of_hidden * gradient).to(of_hidden.dtype), None, None, of_rows * gradient, None
+        of_hidden = (of_hidden * gradient).to(of_hidden.dtype)
+        return of_hidden, None, None, of_rows * gradient, None, None
 
 
 def differentiate_by_attention(states: Tensor, targets: Tensor, head: TokenRows) -> Loss:
@@ -104,7 +131,11 @@ def differentiate_by_attention(states: Tensor, targets: Tensor, head: TokenRows)
 
 
 def differentiate_by_chunks(
-    states: Tensor, targets: Tensor, head: TokenRows, chunk_logits: int
+    states: Tensor,
+    targets: Tensor,
+    head: TokenRows,
+    chunk_logits: int,
+    softcap: float | None = None,
 ) -> Loss:
     """Return loss and gradients from the logits of a few states at a time.
 
@@ -113,6 +144,7 @@ def differentiate_by_chunks(
         targets: int64 `[n]`.
         head: All of the dtype of `states`.
         chunk_logits: Logits held at once; those of one state, if they are more.
+        softcap: As in `LogitScale`; logits are held twice with one.
     """
     weight, own, own_ids = head.weight, head.rows, head.token_ids_on(states.device)
     loss = states.new_zeros((), dtype=torch.float32)
@@ -123,10 +155,16 @@ def differentiate_by_chunks(
         chunk, target = states[at : at + size], targets[at : at + size, None]
         logits = _multiply_in_float32(chunk, weight.T)
         logits[:, own_ids] = _multiply_in_float32(chunk, own.T)
+        slope = None
+        if softcap is not None:
+            slope = 1 - logits.div_(softcap).tanh_().square()
+            logits *= softcap
         lse = logits.logsumexp(1, keepdim=True)
         loss += (lse - logits.gather(1, target)).sum()
         # In float32, so that of a target that is all but certain the small rest is left.
         shares = logits.sub_(lse).exp_().scatter_add_(1, target, torch.full_like(lse, -1.0))
+        if slope is not None:
+            shares *= slope
         own_shares = shares[:, own_ids]
         of_rows += own_shares.T @ chunk.float()
         shares[:, own_ids] = 0.0

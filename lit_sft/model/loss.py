@@ -8,23 +8,43 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lit_sft.model.attention import use_attention
-from lit_sft.model.head import fused_cross_entropy
-from lit_sft.model.token_rows import embed, read_rows
+from lit_sft.model.head import LogitScale, fused_cross_entropy
+from lit_sft.model.token_rows import read_rows
 from lit_sft.types import IGNORE_INDEX, Batch
 
 
-def sum_supervised_loss(model: PreTrainedModel, batch: Batch, fused: bool = True) -> Tensor:
+def sum_supervised_loss(
+    model: PreTrainedModel,
+    batch: Batch,
+    fused: bool = True,
+    logit_scale: LogitScale = LogitScale(),  # noqa: B008 (it is frozen)
+) -> Tensor:
     """Run a causal language model and sum its loss over the supervised tokens.
 
     Args:
-        model: A causal language model whose logits are its head's, see `read_base_config`.
+        model: A causal language model.
         batch: Rows side by side, or end to end.
         fused: Whether to use `fused_cross_entropy`; a head that is more than frozen rows, such as
             one with a bias, takes the plain way in any case.
+        logit_scale: What the model makes of its head's output, see `lit_sft.model.probe`.
 
     Returns:
         float32 scalar: the sum, not the mean. Whoever knows all tokens of the optimizer step
         divides by their number.
+    """
+    hidden = decode(model, batch)
+    return sum_head_loss(model.get_output_embeddings(), hidden, batch, fused, logit_scale)
+
+
+def decode(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Run a causal language model without its head.
+
+    Args:
+        model: A causal language model.
+        batch: Rows side by side, or end to end, which decides how the model attends.
+
+    Returns:
+        The last hidden states, `[batch, tokens, hidden]`.
     """
     boundaries: dict[str, Any] = {}
     if "cu_seq_lens" in batch:
@@ -36,16 +56,33 @@ def sum_supervised_loss(model: PreTrainedModel, batch: Batch, fused: bool = True
             "max_length_k": batch["max_length"],
         }
     use_attention(model, packed=bool(boundaries))
-    head: Any = model.get_output_embeddings()
-    rows = read_rows(head) if fused else None
-    inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
-    if rows is not None:
-        inputs = {"inputs_embeds": embed(model.get_input_embeddings(), batch["input_ids"])}
     # No cache: with one, transformers takes another path through the mask, and keeps every key.
-    hidden = model.get_decoder()(**inputs, use_cache=False, **boundaries).last_hidden_state
+    # Token ids rather than their embeddings: some models scale the latter only on the way from ids.
+    decoded = model.get_decoder()(input_ids=batch["input_ids"], use_cache=False, **boundaries)
+    hidden: Tensor = decoded.last_hidden_state
+    return hidden
+
+
+def sum_head_loss(
+    head: Any, hidden: Tensor, batch: Batch, fused: bool, logit_scale: LogitScale
+) -> Tensor:
+    """Sum the loss of the hidden states that have to predict a supervised token.
+
+    Args:
+        head: Maps `[n, hidden]` to logits `[n, vocabulary]`.
+        hidden: `[batch, tokens, hidden]`.
+        batch: Whose labels they have to predict.
+        fused: As `sum_supervised_loss` takes it.
+        logit_scale: Likewise.
+
+    Returns:
+        float32 scalar.
+    """
+    rows = read_rows(head) if fused else None
     if rows is None:
-        return sum_cross_entropy(hidden, head, batch["labels"])
-    return fused_cross_entropy(*select_supervised(hidden, batch), rows)
+        return sum_cross_entropy(hidden, head, batch["labels"], logit_scale)
+    states, targets = select_supervised(hidden, batch)
+    return fused_cross_entropy(states, targets, rows, logit_scale)
 
 
 def select_supervised(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -65,13 +102,19 @@ def select_supervised(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return hidden[:, :-1].flatten(0, 1)[places], targets[places]
 
 
-def sum_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+def sum_cross_entropy(
+    hidden: Tensor,
+    head: nn.Module,
+    labels: Tensor,
+    logit_scale: LogitScale = LogitScale(),  # noqa: B008 (it is frozen)
+) -> Tensor:
     """Sum the next-token cross-entropy over the positions whose next label is supervised.
 
     Args:
         hidden: Last hidden states, `[batch, tokens, hidden]`.
         head: Maps `[n, hidden]` to logits `[n, vocabulary]`.
         labels: int64 `[batch, tokens]`, unshifted; `IGNORE_INDEX` where there is no loss.
+        logit_scale: What the model makes of the logits.
 
     Returns:
         float32 scalar; the softmax is taken in float32 whatever the dtype of the logits.
@@ -80,4 +123,5 @@ def sum_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor
     supervised = targets != IGNORE_INDEX
     logits = head(hidden[:, :-1][supervised])
     with torch.autocast(logits.device.type, enabled=False):
-        return functional.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+        logits = logit_scale.apply(logits.float())
+        return functional.cross_entropy(logits, targets[supervised], reduction="sum")

@@ -22,22 +22,19 @@ from lit_sft.model.build import build_model
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
 from lit_sft.model.eval_loss import EvalLoss
 from lit_sft.model.flat import FlatParameters, require_same_layout
+from lit_sft.model.head import LogitScale
 from lit_sft.model.identity import describe_run, describe_settings, only_what_answers_depend_on
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.memory import peak_memory_gib
 from lit_sft.model.nonfinite import NonFiniteSteps, require_finite_weights
 from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup, count_steps
-from lit_sft.model.qlora import (
-    Lora,
-    Quantization,
-    compute_dtype,
-    read_base_config,
-    require_targets,
-)
+from lit_sft.model.probe import probe_model
+from lit_sft.model.qlora import Lora, Quantization, compute_dtype, outline
 from lit_sft.model.speed import Speed
+from lit_sft.model.targets import find_targets
 from lit_sft.resume import find_differences, require_same_run
 from lit_sft.tracking.publish import publish
-from lit_sft.types import Prompt, Window
+from lit_sft.types import Batch, Prompt, Window
 
 
 class SFTModule(pl.LightningModule):
@@ -105,6 +102,7 @@ class SFTModule(pl.LightningModule):
         self.accept_changes = accept_changes
         self.trained_tokens: dict[str, str] = {}
         self.cached_bytes = 0
+        self.logit_scale, self.may_pack = LogitScale(), True
         self._model: nn.Module | None = None
         self._flat: FlatParameters | None = None
 
@@ -122,9 +120,10 @@ class SFTModule(pl.LightningModule):
 
     def check_base(self) -> None:
         """Raise `InputError` if the base cannot be trained as asked; reads its config alone."""
-        require_targets(read_base_config(self.base_model), self.lora)
+        base = outline(self.base_model)
+        find_targets(base, self.lora.target_modules)
         if self.adapter:
-            require_same_lora(self.adapter, read_adapter_config(self.adapter), self.lora)
+            require_same_lora(self.adapter, read_adapter_config(self.adapter), self.lora, base)
 
     def setup(self, stage: str) -> None:
         """Find what is wrong before any weights are touched."""
@@ -142,7 +141,7 @@ class SFTModule(pl.LightningModule):
             self.check_base()
 
     def configure_model(self) -> None:
-        """Load the base and attach the adapter, once."""
+        """Load the base and attach the adapter, once, and see that the loss here is its own."""
         if self._model is not None:
             return
         self._model, self.trained_tokens, self.cached_bytes = build_model(
@@ -157,6 +156,8 @@ class SFTModule(pl.LightningModule):
             self.trainer.strategy.root_device,
             self.seed,
         )
+        if self.trainer.state.fn != "predict":
+            self._choose_batching()
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer. Its learning rate is a pure function of the step, set in each."""
@@ -176,7 +177,7 @@ class SFTModule(pl.LightningModule):
         loss = torch.zeros((), device=self.device)
         with without_gradient_sync(self.trainer.model):
             for batch in window:
-                part = sum_supervised_loss(self.model, batch, self.speed.fused_head) / supervised
+                part = self._sum_loss(batch) / supervised
                 self.manual_backward(part)
                 loss += part.detach()
         loss = sum_over_ranks(loss)
@@ -298,6 +299,23 @@ class SFTModule(pl.LightningModule):
             self.nonfinite.load_state_dict(checkpoint["nonfinite"])
         require_same_shapes(self.trained_parameters, checkpoint["state_dict"], "the checkpoint")
 
+    def _choose_batching(self) -> None:
+        """Let the data module pad its rows where the model cannot keep packed ones apart."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        asked = getattr(data, "batching", "padding_free")
+        with self.trainer.precision_plugin.forward_context():
+            probe = probe_model(self.model, asked == "padding_free", self.speed.fused_head)
+        self.logit_scale, self.may_pack = probe.logit_scale, probe.packs
+        if probe.remark:
+            rank_zero_info(probe.remark)
+        if hasattr(data, "batching") and not probe.packs:
+            data.batching = "padded"
+
+    def _sum_loss(self, batch: Batch) -> Tensor:
+        if "cu_seq_lens" in batch and not self.may_pack:
+            raise InputError("the data module packs rows, which this model cannot keep apart")
+        return sum_supervised_loss(self.model, batch, self.speed.fused_head, self.logit_scale)
+
     def _tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Return the data module's, where there is one that has one."""
         return getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
@@ -333,7 +351,7 @@ class SFTModule(pl.LightningModule):
         loss = torch.zeros((), device=self.device)
         for batch in window:
             if batch["num_supervised"]:
-                loss += sum_supervised_loss(self.model, batch, self.speed.fused_head)
+                loss += self._sum_loss(batch)
         self.eval_loss.add(source, loss, self._count(window, "num_supervised"))
 
     def _take_eval_losses(self, split: str) -> dict[str, Tensor]:

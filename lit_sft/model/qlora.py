@@ -14,10 +14,6 @@ from lit_sft.errors import InputError, require
 from lit_sft.model.weight_cache import WeightCache
 from lit_sft.paths import is_local, locate, require_folder, require_own_shards
 
-LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Config entries of models whose logits are more than head(hidden), which the loss relies on."""
-
-
 @dataclass(frozen=True)
 class Quantization:
     """How the frozen base is stored.
@@ -43,13 +39,15 @@ class Lora:
         r: The rank.
         alpha: The update is scaled by `alpha / r`.
         dropout: Of the adapter's input, in training.
-        target_modules: Names of the linear layers that get an adapter.
+        target_modules: The linear layers that get an adapter: `attention` (q, k, v and o, by
+            whatever names the model has), `all-linear` (all but the head), a list of names, or a
+            regular expression over full names.
     """
 
     r: int = 32
     alpha: int = 64
     dropout: float = 0.1
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    target_modules: tuple[str, ...] | str = "attention"
 
     def __post_init__(self) -> None:
         require(self.r > 0, f"lora.r must be positive, got {self.r}")
@@ -62,7 +60,7 @@ def read_base_config(base_model: str) -> PretrainedConfig:
     """Read the config of a base model; no weights are touched.
 
     Raises:
-        InputError: If there is none, or the model is one that this trainer would train wrongly.
+        InputError: If there is none.
     """
     if is_local(base_model):
         folder = require_folder(base_model, holding="config.json", option="model.base_model")
@@ -75,28 +73,27 @@ def read_base_config(base_model: str) -> PretrainedConfig:
             f"model.base_model: no config of {base_model!r} could be read "
             f"({type(error).__name__}: {error})"
         ) from error
-    changed = [name for name in LOGIT_CHANGES if getattr(config, name, None) not in (None, 1.0)]
-    require(
-        not changed,
-        f"model.base_model: {base_model!r} rescales its logits ({', '.join(changed)}), which the "
-        "loss here does not do; training it would be silently wrong",
-    )
     return config
 
 
-def require_targets(config: PretrainedConfig, lora: Lora) -> None:
-    """Raise `InputError` if a LoRA target names no linear layer; reads no weights."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    linear = {
-        name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)
-    }
-    missing = [name for name in lora.target_modules if name not in linear]
-    require(
-        not missing,
-        f"lora.target_modules: the model has no linear layer {', '.join(missing)}; it has "
-        f"{', '.join(sorted(linear))}",
-    )
+def outline(base_model: str) -> PreTrainedModel:
+    """Return a base model without its weights, to see which layers it has.
+
+    Raises:
+        InputError: If there is none, or it is no causal language model of transformers.
+    """
+    config = read_base_config(base_model)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False
+            )
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise InputError(
+            f"model.base_model: {base_model!r} is no causal language model that transformers can "
+            f"build ({type(error).__name__}: {str(error).splitlines()[0]:.200})"
+        ) from error
+    return model
 
 
 def load_base(

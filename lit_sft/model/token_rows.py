@@ -5,6 +5,7 @@ gradient of a few rows. What is here touches those rows alone.
 """
 
 from functools import lru_cache
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +49,17 @@ def read_rows(layer: Any) -> TokenRows | None:
     return TokenRows(base.weight, tuple(sorted(token_ids)), rows)
 
 
+def fuse_embedding(model: Any) -> None:
+    """Let the embedding of a `peft.PeftModel` give its trained rows by `embed`.
+
+    Args:
+        model: Its parameters and their names stay what they are.
+    """
+    layer = model.get_input_embeddings()
+    if hasattr(layer, "token_adapter"):
+        layer.forward = MethodType(embed, layer)
+
+
 def embed(layer: Any, input_ids: Tensor) -> Tensor:
     """Return what an embedding gives, `[batch, tokens, hidden]`, its trained rows included.
 
@@ -57,7 +69,7 @@ def embed(layer: Any, input_ids: Tensor) -> Tensor:
     """
     table = read_rows(layer)
     if table is None or not table.token_ids:
-        embedded: Tensor = layer(input_ids)
+        embedded: Tensor = type(layer).forward(layer, input_ids)
         return embedded
     is_own = match_tokens(input_ids, table.token_ids)
     frozen = functional.embedding(input_ids, table.weight)

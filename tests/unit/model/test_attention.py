@@ -43,8 +43,8 @@ def test_each_row_attends_as_if_alone():
         {"cu_seq_lens_q": None},
         {"max_length_q": None},
         {"attention_mask": torch.ones(1, 1, 9, 9)},
-        {"dropout": 0.1},
-        {"sliding_window": 4},
+        {"softcap": 30.0},
+        {"s_aux": torch.zeros(4)},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
@@ -53,6 +53,34 @@ def test_what_would_be_ignored_is_refused(wrong):
     arguments = {"cu_seq_lens_q": ends, "max_length_q": 5, "attention_mask": None} | wrong
     with pytest.raises(RuntimeError, match="packed attention"):
         attend_packed(None, query, key, value, scaling=1.0, **arguments)
+
+
+@pytest.mark.parametrize("window", [1, 3, 5, 9, 20])
+def test_a_sliding_window_shows_itself_and_what_is_before_it(window):
+    lengths = [5, 1, 9]
+    query, key, value, ends = make_states(lengths)
+    mixed, _ = attend_packed(
+        None, query, key, value, None, 0.3, cu_seq_lens_q=ends, max_length_q=9,
+        sliding_window=window,
+    )  # fmt: skip
+    row_of = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
+    back = torch.arange(15)[:, None] - torch.arange(15)
+    seen = (row_of[:, None] == row_of) & (back >= 0) & (back < window)
+    scores = query @ key.repeat_interleave(2, 1).mT * 0.3
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    expected = weights @ value.repeat_interleave(2, 1)
+    torch.testing.assert_close(mixed, expected.transpose(1, 2))
+
+
+def test_attention_dropout_leaves_the_mean_and_changes_each_draw():
+    query, key, value, ends = make_states([6])
+    arguments = {"attention_mask": None, "scaling": 0.3, "cu_seq_lens_q": ends, "max_length_q": 6}
+    whole, _ = attend_packed(None, query, key, value, **arguments)
+    drawn = [
+        attend_packed(None, query, key, value, dropout=0.3, **arguments)[0] for _ in range(2000)
+    ]
+    assert not torch.equal(drawn[0], drawn[1])
+    assert (torch.stack(drawn).mean(0) - whole).abs().max() < 0.1
 
 
 def load_plain(base):

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from lit_sft.model.head import (
+    LogitScale,
     differentiate_by_attention,
     differentiate_by_chunks,
     fused_cross_entropy,
 )
 from lit_sft.model.token_rows import TokenRows
 
+PLAIN = LogitScale()
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
@@ -25,13 +27,14 @@ def make_head(vocabulary, width, token_ids, dtype):
     return TokenRows(weight, tuple(token_ids), rows.requires_grad_())
 
 
-def plain_cross_entropy(hidden, targets, head):
+def plain_cross_entropy(hidden, targets, head, logit_scale=PLAIN):
     weight = head.weight.float()
     if head.token_ids:
         weight = weight.index_copy(
             0, torch.tensor(head.token_ids), head.rows.to(head.weight.dtype).float()
         )
-    return functional.cross_entropy(hidden.float() @ weight.T, targets, reduction="sum")
+    logits = logit_scale.apply(hidden.float() @ weight.T)
+    return functional.cross_entropy(logits, targets, reduction="sum")
 
 
 @settings(max_examples=100, deadline=None)
@@ -46,8 +49,10 @@ def test_equals_the_plain_head(data):
     hidden = (torch.randn(n, width) / width**0.5).to(dtype)
     targets = torch.randint(vocabulary, (n,))
     targets[: len(token_ids)] = torch.tensor(token_ids)[:n]  # few are drawn by chance
-    ours = gradients(fused_cross_entropy, hidden, targets, head)
-    theirs = gradients(plain_cross_entropy, hidden, targets, head)
+    factor = data.draw(st.sampled_from([1.0, 0.25, 3.7]))
+    logit_scale = LogitScale(factor, data.draw(st.sampled_from([None, None, 0.7, 5.0])))
+    ours = gradients(fused_cross_entropy, hidden, targets, head, logit_scale)
+    theirs = gradients(plain_cross_entropy, hidden, targets, head, logit_scale)
     for got, expected in zip(ours, theirs, strict=True):
         assert_close(got, expected, dtype)
 
@@ -123,10 +128,10 @@ print(step(2048, 131072))
     assert 0 < float(done.stdout) < 60
 
 
-def gradients(function, hidden, targets, head):
+def gradients(function, hidden, targets, head, logit_scale):
     hidden = hidden.clone().requires_grad_()
     head.rows.grad = None
-    loss = 0.5 * function(hidden, targets, head)
+    loss = 0.5 * function(hidden, targets, head, logit_scale)
     loss.backward()
     return (
         loss,

@@ -1,0 +1,239 @@
+"""Ask a loaded model, before it is trained, whether the loss computed here is its own.
+
+Architectures differ in what no config entry tells: some carry a state from one packed row into the
+next, some attend in a way of their own, some rescale their logits. So two short rows are run as
+training runs them, and each alone through the model's own `forward`. The two must agree in loss and
+gradient, as far as the dtype allows; and that no row sees another is exact in any dtype, for then
+the gradient of one row's loss at the tokens of the other is zero.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lit_sft.data.batching import pack_batch, pad_batch
+from lit_sft.errors import InputError
+from lit_sft.evaluation.generate import evaluating
+from lit_sft.model.attention import use_attention
+from lit_sft.model.head import LogitScale
+from lit_sft.model.loss import decode, sum_head_loss
+from lit_sft.types import IGNORE_INDEX, Batch, Example
+
+ROW_TOKENS = (7, 18)
+"""Lengths of the two rows: unequal, so that padding shows, and short, so that it takes no time."""
+FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Config entries by which models multiply or divide their logits; which of the two is measured."""
+FLOAT32_ERRORS = (1e-4, 1e-3)
+"""How far a loss, and the gradient of what is trained by its norm, may be off, as shares."""
+BFLOAT16_ERRORS = (2e-2, 1e-1)
+"""Likewise under autocast."""
+
+
+class Probe(NamedTuple):
+    """How a model is to be run."""
+
+    packs: bool
+    """Whether rows may lie end to end."""
+    logit_scale: LogitScale
+    remark: str
+    """What is to be said, such as why rows are padded although they were to be packed."""
+
+
+class Outcome(NamedTuple):
+    """What two rows gave."""
+
+    losses: tuple[float, float]
+    """Summed over the tokens of each row."""
+    gradient: Tensor
+    """Of the second row's loss: float32, over all that is trained, flat."""
+    leak: float
+    """The largest gradient of the second row's loss at a token of the first."""
+
+
+def probe_model(model: Any, packed: bool, fused: bool) -> Probe:
+    """Return how a model is to be run, so that it is trained on its own loss.
+
+    It takes about five forwards and two backwards of 25 tokens. Modes and random states are left as
+    they were.
+
+    Args:
+        model: A `peft.PeftModel` in training mode; under autocast, if training is.
+        packed: Whether rows are to lie end to end. Where that is wrong, they are padded.
+        fused: As `sum_supervised_loss` takes it.
+
+    Raises:
+        InputError: If padded rows are wrong, too; with both losses.
+    """
+    rows = _draw_rows(model)
+    name = type(model.get_base_model()).__name__
+    try:
+        with _with_gradients(model):
+            own, logit_scale = _run_alone(model, rows)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model of any code: what it raises cannot be listed
+        raise InputError(
+            f"model.base_model: {name} cannot be run on a row of text ({_first_line(error)})"
+        ) from error
+    faults = {}
+    for is_packed in (True, False) if packed else (False,):
+        fault = _find_fault(model, rows, is_packed, fused, logit_scale, own)
+        if fault is None:
+            remark = f"{name}: {faults[True]}; rows are padded instead" if faults else ""
+            return Probe(is_packed, logit_scale, remark)
+        faults[is_packed] = fault
+    raise InputError(
+        f"model.base_model: {name} is not trained on its own loss: {'; '.join(faults.values())}. "
+        "It would learn something else without a word, so it is refused"
+    )
+
+
+def choose_logit_scale(plain: Tensor, own: Tensor, config: Any) -> LogitScale:
+    """Return what a model makes of its head's output, found by trying what its config may mean.
+
+    The entries of `FACTORS` mean a product in some models, and a quotient in others.
+
+    Args:
+        plain: What the head gives, `[tokens, vocabulary]`.
+        own: The model's logits, likewise.
+        config: The model's.
+    """
+    config = config.get_text_config()
+    values = [getattr(config, name, None) for name in FACTORS]
+    factors = [1.0, *(x for value in values if value for x in (float(value), 1 / value))]
+    softcap = getattr(config, "final_logit_softcapping", None)
+    known = [LogitScale(factor, cap) for factor in factors for cap in {softcap, None}]
+    return min(known, key=lambda scale: (scale.apply(plain.float()) - own.float()).norm().item())
+
+
+def _find_fault(
+    model: Any,
+    rows: Sequence[list[int]],
+    packed: bool,
+    fused: bool,
+    logit_scale: LogitScale,
+    own: Outcome,
+) -> str | None:
+    """Return what is wrong with rows that are run together, or None."""
+    is_mixed = torch.is_autocast_enabled(_device(model).type)
+    loss_error, gradient_error = BFLOAT16_ERRORS if is_mixed else FLOAT32_ERRORS
+    way = "packed" if packed else "padded"
+    try:
+        with _with_gradients(model):
+            ours = _run_together(model, rows, packed, fused, logit_scale)
+        with _keeping_random_states(_device(model)):  # dropout may take a way of its own
+            _run_together(model, rows, packed, fused, logit_scale)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # likewise
+        return f"{way} rows fail ({_first_line(error)})"
+    losses = f"loss {sum(ours.losses):.4f} {way}, its own is {sum(own.losses):.4f}"
+    if not all(
+        abs(loss - its) <= loss_error * its
+        for loss, its in zip(ours.losses, own.losses, strict=True)
+    ):
+        return losses
+    difference = (ours.gradient - own.gradient).norm().item()
+    if not difference <= gradient_error * own.gradient.norm().item():
+        return f"{losses}, and the gradient differs by {difference:.2g}"
+    if not ours.leak == 0:
+        return f"{way} rows see each other ({losses})"
+    return None
+
+
+@contextmanager
+def _with_gradients(model: Any) -> Iterator[None]:
+    """Turn off what is random, such as dropout, and leave no trace of it."""
+    with evaluating(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def _keeping_random_states(device: torch.device) -> Iterator[None]:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _run_alone(model: Any, rows: Sequence[list[int]]) -> tuple[Outcome, LogitScale]:
+    """Run each row through the model's own forward; see what that makes of its head's output."""
+    use_attention(model, packed=False)
+    plain: list[Tensor] = []
+    head = model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, inputs, output: plain.append(output.detach()))
+    losses = []
+    try:
+        for row in rows:
+            ids = torch.tensor([row], device=_device(model))
+            logits = model(input_ids=ids, use_cache=False).logits[0]
+            losses.append(
+                functional.cross_entropy(logits[:-1].float(), ids[0, 1:], reduction="sum")
+            )
+    finally:
+        hook.remove()
+    scale = choose_logit_scale(plain[-1].view_as(logits), logits.detach(), model.config)
+    _, gradient = _differentiate(losses[1], None, model)
+    return Outcome((losses[0].item(), losses[1].item()), gradient, 0.0), scale
+
+
+def _run_together(
+    model: Any, rows: Sequence[list[int]], packed: bool, fused: bool, logit_scale: LogitScale
+) -> Outcome:
+    """Run the rows as training does."""
+    unseen = [[IGNORE_INDEX] * len(row) for row in rows]
+    first = _make_batch(rows, [rows[0], unseen[1]], packed, _device(model))
+    second = _make_batch(rows, [unseen[0], rows[1]], packed, _device(model))
+    embedding, embedded = model.get_input_embeddings(), []
+    hook = embedding.register_forward_hook(lambda *call: embedded.append(_ask_gradient(call[-1])))
+    try:
+        hidden = decode(model, first)
+    finally:
+        hook.remove()
+    head = model.get_output_embeddings()
+    losses = [sum_head_loss(head, hidden, x, fused, logit_scale) for x in (first, second)]
+    of_tokens, gradient = _differentiate(losses[1], embedded[0], model)
+    of_first = of_tokens[:, : len(rows[0])] if packed else of_tokens[:1]
+    return Outcome((losses[0].item(), losses[1].item()), gradient, of_first.abs().max().item())
+
+
+def _ask_gradient(tensor: Tensor) -> Tensor:
+    return tensor if tensor.requires_grad else tensor.requires_grad_()
+
+
+def _differentiate(loss: Tensor, embedded: Tensor | None, model: Any) -> tuple[Tensor, Tensor]:
+    """Return the gradients of some tokens, and of all that is trained as one float32 vector."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    inputs = [*trained, *([] if embedded is None else [embedded])]
+    gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+    flat = [gradient.flatten().float() for gradient in gradients[: len(trained)]]
+    return gradients[-1], torch.cat(flat)
+
+
+def _draw_rows(model: Any) -> list[list[int]]:
+    vocabulary = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randint(vocabulary, (length,), generator=generator).tolist() for length in ROW_TOKENS
+    ]
+
+
+def _make_batch(
+    rows: Sequence[list[int]], labels: Sequence[list[int]], packed: bool, device: torch.device
+) -> Batch:
+    examples = [Example(*pair) for pair in zip(rows, labels, strict=True)]
+    batch: Any = pack_batch(examples) if packed else pad_batch(examples, pad_token_id=0)
+    on_device: Any = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return on_device
+
+
+def _device(model: Any) -> torch.device:
+    device: torch.device = next(model.parameters()).device
+    return device
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.150}"
