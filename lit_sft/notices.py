@@ -24,6 +24,8 @@ WARNINGS = (
     # transformers: the new names do not exist in 5.17, which is supported too
     r"`is_gradient_checkpointing` is deprecated",
     r"`gradient_checkpointing_enable` is deprecated",
+    # PEFT, which sets it right itself for the layers of GPT-2
+    r"fan_in_fan_out is set to False but the target module is `Conv1D`",
     # bitsandbytes, on a machine without a GPU
     r"Paged optimizers are not supported on CPU",
 )

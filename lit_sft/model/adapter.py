@@ -42,7 +42,10 @@ def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = (
         trainable_token_indices=_name_token_layers(model, token_ids) if token_ids else None,
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, config).train()
+    try:
+        adapted = get_peft_model(model, config).train()
+    except ValueError as error:  # such as layers of Mamba that PEFT knows its kernels to read past
+        raise InputError(f"lora.target_modules: {error}") from error
     for parameter in adapted.parameters():
         if parameter.requires_grad:  # PEFT leaves the token rows in the dtype of the base
             parameter.data = parameter.data.float()
@@ -93,8 +96,8 @@ def require_same_lora(
         not extras, f"model.adapter: {adapter!r} uses {', '.join(extras)}, which is unknown here"
     )
     targets, own_targets = config["target_modules"], find_targets(base, lora.target_modules)
-    there = {"r": config["r"], "alpha": config["lora_alpha"]}
-    here = {"r": lora.r, "alpha": lora.alpha}
+    there: dict[str, Any] = {"r": config["r"], "alpha": config["lora_alpha"]}
+    here: dict[str, Any] = {"r": lora.r, "alpha": lora.alpha}
     if list_adapted(base, targets) != list_adapted(base, own_targets):
         there["target_modules"] = targets if isinstance(targets, str) else sorted(targets)
         here["target_modules"] = own_targets

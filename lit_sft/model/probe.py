@@ -79,7 +79,7 @@ def probe_model(model: Any, packed: bool, fused: bool) -> Probe:
         raise InputError(
             f"model.base_model: {name} cannot be run on a row of text ({_first_line(error)})"
         ) from error
-    faults = {}
+    faults: dict[bool, str] = {}
     for is_packed in (True, False) if packed else (False,):
         fault = _find_fault(model, rows, is_packed, fused, logit_scale, own)
         if fault is None:
@@ -140,7 +140,7 @@ def _find_fault(
     difference = (ours.gradient - own.gradient).norm().item()
     if not difference <= gradient_error * own.gradient.norm().item():
         return f"{losses}, and the gradient differs by {difference:.2g}"
-    if not ours.leak == 0:
+    if ours.leak != 0:
         return f"{way} rows see each other ({losses})"
     return None
 
@@ -187,8 +187,13 @@ def _run_together(
     unseen = [[IGNORE_INDEX] * len(row) for row in rows]
     first = _make_batch(rows, [rows[0], unseen[1]], packed, _device(model))
     second = _make_batch(rows, [unseen[0], rows[1]], packed, _device(model))
-    embedding, embedded = model.get_input_embeddings(), []
-    hook = embedding.register_forward_hook(lambda *call: embedded.append(_ask_gradient(call[-1])))
+    embedded: list[Tensor] = []
+
+    def watch(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        embedded.append(output if output.requires_grad else output.requires_grad_())
+        return output.clone()  # which a model may scale in place
+
+    hook = model.get_input_embeddings().register_forward_hook(watch)
     try:
         hidden = decode(model, first)
     finally:
@@ -198,10 +203,6 @@ def _run_together(
     of_tokens, gradient = _differentiate(losses[1], embedded[0], model)
     of_first = of_tokens[:, : len(rows[0])] if packed else of_tokens[:1]
     return Outcome((losses[0].item(), losses[1].item()), gradient, of_first.abs().max().item())
-
-
-def _ask_gradient(tensor: Tensor) -> Tensor:
-    return tensor if tensor.requires_grad else tensor.requires_grad_()
 
 
 def _differentiate(loss: Tensor, embedded: Tensor | None, model: Any) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from lit_sft.errors import InputError, require
 from lit_sft.model.weight_cache import WeightCache
 from lit_sft.paths import is_local, locate, require_folder, require_own_shards
+
 
 @dataclass(frozen=True)
 class Quantization:

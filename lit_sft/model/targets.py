@@ -76,9 +76,10 @@ def _is_in_attention(model: Any, name: str) -> bool:
 
 
 def _is_read_by_a_kernel(model: Any, name: str) -> bool:
-    """Return whether Mamba's kernel may read the weight itself, past an adapter."""
+    """Return whether the kernel of a state-space layer may read the weight, past an adapter."""
     parent, _, own = name.rpartition(".")
-    return own == "out_proj" and "Mamba" in type(model.get_submodule(parent)).__name__
+    layer = model.get_submodule(parent)
+    return own == "out_proj" and hasattr(layer, "A_log") and hasattr(layer, "D")
 
 
 def _require_match(expression: str, layers: Sequence[str]) -> str:

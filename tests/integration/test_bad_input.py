@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import lit_sft, lit_sft_in_process
+from transformers import BertConfig, BertLMHeadModel
 
 ROWS = [{"question": f"{i} + {i}?", "answer": f"{2 * i}\n#### {2 * i}"} for i in range(40)]
 
@@ -205,3 +206,30 @@ def test_a_mistake_is_found_in_seconds_without_a_traceback(tmp_path):
 def test_nothing_that_failed_left_a_run_behind(fails, tmp_path):
     fails("--data.batch_size", "0", says="must be positive")
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_model_whose_own_loss_is_another_is_refused_with_both(fails, tiny_base, tmp_path):
+    """Tokens of BERT see those behind them, so that padding changes what it says."""
+    base = tmp_path / "bert"
+    shutil.copytree(tiny_base, base)
+    config = BertConfig(
+        vocab_size=262,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    BertLMHeadModel(config).save_pretrained(base)
+    says = "BertLMHeadModel is not trained on its own loss: loss "
+    fails("--model.base_model", base, says=says, not_yet="step 1")
+
+
+def test_all_linear_of_a_model_without_linear_layers_is_refused(fails, tiny_base, tmp_path):
+    base = tmp_path / "empty"
+    shutil.copytree(tiny_base, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 0}))
+    fails(
+        *("--model.base_model", base, "--model.lora.target_modules", "all-linear"),
+        says="LlamaForCausalLM has no layer for 'all-linear'; it has none",
+    )

@@ -3,6 +3,8 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from architectures import build
+from conftest import build_tiny_tokenizer
 
 from lit_sft import (
     GradientCheckpointing,
@@ -13,6 +15,7 @@ from lit_sft import (
     Speed,
     WordProblems,
 )
+from lit_sft.data.batching import pack_batch
 from lit_sft.errors import InputError, NonFiniteError
 from lit_sft.model.adapter import require_same_shapes
 from lit_sft.model.loss import sum_supervised_loss
@@ -268,3 +271,16 @@ def test_a_schedule_needs_an_end(tiny_base, tmp_path):
     module, data = make_run(tiny_base)
     with pytest.raises(InputError, match="needs an end"):
         make_trainer(tmp_path, steps=-1, max_epochs=-1).fit(module, data)
+
+
+def test_a_model_that_cannot_pack_pads_and_refuses_packed_windows_of_others(tmp_path):
+    """A data module that knows no other way must not be trained on silently."""
+    tokenizer = build_tiny_tokenizer()
+    build("LFM2", len(tokenizer)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    module, data = make_run(tmp_path / "base")
+    trainer = make_trainer(tmp_path)
+    trainer.fit(module, data)
+    assert data.batching == "padded"
+    with pytest.raises(InputError, match="packs rows, which this model cannot keep apart"):
+        trainer.fit(module, train_dataloaders=[[pack_batch([data._encoded["train"][0]])]])
