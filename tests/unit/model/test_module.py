@@ -5,6 +5,7 @@ import pytest
 import torch
 from architectures import build
 from conftest import build_tiny_tokenizer
+from torch.utils.data import DataLoader
 
 from lit_sft import (
     GradientCheckpointing,
@@ -279,8 +280,8 @@ def test_a_model_that_cannot_pack_pads_and_refuses_packed_windows_of_others(tmp_
     build("LFM2", len(tokenizer)).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     module, data = make_run(tmp_path / "base")
-    trainer = make_trainer(tmp_path)
-    trainer.fit(module, data)
+    make_trainer(tmp_path).fit(module, data)
     assert data.batching == "padded"
+    packed = DataLoader([[pack_batch([data._encoded["train"][0]])]], batch_size=None)
     with pytest.raises(InputError, match="packs rows, which this model cannot keep apart"):
-        trainer.fit(module, train_dataloaders=[[pack_batch([data._encoded["train"][0]])]])
+        make_trainer(tmp_path).fit(module, packed)
