@@ -1,6 +1,7 @@
 """Rows to prompts that a model has to answer, and the tokens that end an answer."""
 
 import random
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -46,9 +47,17 @@ def make_prompts(
 
 
 def decode_answer(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
-    """Return generated tokens as text, to the letter: no special tokens, no spaces cleaned up."""
+    """Return the tokens of an answer as text, to the letter.
+
+    Special tokens are written out: left out, what the model wrote after one would continue what it
+    wrote before, and `12<|begin_of_text|>11` would read `1211`.
+
+    Args:
+        tokenizer: As `load_tokenizer` returns it.
+        token_ids: Of a `Generation`, which ends before its stop token.
+    """
     return str(
-        tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     )
 
 
@@ -57,12 +66,26 @@ def find_turn_end(tokenizer: PreTrainedTokenizerBase) -> int:
     return [label for label in encode_chat(tokenizer, PROBE).labels if label != IGNORE_INDEX][-1]
 
 
-def find_stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end an answer: the one that the template writes, and EOS.
+def find_stop_ids(tokenizer: PreTrainedTokenizerBase, *configs: Any) -> list[int]:
+    """Return the tokens that end an answer, sorted.
 
-    They differ where a template has a stop token of its own, such as ChatML's `<|im_end|>`.
+    They are what the template writes after one, the tokenizer's end token, the end token that it
+    came with, if `load_tokenizer` has set another, and those that the configs name. A base ends
+    with its own, whatever the template does, such as `<|end_of_text|>` where a turn ends with
+    `<|eot_id|>`.
+
+    Args:
+        tokenizer: As `load_tokenizer` returns it.
+        *configs: The model's config and generation config; their `eos_token_id` is an id, a list
+            of ids, or None.
     """
-    return sorted({find_turn_end(tokenizer), tokenizer.eos_token_id} - {None})
+    stops = {find_turn_end(tokenizer), tokenizer.eos_token_id}
+    if came_with := tokenizer.init_kwargs.get("eos_token"):
+        stops.add(tokenizer.get_vocab().get(str(came_with)))
+    for config in configs:
+        named = getattr(config, "eos_token_id", None)
+        stops.update(named if isinstance(named, (list, tuple)) else [named])
+    return sorted(stops - {None})
 
 
 def find_chat_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -252,7 +252,12 @@ class SFTModule(pl.LightningModule):
             return generate_greedy(
                 self.model,
                 prompts,
-                stop_ids=find_stop_ids(tokenizer),
+                stop_ids=find_stop_ids(
+                    tokenizer,
+                    self.model.config.get_text_config(),
+                    self.model.config,
+                    self.model.generation_config,
+                ),
                 pad_id=tokenizer.pad_token_id,
                 max_new_tokens=max_new_tokens or self.max_new_tokens,
                 max_batch_tokens=max_batch_tokens,

@@ -107,7 +107,8 @@ def grade(model: torch.nn.Module, data: SFTDataModule) -> dict[str, float]:
     rows = data.task.rows("val")
     with evaluating(model), torch.autocast("cpu", torch.bfloat16):
         answers = generate_greedy(
-            model, [p.input_ids for p in prompts], find_stop_ids(data.tokenizer),
+            model, [p.input_ids for p in prompts],
+            find_stop_ids(data.tokenizer, model.config, model.generation_config),
             data.tokenizer.pad_token_id, max_new_tokens=128, max_batch_tokens=32768,
         )  # fmt: skip
     grades = [

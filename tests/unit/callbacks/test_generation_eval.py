@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import lightning.pytorch as pl
 import pytest
@@ -131,6 +132,21 @@ def test_predict_answers_every_row(tiny_base, tmp_path):
     (answers,) = trainer.predict(module, data)
     assert len(answers) == 48
     assert all(len(answer.token_ids) <= 6 for answer in answers)
+
+
+def test_every_end_token_of_the_model_ends_an_answer(tiny_base, tmp_path):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    # Whatever a random model says, one of the two files calls it an end.
+    for name, stops in (("config", range(130)), ("generation_config", range(130, 262))):
+        path = base / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [*stops]}))
+    callback = GenerationEval(every_n_steps=1)
+    trainer, module, data = train(base, tmp_path, [callback], steps=1)
+    assert {row["val/unfinished"] for row in read_metrics(tmp_path)} - {""} == {"0"}
+    (figures,) = trainer.test(module, data, verbose=False)
+    assert figures["test/unfinished"] == 0
+    (answers,) = trainer.predict(module, data)
+    assert {(*answer.token_ids, answer.finished) for answer in answers} == {(True,)}
 
 
 def test_nan_logits_are_an_error_not_a_score(tiny_base, tmp_path):

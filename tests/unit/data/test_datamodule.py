@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GenerationConfig, LlamaConfig
 
 from lit_sft import ChatTask, SFTDataModule
-from lit_sft.data.prompts import find_stop_ids, make_prompts
+from lit_sft.data.prompts import decode_answer, find_stop_ids, make_prompts
 from lit_sft.data.splits import AllBut, read_split
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
@@ -124,11 +125,27 @@ def test_shots_are_solved_training_rows_and_the_same_for_all(tiny_base):
         make_prompts(Numbers(), "test", tokenizer, val_rows=10, num_shots=41)
 
 
+def test_answers_stop_at_every_end_token_there_is(tiny_base):
+    tokenizer = load_tokenizer(str(tiny_base))
+    turn_end, own_end = tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|end_of_text|>"])
+    assert tokenizer.eos_token_id == turn_end  # the base's own has given way, and still ends it
+    assert set(find_stop_ids(tokenizer)) == {turn_end, own_end}
+    configs = LlamaConfig(eos_token_id=[7, turn_end]), GenerationConfig(eos_token_id=9)
+    assert find_stop_ids(tokenizer, *configs) == sorted({7, 9, turn_end, own_end})
+    assert set(find_stop_ids(tokenizer, LlamaConfig(eos_token_id=None))) == {turn_end, own_end}
+
+
 def test_answers_stop_at_the_templates_own_token(tiny_base):
     tokenizer = load_tokenizer(str(tiny_base))
-    tokenizer.eos_token = "<|end_of_text|>"
+    tokenizer.eos_token = "<|begin_of_text|>"
     names = tokenizer.convert_ids_to_tokens(find_stop_ids(tokenizer))
-    assert set(names) == {"<|eot_id|>", "<|end_of_text|>"}
+    assert set(names) == {"<|eot_id|>", "<|begin_of_text|>", "<|end_of_text|>"}
+
+
+def test_what_follows_a_control_token_does_not_continue_the_answer(tiny_base):
+    tokenizer = load_tokenizer(str(tiny_base))
+    said = tokenizer.encode("#### 12<|begin_of_text|>111", add_special_tokens=False)
+    assert decode_answer(tokenizer, said) == "#### 12<|begin_of_text|>111"
 
 
 def test_a_pass_must_hold_the_longest_row():
