@@ -10,13 +10,14 @@ def find_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
     """Return what differs between two runs, by name, each as `was X, is now Y`.
 
     Args:
-        saved: Plain values by dotted names, such as `model.lora.r`.
-        now: Likewise.
+        saved: Plain values by dotted names, such as `model.lora.r`. What it does not hold was not
+            known when it was saved, and is no difference.
+        now: Likewise; what it does not hold is None.
     """
     return {
-        name: f"was {saved.get(name)}, is now {now.get(name)}"
-        for name in sorted(saved.keys() | now.keys())
-        if saved.get(name) != now.get(name)
+        name: f"was {value}, is now {now.get(name)}"
+        for name, value in sorted(saved.items())
+        if value != now.get(name)
     }
 
 
@@ -28,12 +29,12 @@ def require_same_run(
     Args:
         saved: Of the checkpoint.
         now: Of this run.
-        accepted: Names that may differ.
+        accepted: Names that may differ; `model.lora` is all of `model.lora.r` and its like.
     """
     refused = {
         name: change
         for name, change in find_differences(saved, now).items()
-        if name not in accepted
+        if not any(name == one or name.startswith(f"{one}.") for one in accepted)
     }
     lines = "".join(f"\n  {name}: {change}" for name, change in refused.items())
     names = ", ".join(refused)

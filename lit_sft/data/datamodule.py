@@ -74,15 +74,28 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
         return DataLoader(prompts, batch_size=PREDICTED_ROWS, collate_fn=list)
 
     def describe_run(self) -> dict[str, Any]:
-        """Return what decides which rows an optimizer step sees."""
-        return {
-            "data.rows": self.fingerprints.get("train"),
+        """Return what decides which rows an optimizer step sees, and how they lie in it.
+
+        The layout decides what dropout draws for each token. What a run has not loaded, such as the
+        rows of `train` in a test, is left out.
+        """
+        run = {
             "data.chat_template": hash_template(self.tokenizer),
             "data.batch_size": self.batch_size,
             "data.accumulate_grad_batches": self.accumulate_grad_batches,
+            "data.batching": self.batching,
             "data.seed": self.seed,
             "data.dedup": self.dedup,
         }
+        if self.batching == "padding_free":
+            run["data.max_tokens_per_pass"] = self.max_tokens_per_pass
+        if "train" in self.fingerprints:
+            windows = -(-len(self._rows_to_train_on()) // self._window_rows("train"))
+            run["data.rows"] = self.fingerprints["train"]
+            run["trainer.limit_train_batches"] = self._steps_per_epoch(windows)
+        if self.streamed is not None:  # whose fingerprint is of a sample
+            run |= {"data.max_length": self.max_length, "data.on_overlength": self.on_overlength}
+        return run
 
     def name_rows(self, epoch: int, window: int) -> list[str]:
         """Return the names of the rows of a training window, over all ranks, as in any error.
@@ -149,9 +162,8 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
         )
         if training and trainer:
             # Workers read ahead at once, before Lightning sets the epoch of a resumed run.
-            limit = trainer.limit_train_batches
-            steps = int(len(sampler) * limit) if isinstance(limit, float) else limit
-            epoch, sampler.first_window = divmod(trainer.global_step, min(steps, len(sampler)) or 1)
+            steps = self._steps_per_epoch(len(sampler)) or 1
+            epoch, sampler.first_window = divmod(trainer.global_step, steps)
             sampler.set_epoch(epoch)
         windows: Any = (
             PackedWindows(rows, self.max_tokens_per_pass)
@@ -174,6 +186,11 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
         """Return the rows of a whole window, over all ranks."""
         rows = self.batch_size * (self.trainer.world_size if self.trainer else 1)
         return rows * (self.accumulate_grad_batches if split == "train" else 1)
+
+    def _steps_per_epoch(self, windows: int) -> int:
+        """Return how many of its windows an epoch takes, as Lightning counts."""
+        limit = self.trainer.limit_train_batches if self.trainer else 1.0
+        return min(int(windows * limit) if isinstance(limit, float) else limit, windows)
 
     def _stage_of_trainer(self) -> str:
         stage = self.trainer and self.trainer.state.fn

@@ -4,12 +4,9 @@ A row costs five bytes a token, in memory that loader workers share. There is no
 takes a second to import: `lit-sft inspect` does without it.
 """
 
-import hashlib
-import json
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -20,15 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.encode import plain_backend
+from lit_sft.data.fingerprint import hash_request, make_cache_key
 from lit_sft.data.overlength import OnOverlength, describe_overlength, encode_to_fit
 from lit_sft.data.splits import Conversation
 from lit_sft.errors import require
 from lit_sft.files import replace_file
 from lit_sft.types import IGNORE_INDEX, Example
 
-ENCODING_VERSION = 2
-"""Part of every fingerprint: raise it when `encode_chat` gives other ids or labels than before."""
 CHUNK_ROWS = 1024
 """Rows encoded at once: enough to share the costs of a call, few enough to hold as Python lists.
 
@@ -139,29 +134,6 @@ def encode_rows(
     )
 
 
-def fingerprint(
-    tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Conversation],
-    max_length: int,
-    on_overlength: OnOverlength,
-) -> str:
-    """Return a SHA-256 over all that decides the encoding, in hexadecimal."""
-    digest = hashlib.sha256(f"{ENCODING_VERSION} {max_length} {on_overlength}\n".encode())
-    digest.update(_hash_backend(tokenizer, len(tokenizer)))
-    digest.update(str(tokenizer.chat_template).encode())
-    digest.update(json.dumps(tokenizer.special_tokens_map, sort_keys=True).encode())
-    for _, messages in conversations:
-        # What is no JSON is for the encoding to refuse, which says what is wrong with it.
-        digest.update(json.dumps(messages, default=repr).encode())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=2)
-def _hash_backend(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> bytes:
-    """It takes a sixth of a second with 128,256 tokens, and changes only where tokens are added."""
-    return hashlib.sha256(plain_backend(tokenizer).to_str().encode()).digest()
-
-
 def load_or_encode(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
@@ -169,15 +141,15 @@ def load_or_encode(
     on_overlength: OnOverlength,
     cache_dir: Path,
 ) -> tuple[EncodedRows, str]:
-    """Return the encoded rows and their fingerprint, from the cache where it knows them.
+    """Return the encoded rows, from the cache where it knows them, and the hash of what was asked.
 
     A damaged cache file is made again; a cache that cannot be written is a warning.
 
     Raises:
         InputError: As `encode_rows`.
     """
-    key = fingerprint(tokenizer, conversations, max_length, on_overlength)
-    path = cache_dir / f"{key}.safetensors"
+    request = hash_request(tokenizer, conversations, max_length, on_overlength)
+    path = cache_dir / f"{make_cache_key(request)}.safetensors"
     encoded = _load(path)
     if encoded is None:
         encoded = encode_rows(tokenizer, conversations, max_length, on_overlength)
@@ -189,7 +161,7 @@ def load_or_encode(
                 "without it, and the next one encodes again; set data.cache_dir to another folder",
                 stacklevel=2,
             )
-    return encoded, key
+    return encoded, request
 
 
 def _load(path: Path) -> EncodedRows | None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.dataset import EncodedRows, load_or_encode
 from lit_sft.data.duplicates import Repeat, drop_repeats, find_repeats
+from lit_sft.data.fingerprint import hash_rows
 from lit_sft.data.ledger import Ledger, make_ledger
 from lit_sft.data.overlength import OnOverlength, describe_overlength
 from lit_sft.data.sources import group_by_source
@@ -122,6 +123,7 @@ class ChatRows:
         self.overlength: dict[Split, str] = {}
         self.ledgers: dict[Split, Ledger] = {}
         self.fingerprints: dict[Split, str] = {}
+        self.requests: dict[Split, str] = {}
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -169,10 +171,12 @@ class ChatRows:
         removed: int,
     ) -> None:
         """Encode a split, and keep what is to be said of it."""
-        encoded, fingerprint = self.encode(conversations)
-        if self.streamed is not None and split == "train":
-            fingerprint += f" of {len(self.streamed)} rows"
-        self._encoded[split], self.fingerprints[split] = encoded, fingerprint
+        encoded, request = self.encode(conversations)
+        is_sample = self.streamed is not None and split == "train"
+        of_all = f" of {len(self.streamed or ())} rows" if is_sample else ""
+        self._encoded[split] = encoded
+        self.fingerprints[split] = hash_rows(vars(encoded)) + of_all
+        self.requests[split] = request + of_all
         self.ledgers[split] = self.measure(split, encoded, removed)
         if too_long := [(conversations[i][0], n) for i, n in encoded.find_overlength()]:
             self.overlength[split] = (
@@ -192,7 +196,7 @@ class ChatRows:
         return read_conversations(self.task, read_split(self.task, split, self.val_rows))
 
     def encode(self, conversations: Sequence[Conversation]) -> tuple[EncodedRows, str]:
-        """Return the rows of conversations and their fingerprint, from the cache if it has them."""
+        """Return the rows of conversations, from the cache if it has them, and their request."""
         return load_or_encode(
             self.tokenizer, conversations, self.max_length, self.on_overlength, self.cache_dir
         )

@@ -155,9 +155,14 @@ def fingerprint_base(model: nn.Module) -> str:
     These are never quantised and take no time to read. They are rounded to bfloat16 first, so that
     the dtype in which a base is loaded changes nothing. Two models that share both, such as one and
     what became of it by a LoRA on its attention layers, are taken for the same.
+
+    Args:
+        model: With or without an adapter, which changes nothing: what is read is frozen.
     """
     digest = hashlib.sha256()
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    if hasattr(embedding, "token_adapter"):  # its `weight` is a copy, trained rows and all
+        embedding = embedding.token_adapter.base_layer
     tensors = [p for _, p in sorted(model.named_parameters()) if p.ndim == 1]
     for tensor in [*tensors, embedding.weight[::SAMPLED_EVERY]]:
         digest.update(tensor.detach().bfloat16().cpu().view(torch.int16).numpy().tobytes())

@@ -25,6 +25,24 @@ def require_same_layout(optimizer_states: Sequence[dict[str, Any]], flat: bool) 
         )
 
 
+def require_same_order(saved: Sequence[str], now: Sequence[str]) -> None:
+    """Raise `InputError` if a saved optimizer knows the same parameters in another order.
+
+    Its state has no names: a moment of one parameter would be taken for that of another.
+
+    Args:
+        saved: The names of its parameters, in its order.
+        now: Those of this run, in the order in which an optimizer is given them.
+    """
+    differing = [f"{now[i]}, was {name}" for i, name in enumerate(saved) if name != now[i]]
+    require(
+        not differing,
+        f"the checkpoint's optimizer has its parameters in another order: at {len(differing)} of "
+        f"{len(now)} places is another one, such as {'; '.join(differing[:2])}. Go on with the "
+        "releases of peft and transformers that it was made with",
+    )
+
+
 class FlatParameters:
     """A buffer of which parameters and their gradients are views.
 

@@ -1,8 +1,25 @@
-"""What a run is: what must not change when it is resumed, and what may."""
+"""What a run is: what must not change when it is resumed, and what may.
 
+A checkpoint holds it as plain values under dotted names, and the version of that form. A field
+that is new since a checkpoint was made had its default when it was; where it has none, what it was
+is unknown, and it is not compared.
+"""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from lit_sft.model.adapter import fingerprint_base
+from lit_sft.model.qlora import Lora, Quantization
+from lit_sft.model.speed import Speed
+
+VERSION = 2
+"""Of the form. The first had `str(module.lora)` for `model.lora`, and no version."""
+OPTIONS = {"model.quantization": Quantization, "model.lora": Lora, "model.speed": Speed}
+"""Options that are fields of a run one by one."""
+NOT_AS_DECLARED = ("model.quantization.weight_cache", "model.lora.target_modules")
+"""Among them, one that changes no numbers, and one that is held as the layers that it came to."""
 
 
 def describe_run(module: Any) -> dict[str, Any]:
@@ -13,13 +30,13 @@ def describe_run(module: Any) -> dict[str, Any]:
     """
     data: Any = getattr(module.trainer, "datamodule", None)
     about_data = data.describe_run() if hasattr(data, "describe_run") else {}
-    quantization = module.quantization
-    return about_data | {
+    return {
+        "version": VERSION,
+        **about_data,
+        **{name: _read_option(module, name) for name in _defaults()},
         "model.base_model": fingerprint_base(module.model),
-        "model.quantization": f"{quantization.format}, double_quant={quantization.double_quant}",
-        "model.lora": str(module.lora),
+        "model.lora.target_modules": _find_targets(module),
         "model.trainable_tokens": ", ".join(module.trained_tokens),
-        "model.speed": str(module.speed),
         "model.optimizer": module.optimizer_name,
         "model.seed": module.seed,
         "trainer.precision": module.trainer.precision,
@@ -27,9 +44,32 @@ def describe_run(module: Any) -> dict[str, Any]:
     }
 
 
-def only_what_answers_depend_on(run: dict[str, Any]) -> dict[str, Any]:
+def match_runs(saved: Mapping[str, Any], module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a checkpoint says of its run and what this run is, ready to be compared.
+
+    Args:
+        saved: As `describe_run` gave it, then or in its first version.
+        module: An `SFTModule` that a trainer has built.
+    """
+    now, was = describe_run(module), dict(saved)
+    del now["version"]
+    if was.pop("version", 1) == 1:
+        was = _read_first_version(was)
+        if requests := getattr(module.trainer.datamodule, "requests", {}):
+            now["data.rows"] = requests.get("train")  # not of what was encoded, but was to be
+    return _defaults() | was, now
+
+
+def only_what_answers_depend_on(run: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of `describe_run` that must agree to evaluate a checkpoint."""
-    names = ("model.base_model", "model.lora", "model.trainable_tokens", "data.chat_template")
+    names = (
+        "model.base_model",
+        "model.lora.r",
+        "model.lora.alpha",
+        "model.lora.target_modules",
+        "model.trainable_tokens",
+        "data.chat_template",
+    )
     return {name: run[name] for name in names if name in run}
 
 
@@ -49,3 +89,37 @@ def describe_settings(module: Any) -> dict[str, Any]:
         "trainer.max_steps": module.trainer.max_steps,
         "trainer.max_epochs": module.trainer.max_epochs,
     }
+
+
+def _find_targets(module: Any) -> list[str]:
+    """Return the names of the layers with an adapter, however they were asked for."""
+    layers = [name.partition(".lora_A.") for name in module.trained_parameters]
+    return sorted({layer.rpartition(".")[2] for layer, is_adapter, _ in layers if is_adapter})
+
+
+def _defaults() -> dict[str, Any]:
+    """Return the defaults of the options that are held field by field."""
+    defaults = {
+        f"{option}.{field.name}": field.default
+        for option, kind in OPTIONS.items()
+        for field in fields(kind)
+    }
+    return {name: value for name, value in defaults.items() if name not in NOT_AS_DECLARED}
+
+
+def _read_option(module: Any, name: str) -> Any:
+    _, option, field = name.split(".")
+    return getattr(getattr(module, option), field)
+
+
+def _read_first_version(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a run that is held as `Lora(r=32, ...)` and `nf4, double_quant=True`."""
+    run = {name: value for name, value in saved.items() if name not in OPTIONS}
+    for option in ("model.lora", "model.speed"):
+        call: Any = ast.parse(saved[option], mode="eval").body
+        run |= {f"{option}.{x.arg}": ast.literal_eval(x.value) for x in call.keywords}
+    run["model.lora.target_modules"] = sorted(run["model.lora.target_modules"])
+    form, _, double_quant = saved["model.quantization"].partition(", double_quant=")
+    run["model.quantization.format"] = form
+    run["model.quantization.double_quant"] = double_quant == "True"
+    return run

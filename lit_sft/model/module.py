@@ -1,6 +1,5 @@
 """The Lightning shell around the quantised model: one `training_step` is one optimizer step."""
 
-import time
 import zlib
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -21,9 +20,14 @@ from lit_sft.model.attention import use_attention
 from lit_sft.model.build import build_model
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
 from lit_sft.model.eval_loss import EvalLoss
-from lit_sft.model.flat import FlatParameters, require_same_layout
+from lit_sft.model.flat import FlatParameters, require_same_layout, require_same_order
 from lit_sft.model.head import LogitScale
-from lit_sft.model.identity import describe_run, describe_settings, only_what_answers_depend_on
+from lit_sft.model.identity import (
+    describe_run,
+    describe_settings,
+    match_runs,
+    only_what_answers_depend_on,
+)
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.memory import peak_memory_gib
 from lit_sft.model.nonfinite import NonFiniteSteps, require_finite_weights
@@ -31,6 +35,7 @@ from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warm
 from lit_sft.model.probe import probe_model
 from lit_sft.model.qlora import Lora, Quantization, compute_dtype, outline
 from lit_sft.model.speed import Speed
+from lit_sft.model.step_clock import StepClock
 from lit_sft.model.targets import find_targets
 from lit_sft.resume import find_differences, require_same_run
 from lit_sft.tracking.publish import publish
@@ -99,6 +104,7 @@ class SFTModule(pl.LightningModule):
         self.strict_loading = False  # checkpoints hold no base; `on_load_checkpoint` is stricter
         self.nonfinite = NonFiniteSteps(nonfinite)
         self.eval_loss = EvalLoss()
+        self._clock = StepClock()
         self.accept_changes = accept_changes
         self.trained_tokens: dict[str, str] = {}
         self.cached_bytes = 0
@@ -171,7 +177,7 @@ class SFTModule(pl.LightningModule):
 
     def training_step(self, window: Window, batch_idx: int) -> None:
         """Take one optimizer step: the mean loss over the supervised tokens of the window."""
-        started = time.perf_counter()
+        self._clock.begin()
         torch.manual_seed(self._seed_of_step())
         supervised = sum_over_ranks(self._count(window, "num_supervised"))
         loss = torch.zeros((), device=self.device)
@@ -189,17 +195,31 @@ class SFTModule(pl.LightningModule):
                 parameter.grad = None
         learning_rate = self._step_optimizer()
         tokens = sum_over_ranks(self._count(window, "num_tokens"))
-        seconds = time.perf_counter() - started
         publish(
             self.trainer,
             self.nonfinite.figures(loss, grad_norm)
             | {
                 "train/learning_rate": learning_rate,
-                "train/tokens_per_second": tokens / seconds,
-                "train/supervised_tokens_per_second": supervised / seconds,
+                **self._clock.figures(tokens, supervised),
                 "train/peak_memory_gib": peak_memory_gib(self.device),
             },
         )
+
+    def on_train_start(self) -> None:
+        """Wait for the loader from now on; here and below, what callbacks do is done already."""
+        self._clock.wait()
+
+    def on_train_epoch_start(self) -> None:
+        """Wait for the loader from now on."""
+        self._clock.wait()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Wait for the loader from now on."""
+        self._clock.wait()
+
+    def on_validation_end(self) -> None:
+        """Wait for the loader from now on."""
+        self._clock.wait()
 
     def validation_step(self, window: Window, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a window to `val/loss`, the mean over all supervised tokens of the split."""
@@ -283,6 +303,7 @@ class SFTModule(pl.LightningModule):
         }
         require_finite_weights(checkpoint["state_dict"], self.global_step)
         checkpoint["nonfinite"] = self.nonfinite.state_dict()
+        checkpoint["optimizer_parameters"] = list(self.trained_parameters)
         checkpoint["run"] = describe_run(self)
         checkpoint["settings"] = describe_settings(self)
 
@@ -292,17 +313,25 @@ class SFTModule(pl.LightningModule):
         Raises:
             InputError: With what differs.
         """
-        saved, now = checkpoint.get("run", {}), describe_run(self)
+        require("run" in checkpoint, "the checkpoint is none of this trainer's: it names no run")
+        saved, now = match_runs(checkpoint["run"], self)
         if self.trainer.state.fn != "fit":
             saved, now = only_what_answers_depend_on(saved), only_what_answers_depend_on(now)
         require_same_run(saved, now, self.accept_changes)
+        require_same_shapes(self.trained_parameters, checkpoint["state_dict"], "the checkpoint")
         if self.trainer.state.fn == "fit":
+            if unknown := sorted(now.keys() - saved.keys()):
+                rank_zero_info(
+                    f"the checkpoint does not say, and may differ in: {', '.join(unknown)}"
+                )
             require_same_layout(checkpoint.get("optimizer_states", []), self.speed.flat_optimizer)
+            # Earlier releases named none, but saved the weights in that order.
+            names = checkpoint.get("optimizer_parameters", list(checkpoint["state_dict"]))
+            require_same_order(names, list(self.trained_parameters))
             changes = find_differences(checkpoint.get("settings", {}), describe_settings(self))
             for name, change in changes.items():
                 rank_zero_info(f"{name} {change}")
             self.nonfinite.load_state_dict(checkpoint["nonfinite"])
-        require_same_shapes(self.trained_parameters, checkpoint["state_dict"], "the checkpoint")
 
     def _choose_batching(self) -> None:
         """Let the data module pad its rows where the model cannot keep packed ones apart."""

@@ -205,8 +205,14 @@ def stopped(tiny_base, tmp_path_factory):
         (["--data.max_length", "390"], "data.rows: was "),
         (["--data.task.init_args.train_rows", "46"], "data.rows: was "),
         (["--seed_everything", "1"], "model.seed: was 0, is now 1"),
+        (["--data.batching", "padded"], "data.batching: was padding_free, is now padded"),
+        (["--data.max_tokens_per_pass", "600"], "data.max_tokens_per_pass: was 500, is now 600"),
+        (["--trainer.limit_train_batches", "4"], "trainer.limit_train_batches: was 6, is now 4"),
         (["--model.optimizer", "adamw"], "model.optimizer: was paged_adamw_32bit, is now adamw"),
-        (["--model.quantization.format", "none"], "model.quantization: was "),
+        (
+            ["--model.quantization.format", "none"],
+            "model.quantization.format: was nf4",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

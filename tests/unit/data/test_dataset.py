@@ -9,10 +9,10 @@ from lit_sft.data import dataset
 from lit_sft.data.dataset import (
     CHUNK_ROWS,
     encode_rows,
-    fingerprint,
     load_or_encode,
 )
 from lit_sft.data.encode import encode_chat
+from lit_sft.data.fingerprint import hash_request, make_cache_key
 from lit_sft.data.splits import read_conversations
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
@@ -90,31 +90,31 @@ def test_a_row_that_the_task_cannot_read_is_named():
         )
 
 
-def test_the_fingerprint_follows_all_that_decides_the_encoding(tiny_tokenizer):
+def test_the_request_follows_all_that_the_encoding_is_given(tiny_tokenizer):
     tokenizer = load_tokenizer(str(tiny_tokenizer))
-    first = fingerprint(tokenizer, chats("a", "b"), 512, "drop")
-    assert fingerprint(load_tokenizer(str(tiny_tokenizer)), chats("a", "b"), 512, "drop") == first
+    first = hash_request(tokenizer, chats("a", "b"), 512, "drop")
+    assert hash_request(load_tokenizer(str(tiny_tokenizer)), chats("a", "b"), 512, "drop") == first
     tokenizer(["a"], padding="max_length", max_length=8, truncation=True)
-    assert fingerprint(tokenizer, chats("a", "b"), 512, "drop") == first
+    assert hash_request(tokenizer, chats("a", "b"), 512, "drop") == first
     others = [
-        fingerprint(tokenizer, chats("a", "c"), 512, "drop"),
-        fingerprint(tokenizer, chats("a"), 512, "drop"),
+        hash_request(tokenizer, chats("a", "c"), 512, "drop"),
+        hash_request(tokenizer, chats("a"), 512, "drop"),
     ]
-    others.append(fingerprint(tokenizer, chats("a", "b"), 511, "drop"))
+    others.append(hash_request(tokenizer, chats("a", "b"), 511, "drop"))
     tokenizer.chat_template += "\n"
-    others.append(fingerprint(tokenizer, chats("a", "b"), 512, "drop"))
+    others.append(hash_request(tokenizer, chats("a", "b"), 512, "drop"))
     tokenizer.add_tokens(["new"])
-    others.append(fingerprint(tokenizer, chats("a", "b"), 512, "drop"))
+    others.append(hash_request(tokenizer, chats("a", "b"), 512, "drop"))
     assert len({first, *others}) == 6
 
 
 def test_a_second_start_reads_the_cache(tokenizer, tmp_path):
-    first, key = load_or_encode(tokenizer, chats("a", "bb"), 512, "drop", tmp_path / "new")
-    path = tmp_path / "new" / f"{key}.safetensors"
+    first, request = load_or_encode(tokenizer, chats("a", "bb"), 512, "drop", tmp_path / "new")
+    path = tmp_path / "new" / f"{make_cache_key(request)}.safetensors"
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     # Other rows under the same key can only come from the file.
     _, other = load_or_encode(tokenizer, chats("other"), 512, "drop", tmp_path)
-    (tmp_path / f"{other}.safetensors").replace(path)
+    (tmp_path / f"{make_cache_key(other)}.safetensors").replace(path)
     again, _ = load_or_encode(tokenizer, chats("a", "bb"), 512, "drop", tmp_path / "new")
     assert (len(first), len(again)) == (2, 1)
 
@@ -141,8 +141,8 @@ def lose_a_tensor(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut_off, empty, flip_a_bit, lose_a_tensor])
 def test_a_damaged_cache_file_is_made_again(tokenizer, tmp_path, damage):
-    first, key = load_or_encode(tokenizer, chats("a", "bb"), 512, "drop", tmp_path)
-    path = tmp_path / f"{key}.safetensors"
+    first, request = load_or_encode(tokenizer, chats("a", "bb"), 512, "drop", tmp_path)
+    path = tmp_path / f"{make_cache_key(request)}.safetensors"
     sound = path.read_bytes()
     damage(path)
     again, _ = load_or_encode(tokenizer, chats("a", "bb"), 512, "drop", tmp_path)

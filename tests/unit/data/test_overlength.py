@@ -3,8 +3,9 @@ import time
 import pytest
 
 from lit_sft import ChatTask, SFTDataModule
-from lit_sft.data.dataset import encode_rows, fingerprint, load_or_encode
+from lit_sft.data.dataset import encode_rows, load_or_encode
 from lit_sft.data.encode import encode_chat
+from lit_sft.data.fingerprint import hash_request
 from lit_sft.data.overlength import encode_to_fit
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
@@ -147,7 +148,7 @@ def test_error_names_the_first_long_rows(tiny_tokenizer):
 def test_each_policy_has_a_cache_of_its_own(tiny_tokenizer):
     tokenizer = load_tokenizer(str(tiny_tokenizer))
     policies = ("drop", "error", "truncate_prompt", "truncate")
-    assert len({fingerprint(tokenizer, ROWS, 100, policy) for policy in policies}) == 4
+    assert len({hash_request(tokenizer, ROWS, 100, policy) for policy in policies}) == 4
 
 
 class Rising(ChatTask):

@@ -1,5 +1,6 @@
 """Adapters: trained rows of the embedding, going on from a folder, and folders that do not fit."""
 
+import hashlib
 import json
 import shutil
 
@@ -7,11 +8,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from peft import PeftModel
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_sft import Lora, Quantization, SFTDataModule, SFTModule, WordProblems
 from lit_sft.callbacks.save_adapter import SaveAdapter
 from lit_sft.errors import InputError
+from lit_sft.model.adapter import attach_lora, fingerprint_base
 
 PLAIN = Quantization(format="none")
 
@@ -115,6 +118,34 @@ def test_an_adapter_of_another_base_is_refused(saved, tiny_base, tmp_path):
     )
     with pytest.raises(InputError, match=r"was trained on another base.*fingerprint 000000000000"):
         make_trainer(tmp_path).validate(module, make_data(), verbose=False)
+
+
+@pytest.mark.parametrize("token_ids", [[], [0, 261]])
+def test_the_fingerprint_is_of_what_is_frozen_and_copies_no_embedding(tiny_base, token_ids):
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    names = sorted(name for name, p in base.named_parameters() if p.ndim == 1)
+    digest = hashlib.sha256()
+    for tensor in [*map(base.get_parameter, names), base.get_input_embeddings().weight[::997]]:
+        digest.update(tensor.detach().bfloat16().view(torch.int16).numpy().tobytes())
+    vocabulary = len(base.get_input_embeddings().weight)
+    model = attach_lora(base, Lora(r=4), token_ids)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 1.0
+    copies = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and not result._is_view():
+                copies.append(result.numel())
+            return result
+
+    with Watch():
+        fingerprint = fingerprint_base(model)
+    assert fingerprint == digest.hexdigest()
+    assert max(copies) < vocabulary
 
 
 def test_an_adapter_that_lacks_tensors_is_refused(saved, tiny_base, tmp_path):

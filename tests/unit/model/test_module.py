@@ -180,7 +180,7 @@ def test_a_checkpoint_of_another_rank_is_refused(tiny_base, tmp_path):
     trainer.fit(module, data)
     trainer.save_checkpoint(tmp_path / "r4.ckpt")
     other, data = make_run(tiny_base, lora=Lora(r=8, alpha=8))
-    with pytest.raises(InputError, match=r"model\.lora: was Lora\(r=4.*is now Lora\(r=8"):
+    with pytest.raises(InputError, match=r"model\.lora\.r: was 4, is now 8"):
         make_trainer(tmp_path).validate(
             other, data, ckpt_path=tmp_path / "r4.ckpt", verbose=False, weights_only=True
         )
