@@ -11,7 +11,7 @@ from lit_sft.model.lora import fuse_lora
 from lit_sft.model.qlora import Lora, Quantization, load_base
 from lit_sft.model.recompute import find_layers
 from lit_sft.model.speed import Speed
-from lit_sft.model.token_rows import fuse_embedding
+from lit_sft.model.token_rows import fuse_token_rows
 from lit_sft.model.tokens import choose_tokens
 from lit_sft.model.weight_cache import cache_weights
 
@@ -75,7 +75,7 @@ def build_model(
     if adapter:
         load_adapter(model, adapter)
     if speed.fused_head:
-        fuse_embedding(model)
+        fuse_token_rows(model)
     if speed.fused_lora:
         fuse_lora(model)
     if speed.compile:

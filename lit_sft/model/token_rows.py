@@ -49,15 +49,16 @@ def read_rows(layer: Any) -> TokenRows | None:
     return TokenRows(base.weight, tuple(sorted(token_ids)), rows)
 
 
-def fuse_embedding(model: Any) -> None:
-    """Let the embedding of a `peft.PeftModel` give its trained rows by `embed`.
+def fuse_token_rows(model: Any) -> None:
+    """Let a `peft.PeftModel` take its trained rows by `embed` and by `project`.
 
     Args:
         model: Its parameters and their names stay what they are.
     """
-    layer = model.get_input_embeddings()
-    if hasattr(layer, "token_adapter"):
-        layer.forward = MethodType(embed, layer)
+    ways = {embed: model.get_input_embeddings(), project: model.get_output_embeddings()}
+    for forward, layer in ways.items():
+        if hasattr(layer, "token_adapter"):
+            layer.forward = MethodType(forward, layer)
 
 
 def embed(layer: Any, input_ids: Tensor) -> Tensor:
@@ -77,6 +78,22 @@ def embed(layer: Any, input_ids: Tensor) -> Tensor:
     embedded = torch.where(is_own.any(-1, keepdim=True), own, frozen)
     scale = getattr(layer.token_adapter.base_layer, "embed_scale", None)  # Gemma's has one
     return embedded if scale is None else embedded * scale.to(embedded.dtype)
+
+
+def project(layer: Any, hidden: Tensor) -> Tensor:
+    """Return what a head gives, `[..., vocabulary]`, its trained rows included.
+
+    Args:
+        layer: An `nn.Linear`, or PEFT's wrapper of one.
+        hidden: `[..., hidden]`.
+    """
+    head = read_rows(layer)
+    if head is None or not head.token_ids:
+        projected: Tensor = type(layer).forward(layer, hidden)
+        return projected
+    logits = functional.linear(hidden, head.weight)
+    own = functional.linear(hidden, head.rows.to(head.weight.dtype))
+    return logits.index_copy(-1, head.token_ids_on(hidden.device), own)
 
 
 def match_tokens(tokens: Tensor, token_ids: tuple[int, ...]) -> Tensor:

@@ -22,7 +22,7 @@ from lit_sft.model.adapter import attach_lora
 from lit_sft.model.lora import fuse_lora
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.recompute import recompute_layers
-from lit_sft.model.token_rows import fuse_embedding
+from lit_sft.model.token_rows import fuse_token_rows
 from lit_sft.types import IGNORE_INDEX, Example
 
 VOCABULARY, TOKEN_IDS = 97, [3, 40, 41]
@@ -48,7 +48,7 @@ def build(tied: bool, fused_lora: bool, dtype: torch.dtype):
             parameter.data = torch.randn_like(parameter) * 0.3
     if fused_lora:
         fuse_lora(model)
-        fuse_embedding(model)
+        fuse_token_rows(model)
     return model
 
 
