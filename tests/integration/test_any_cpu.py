@@ -1,10 +1,13 @@
 """The same config on a CPU with AVX2 alone, which emulates bf16; any CPU can be made one."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
-from command import lit_sft
+from command import ROOT, lit_sft
 from small_run import fit_options
 
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
@@ -42,3 +45,26 @@ def test_bf16_is_obeyed_with_the_factor_and_the_run_stays_with_it(train, tmp_pat
     outcome = train("auto", "--ckpt_path", "last", "--trainer.max_steps", 2)
     assert outcome.status == 2
     assert re.search(r"trainer\.precision.*bf16-mixed", outcome.stderr)
+
+
+@pytest.mark.parametrize(
+    ("said", "waiting"),
+    [
+        ({}, ["PASSIVE", None]),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", None]),
+        ({"GOMP_SPINCOUNT": "100"}, [None, "100"]),
+    ],
+)
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(said, waiting):
+    script = (
+        "import os, runpy, sys; sys.argv = ['lit-sft', 'inspect', '--help']\n"
+        "try: runpy.run_module('lit_sft', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print([os.environ.get(name) for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')])"
+    )
+    unset = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT, env=unset | said, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == str(waiting)
