@@ -1,9 +1,13 @@
 """The door: help at once, everything else through `lit_sft.cli`."""
 
 import gc
+import os
 import sys
 
 COMMANDS = ("fit", "validate", "test", "predict", "inspect")
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""How a user says what a thread does while it waits for another; by default it spins, and takes the
+core from the one that it waits for where other processes run."""
 HELP = """usage: lit-sft COMMAND --config FILE [--any.option VALUE ...]
 
 Supervised fine-tuning of chat models with QLoRA, on PyTorch Lightning.
@@ -39,6 +43,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    if not any(name in os.environ for name in WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is imported
     from lit_sft.notices import silence_known_notices
 
     silence_known_notices()  # some are said when a library is imported

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_sft.allowlist import require_allowed_packages
 from lit_sft.callbacks.checkpoint import LAST, PREVIOUS, LastCheckpoint
@@ -28,6 +29,15 @@ from lit_sft.errors import require
 from lit_sft.export.adapter import ADAPTER
 from lit_sft.files import replace_file, require_writable
 from lit_sft.model.module import SFTModule
+from lit_sft.model.precision import (
+    PRECISIONS,
+    choose_precision,
+    describe_device,
+    find_device,
+    require_precision,
+)
+from lit_sft.model.qlora import read_base_config
+from lit_sft.model.threads import limit_threads
 from lit_sft.parser import Parser
 from lit_sft.tracking.metrics_file import MetricsFile
 from lit_sft.tracking.wandb_run import WandbRun
@@ -58,7 +68,27 @@ class SaveConfig(SaveConfigCallback):
 
 
 class TrainerParser(Parser, LightningArgumentParser):
-    """The parser with Lightning's way of adding classes."""
+    """The parser with Lightning's way of adding classes, and a precision that may be left open."""
+
+    def add_lightning_class_args(self, lightning_class: Any, *args: Any, **kwargs: Any) -> Any:
+        """Add the options of a class; the trainer's precision gets a default of its own."""
+        if lightning_class is not pl.Trainer:
+            return super().add_lightning_class_args(lightning_class, *args, **kwargs)
+        names = self.add_class_arguments(
+            pl.Trainer,
+            "trainer",
+            fail_untyped=False,
+            instantiate=False,
+            sub_configs=True,
+            skip={"precision"},
+        )
+        self.add_argument(
+            "--trainer.precision",
+            type=str | int | None,
+            default="auto",
+            help=f"{' or '.join(PRECISIONS)}; auto takes what the device computes natively.",
+        )
+        return names
 
 
 class SFTCommandLine(LightningCLI):
@@ -83,6 +113,7 @@ class SFTCommandLine(LightningCLI):
         """Refuse, before any class is built, what Lightning would refuse late or not at all."""
         config = self.config[self.subcommand]
         trainer, root = config.trainer, Path(config.trainer.default_root_dir)
+        trainer.precision = _resolve_precision(trainer.precision, trainer.accelerator)
         if trainer.max_epochs is None and trainer.max_steps == -1:
             trainer.max_epochs = 1  # a schedule needs an end; who sets one limit has set both
         require(
@@ -110,6 +141,9 @@ class SFTCommandLine(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Look at the base model's config before any row is encoded."""
         self.model.check_base()
+        if self.trainer.strategy.root_device.type == "cpu":
+            width = read_base_config(self.model.base_model).get_text_config().hidden_size
+            limit_threads(width, self.trainer.num_devices)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add what every run has: checkpoints that survive a crash, and a file of figures."""
@@ -165,6 +199,16 @@ def run(arguments: Sequence[str]) -> int:
 
 def _callbacks_of_every_run() -> list[pl.Callback]:
     return [Progress(), MemoryAdvice(), RecordRun(), SaveAdapter(), WritePredictions(), Summary()]
+
+
+def _resolve_precision(asked: str | int | None, accelerator: Any) -> str:
+    """Return the precision of a run, and say it where it was left open."""
+    device = describe_device(find_device(accelerator))
+    if asked not in (None, "auto"):
+        return require_precision(asked, device)
+    precision, reason = choose_precision(device)
+    rank_zero_only(print)(f"precision {precision}: {reason}", flush=True)
+    return precision
 
 
 def _as_list(value: Any) -> list[Any]:

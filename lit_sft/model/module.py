@@ -32,6 +32,7 @@ from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.memory import peak_memory_gib
 from lit_sft.model.nonfinite import NonFiniteSteps, require_finite_weights
 from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup, count_steps
+from lit_sft.model.precision import describe_device, require_precision, tell_if_emulated
 from lit_sft.model.probe import probe_model
 from lit_sft.model.qlora import Lora, Quantization, compute_dtype, outline
 from lit_sft.model.speed import Speed
@@ -133,12 +134,9 @@ class SFTModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Find what is wrong before any weights are touched."""
-        precision = self.trainer.precision
-        require(
-            precision in ("32-true", "bf16-mixed"),
-            f"trainer.precision must be bf16-mixed or 32-true, got {precision}",
-        )
         strategy = self.trainer.strategy
+        require_precision(self.trainer.precision, describe_device(strategy.root_device))
+        tell_if_emulated(self.trainer.precision, strategy.root_device)
         require(
             isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)),
             f"trainer.strategy must be auto or ddp, got {type(strategy).__name__}",

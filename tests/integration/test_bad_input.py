@@ -88,8 +88,14 @@ def test_a_wrong_option(fails, arguments, says):
     fails(*arguments, says=says)
 
 
-def test_a_precision_that_would_need_loss_scaling(fails):
-    fails("--trainer.precision", "16-true", says="must be bf16-mixed", not_yet="training ")
+@pytest.mark.parametrize("precision", ["16-true", "16-mixed", "64", "high"])
+def test_a_precision_that_there_is_not(fails, precision):
+    fails(
+        "--trainer.precision",
+        precision,
+        says=f"auto for what the device computes natively, got {precision}",
+        not_yet="split ",
+    )
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_the_recipe_is_the_recipe():
     assert (data["batch_size"], data["accumulate_grad_batches"]) == (4, 4)
     assert (data["max_length"], data["task"]["class_path"]) == (512, "lit_sft.GSM8K")
     trainer = config["trainer"]
-    assert trainer["precision"] == "bf16-mixed"
+    assert trainer["precision"] == "auto"
     callbacks = [callback["class_path"].rpartition(".")[2] for callback in trainer["callbacks"]]
     assert callbacks == ["GradientCheckpointing", "GenerationEval", "ModelCheckpoint"]
     assert trainer["callbacks"][2]["init_args"]["monitor"] == "val/exact_match"

@@ -1,0 +1,140 @@
+"""The precision of a run: what the device computes natively, unless it is said."""
+
+import platform
+import time
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+
+from lit_sft.errors import require
+
+PRECISIONS = ("bf16-mixed", "32-true")
+ALIASES = {"bf16": "bf16-mixed", "32": "32-true"}
+"""Lightning's own short names."""
+
+
+class Device(NamedTuple):
+    """What a precision is chosen for."""
+
+    name: str
+    """As a message calls it."""
+    is_cpu: bool
+    has_bf16: bool
+    """Whether it multiplies matrices of bfloat16 natively."""
+
+
+def choose_precision(device: Device) -> tuple[str, str]:
+    """Return the precision that a device computes natively, and why in words."""
+    if device.has_bf16:
+        return "bf16-mixed", f"{device.name} computes bf16 natively"
+    lacks = (
+        "emulates bf16, which is many times slower" if device.is_cpu else "has no bf16 arithmetic"
+    )
+    return "32-true", f"{device.name} {lacks}"
+
+
+def require_precision(precision: str | int, device: Device) -> str:
+    """Return a precision that was asked for by its full name.
+
+    Args:
+        precision: One of `PRECISIONS` or of `ALIASES`.
+        device: What is to compute in it. A CPU emulates what it lacks; a GPU is refused.
+
+    Raises:
+        InputError: If the trainer has no such precision, or the device lacks it.
+    """
+    name = ALIASES.get(str(precision), str(precision))
+    require(
+        name in PRECISIONS,
+        f"trainer.precision must be {' or '.join(PRECISIONS)}, or auto for what the device "
+        f"computes natively, got {precision}",
+    )
+    require(
+        name != "bf16-mixed" or device.has_bf16 or device.is_cpu,
+        f"trainer.precision: {device.name} has no bf16 arithmetic; use 32-true",
+    )
+    return name
+
+
+def describe_device(device: torch.device) -> Device:
+    """Ask torch what a device computes natively."""
+    if device.type == "cpu":
+        return Device("this CPU", is_cpu=True, has_bf16=_cpu_has_bf16())
+    if device.type != "cuda":
+        return Device(f"the device {device}", is_cpu=False, has_bf16=False)
+    major, minor = torch.cuda.get_device_capability(device)
+    name = f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
+    # Not `torch.cuda.is_bf16_supported`: it asks the current card, and to change that costs the
+    # card memory in every rank.
+    return Device(name, is_cpu=False, has_bf16=bool(torch.version.hip) or major >= 8)
+
+
+def find_device(accelerator: object) -> torch.device:
+    """Return what a trainer will run on, before there is one.
+
+    Args:
+        accelerator: As `lightning.Trainer` takes it; of several GPUs, the oldest decides.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        cards = range(torch.cuda.device_count())
+        return torch.device("cuda", min(cards, key=torch.cuda.get_device_capability))
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def tell_if_emulated(precision: str, device: torch.device) -> None:
+    """Say that this CPU emulates the bf16 that a run asks for, and how much slower it is."""
+    described = describe_device(device)
+    if precision == "bf16-mixed" and described.is_cpu and not described.has_bf16:
+        _tell_of_emulation()
+
+
+def measure_slowdown(rows: int = 512, width: int = 256, seconds: float = 0.1) -> float:
+    """Return how many times as long a linear layer takes in bf16 as in fp32, on this CPU.
+
+    Args:
+        rows: Of the input, float `[rows, width]`.
+        width: Of the layer's weight, `[width, width]`.
+        seconds: For how long each is tried; the fastest counts, as another process may come in
+            between.
+    """
+    fastest = []
+    for dtype in (torch.bfloat16, torch.float32):
+        x, weight = torch.ones(rows, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
+        times: list[float] = []
+        while sum(times) < seconds:
+            started = time.perf_counter()
+            nn.functional.linear(x, weight)
+            times.append(time.perf_counter() - started)
+        fastest.append(min(times))
+    return fastest[0] / fastest[1]
+
+
+@cache  # once a process, however often it trains
+@rank_zero_only
+def _tell_of_emulation() -> None:
+    print(
+        "precision bf16-mixed: this CPU emulates bf16, and a layer took "
+        f"{measure_slowdown():.0f} times as long as in fp32; trainer.precision=auto takes 32-true",
+        flush=True,
+    )
+
+
+def _cpu_has_bf16() -> bool:
+    """Return whether oneDNN has a bf16 product, and does not emulate it.
+
+    It also has one for AVX512 alone, in fp32 arithmetic; on x86 the CPU is asked too.
+    `ONEDNN_MAX_CPU_ISA` counts: it is how another machine is tried.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return not is_x86 or (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
