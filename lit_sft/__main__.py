@@ -43,6 +43,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    if command in COMMANDS:
+        _require_known_names(arguments)
     if not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is imported
     from lit_sft.notices import silence_known_notices
@@ -55,6 +57,19 @@ def main() -> None:
         from lit_sft.cli import run
 
     sys.exit(run(arguments))
+
+
+def _require_known_names(arguments: list[str]) -> None:
+    """Tell of a misspelt name before the imports that only a right one needs: they take seconds."""
+    from lit_sft.errors import InputError
+    from lit_sft.names import require_known_names
+
+    try:
+        require_known_names(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        print(f"every option: lit-sft {arguments[0]} --help", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

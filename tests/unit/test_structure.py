@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "lit_sft"
 LAYERS = [
     ("cli", "__main__", "quickstart"),
-    ("callbacks", "inspect", "parser", "notices", "allowlist", "endings"),
+    ("callbacks", "inspect", "parser", "names", "signatures", "notices", "allowlist", "endings"),
     ("model", "export", "tracking", "checkpoint"),
     ("data",),
     ("tasks",),
