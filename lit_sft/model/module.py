@@ -18,6 +18,7 @@ from lit_sft.evaluation.generate import Generation, evaluating, generate_greedy
 from lit_sft.model.adapter import read_adapter_config, require_same_lora, require_same_shapes
 from lit_sft.model.attention import use_attention
 from lit_sft.model.build import build_model
+from lit_sft.model.determinism import settle, spare_fills
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
 from lit_sft.model.eval_loss import EvalLoss
 from lit_sft.model.flat import FlatParameters, require_same_layout, require_same_order
@@ -134,6 +135,7 @@ class SFTModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Find what is wrong before any weights are touched."""
+        spare_fills()
         precision = self.trainer.precision
         require(
             precision in ("32-true", "bf16-mixed"),
@@ -163,6 +165,10 @@ class SFTModule(pl.LightningModule):
             self.trainer.strategy.root_device,
             self.seed,
         )
+        on_cuda = self.trainer.strategy.root_device.type == "cuda"
+        if self.trainer.state.fn == "fit" and (self.speed.compile or on_cuda):
+            with self.trainer.precision_plugin.forward_context():
+                settle(self.model, self.trainer.strategy.root_device)
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer. Its learning rate is a pure function of the step, set in each."""
