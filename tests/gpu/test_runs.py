@@ -41,7 +41,7 @@ def write_config(folder: Path, base: Path, device, kernels: str, killed: bool) -
         {"class_path": "lit_sft.GradientCheckpointing"},
         {
             "class_path": "lit_sft.GenerationEval",
-            "init_args": {"every_n_steps": 6, "max_rows": 8},
+            "init_args": {"every_n_steps": 6, "eval_rows": 8},
         },
     ]
     if killed:
@@ -158,13 +158,6 @@ def test_killed_and_resumed_ends_with_the_same_bits(
     result = read_result(tmp_path)
     assert result.figures == whole.figures
     assert result.adapter == whole.adapter
-    # And the state of the optimizer in its one buffer, whose pages a checkpoint must hold whole.
-    (state,) = saved["optimizer_states"]
-    moments = [x for x in state["state"][0].values() if getattr(x, "numel", lambda: 1)() > 1]
-    assert len(moments) >= 2
-    for moment in moments:
-        assert moment.isfinite().all()
-        assert moment.float().abs().sum() > 0
 
 
 def test_the_optimizers_pages_survive_a_checkpoint(device):
