@@ -42,8 +42,10 @@ from lit_sft.parser import Parser
 from lit_sft.tracking.metrics_file import MetricsFile
 from lit_sft.tracking.wandb_run import WandbRun
 
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/latest",
+    "deterministic": True,  # two runs, and a resumed one, give the same bits on a GPU, too
     "logger": False,  # `logs/metrics.csv` is always written; this adds others
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,
@@ -156,9 +158,13 @@ class SFTCommandLine(LightningCLI):
                 if isinstance(logger, WandbRun):
                     logger.keep_in(config.default_root_dir)
             loggers = [MetricsFile(config.default_root_dir), *loggers]
-        return super().instantiate_trainer(
+        workspace = os.environ.get(WORKSPACE)
+        trainer = super().instantiate_trainer(
             plugins=[*plugins, AtomicCheckpointIO()], logger=loggers, **kwargs
         )
+        if workspace:  # Lightning has set its own, before anything has asked for the device
+            os.environ[WORKSPACE] = workspace
+        return trainer
 
 
 def run(arguments: Sequence[str]) -> int:

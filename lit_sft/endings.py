@@ -33,6 +33,9 @@ def explain(error: Exception) -> tuple[int, str] | None:
         return 1, f"{text}; {GO_ON}"
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
         return 1, f"{text}; {GO_ON}, and with data.num_workers=0 if it was killed for its memory"
+    if isinstance(error, RuntimeError) and "have a deterministic implementation" in str(error):
+        reason = str(error).partition(",")[0]
+        return 1, f"error: {reason}; {GO_ON} --trainer.deterministic false"
     if isinstance(error, RuntimeError) and " by peer" in str(error):  # gloo's and NCCL's own words
         return 1, f"error: another rank of the run is gone; {GO_ON}"
     return None

@@ -10,7 +10,7 @@ from lit_sft.model.adapter import attach_lora, load_adapter, read_adapter_tokens
 from lit_sft.model.lora import fuse_lora
 from lit_sft.model.qlora import Lora, Quantization, load_base
 from lit_sft.model.recompute import find_layers
-from lit_sft.model.speed import Speed
+from lit_sft.model.speed import Speed, compile_layers
 from lit_sft.model.token_rows import fuse_token_rows
 from lit_sft.model.tokens import choose_tokens
 from lit_sft.model.weight_cache import cache_weights
@@ -79,8 +79,7 @@ def build_model(
     if speed.fused_lora:
         fuse_lora(model)
     if speed.compile:
-        for layer in find_layers(model):
-            layer.compile(dynamic=True)
+        compile_layers(find_layers(model))
     name: Any = tokenizer.convert_ids_to_tokens if tokenizer else str
     return BuiltModel(
         model, {name(token): reason for token, reason in tokens.items()}, cached_bytes

@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from lit_sft.model.adapter import fingerprint_base
+from lit_sft.model.determinism import is_deterministic
 from lit_sft.model.qlora import Lora, Quantization
 from lit_sft.model.speed import Speed
 
@@ -86,6 +87,7 @@ def describe_settings(module: Any) -> dict[str, Any]:
         "model.weight_decay": module.weight_decay,
         "model.max_grad_norm": module.max_grad_norm,
         "model.nonfinite": module.nonfinite.policy,
+        "trainer.deterministic": is_deterministic(),
         "trainer.max_steps": module.trainer.max_steps,
         "trainer.max_epochs": module.trainer.max_epochs,
     }

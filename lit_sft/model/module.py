@@ -18,6 +18,7 @@ from lit_sft.evaluation.generate import Generation, evaluating, generate_greedy
 from lit_sft.model.adapter import read_adapter_config, require_same_lora, require_same_shapes
 from lit_sft.model.attention import use_attention
 from lit_sft.model.build import build_model
+from lit_sft.model.determinism import any_kernels, settle, spare_fills
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
 from lit_sft.model.eval_loss import EvalLoss
 from lit_sft.model.flat import FlatParameters, require_same_layout, require_same_order
@@ -134,6 +135,7 @@ class SFTModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Find what is wrong before any weights are touched."""
+        spare_fills()
         strategy = self.trainer.strategy
         require_precision(self.trainer.precision, describe_device(strategy.root_device))
         tell_if_emulated(self.trainer.precision, strategy.root_device)
@@ -161,7 +163,7 @@ class SFTModule(pl.LightningModule):
             self.seed,
         )
         if self.trainer.state.fn != "predict":
-            self._choose_batching()
+            self._try_out()
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer. Its learning rate is a pure function of the step, set in each."""
@@ -331,12 +333,16 @@ class SFTModule(pl.LightningModule):
                 rank_zero_info(f"{name} {change}")
             self.nonfinite.load_state_dict(checkpoint["nonfinite"])
 
-    def _choose_batching(self) -> None:
+    def _try_out(self) -> None:
         """Let the data module pad its rows where the model cannot keep packed ones apart."""
         data: Any = getattr(self.trainer, "datamodule", None)
         asked = getattr(data, "batching", "padding_free")
+        device = self.trainer.strategy.root_device
         with self.trainer.precision_plugin.forward_context():
-            probe = probe_model(self.model, asked == "padding_free", self.speed.fused_head)
+            with any_kernels():
+                probe = probe_model(self.model, asked == "padding_free", self.speed.fused_head)
+            if self.trainer.state.fn == "fit" and (self.speed.compile or device.type == "cuda"):
+                settle(self.model, device, probe.packs)
         self.logit_scale, self.may_pack = probe.logit_scale, probe.packs
         if probe.remark:
             rank_zero_info(probe.remark)

@@ -1,6 +1,10 @@
 """What is done for speed alone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -21,3 +25,18 @@ class Speed:
     fused_lora: bool = True
     flat_optimizer: bool = True
     compile: bool = False
+
+
+def compile_layers(layers: Iterable[Any]) -> None:
+    """Let `torch.compile` make the kernels of layers, for any number of tokens.
+
+    Under deterministic algorithms no kernel is chosen by how long it takes, which two processes
+    may judge differently.
+    """
+    import torch._inductor.config as known
+
+    options = {}
+    if torch.are_deterministic_algorithms_enabled() and hasattr(known, "deterministic"):
+        options = {"deterministic": True}
+    for layer in layers:
+        layer.compile(dynamic=True, options=options)

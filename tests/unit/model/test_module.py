@@ -1,5 +1,7 @@
 """What the module promises beyond the numbers: modes, memory tricks, checkpoints, refusals."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -229,6 +231,69 @@ def test_a_step_is_logged_once_with_all_its_figures(tiny_base, tmp_path):
     for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second", "peak_memory_gib"):
         assert metrics[f"train/{name}"] > 0, name
     assert metrics["train/supervised_tokens_per_second"] < metrics["train/tokens_per_second"]
+
+
+class Ticking(SFTDataModule):
+    """Its clock moves in the loader, in a step, and in what callbacks do, by other amounts."""
+
+    now = 0.0
+
+    def train_dataloader(self):
+        loader = super().train_dataloader()
+        read = loader.dataset.make
+
+        def make(examples):
+            self.now += 3.0
+            return read(examples)
+
+        loader.dataset.make = make
+        return loader
+
+
+class Tick(pl.Callback):
+    """Lets time pass in steps, saves and evaluations."""
+
+    def __init__(self, data) -> None:
+        self.data, self.figures = data, []
+
+    def tick(self, seconds: float) -> None:
+        self.data.now += seconds
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        pl_module._collect_gradients = self._in_step(pl_module._collect_gradients)
+
+    def _in_step(self, collect):
+        def collected():
+            self.tick(2.0)
+            return collect()
+
+        return collected
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.tick(100.0)
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self.tick(1000.0)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        tokens = sum(part["num_tokens"] for part in batch)
+        self.figures.append((tokens, dict(trainer.callback_metrics)))
+        self.tick(10000.0)
+
+
+def test_the_rate_counts_the_wait_for_the_loader_and_nothing_between_steps(
+    tiny_base, tmp_path, monkeypatch
+):
+    module, _ = make_run(tiny_base)
+    data = Ticking(WordProblems(train_rows=64), val_rows=8, max_length=600)
+    ticks = Tick(data)
+    clock = SimpleNamespace(perf_counter=lambda: data.now)
+    monkeypatch.setattr("lit_sft.model.step_clock.time", clock)
+    make_trainer(tmp_path, steps=3, val_check_interval=2, callbacks=[ticks]).fit(module, data)
+    assert len(ticks.figures) == 3
+    for tokens, figures in ticks.figures:
+        assert figures["train/loader_wait_seconds"] == 3.0
+        assert figures["train/tokens_per_second"] == pytest.approx(tokens / 5.0)
 
 
 @pytest.mark.parametrize(

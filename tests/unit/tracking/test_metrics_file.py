@@ -50,3 +50,15 @@ def test_a_half_written_last_line_is_dropped_with_the_rows_behind_it(tmp_path):
     resumed = MetricsFile(tmp_path)
     resumed.resume_from(step=2)
     assert [row["step"] for row in read(resumed)] == ["1", "2"]
+
+
+def test_a_figure_that_is_new_since_the_run_began_gets_a_column(tmp_path):
+    logger = MetricsFile(tmp_path)
+    for step in (1, 2):
+        logger.log_metrics({"train/loss": 0.5}, step=step)
+    resumed = MetricsFile(tmp_path)
+    resumed.resume_from(step=2)
+    for step in (3, 4):
+        resumed.log_metrics({"train/loss": 0.5, "train/loader_wait_seconds": 0.25}, step=step)
+    waits = [row["train/loader_wait_seconds"] for row in read(resumed)]
+    assert waits == ["", "", "0.25", "0.25"]

@@ -1,0 +1,91 @@
+"""The same bits twice: deterministic kernels, as far as a model's operations have them.
+
+`torch.use_deterministic_algorithms(True)`, or `deterministic=True` of a Lightning trainer, decides;
+what is here sees to it that it costs little and stops no run. With `warn_only`, the backward of
+flash and of memory-efficient attention is not deterministic, and says so: it is no substitute.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lit_sft.data.batching import pack_batch, pad_batch
+from lit_sft.model.loss import sum_supervised_loss
+from lit_sft.types import Example
+
+REFUSAL = "does not have a deterministic implementation"
+"""What torch says of an operation."""
+TRIED_TOKENS = 64
+
+
+def is_deterministic() -> bool:
+    """Return whether torch refuses operations that may give other bits the next time."""
+    return (
+        torch.are_deterministic_algorithms_enabled()
+        and not torch.is_deterministic_algorithms_warn_only_enabled()
+    )
+
+
+def spare_fills() -> None:
+    """Keep torch from filling the memory of every new tensor, which it does in this mode.
+
+    That makes a program repeatable that reads what it has not written. Nothing here does, and it
+    would be one more pass over every activation.
+    """
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def any_kernels() -> Iterator[None]:
+    """Let all operations run, whether they give the same bits twice or not."""
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+
+
+def settle(model: Any, device: torch.device, packed: bool) -> None:
+    """Take a small forward and backward, and give determinism up if an operation lacks it.
+
+    Compiled layers see this shape first in every run, also in one that is resumed: what is
+    generated for them depends on no window.
+
+    Args:
+        model: A `peft.PeftModel` in training mode; gradients and random states stay as they were.
+        device: Where it is.
+        packed: Whether training packs its rows.
+    """
+    try:
+        _take_pass(model, device, packed)
+    except RuntimeError as error:
+        if REFUSAL not in str(error):
+            raise
+        operation = str(error).partition(f" {REFUSAL}")[0]
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        rank_zero_info(
+            f"{operation} has no deterministic form on {device.type}: two runs, and a resumed one, "
+            "may differ in the last bits"
+        )
+
+
+def _take_pass(model: Any, device: torch.device, packed: bool) -> None:
+    ids = [1] * TRIED_TOKENS
+    rows = [Example(ids, ids)]
+    batch = pack_batch(rows) if packed else pad_batch(rows, pad_token_id=0)
+    on_device: Any = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = [parameter.grad for parameter in trained]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for parameter in trained:
+            parameter.grad = None
+        try:
+            sum_supervised_loss(model, on_device).backward()
+        finally:
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                parameter.grad = gradient
