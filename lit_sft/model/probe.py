@@ -7,6 +7,7 @@ gradient, as far as the dtype allows; and that no row sees another is exact in a
 the gradient of one row's loss at the tokens of the other is zero.
 """
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -216,10 +217,8 @@ def _differentiate(loss: Tensor, embedded: Tensor | None, model: Any) -> tuple[T
 
 def _draw_rows(model: Any) -> list[list[int]]:
     vocabulary = model.config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randint(vocabulary, (length,), generator=generator).tolist() for length in ROW_TOKENS
-    ]
+    generator = random.Random(0)  # torch would draw on whatever device is the default
+    return [[generator.randrange(vocabulary) for _ in range(length)] for length in ROW_TOKENS]
 
 
 def _make_batch(
