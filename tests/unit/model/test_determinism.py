@@ -1,4 +1,4 @@
-"""Deterministic kernels where a model has them, a word where it has not, and no trace of the try."""
+"""Deterministic kernels where a model has them, a word where not, and no trace of the try."""
 
 import pytest
 import torch
