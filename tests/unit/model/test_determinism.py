@@ -1,0 +1,79 @@
+"""Deterministic kernels where a model has them, a word where not, and no trace of the try."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lit_sft import Lora
+from lit_sft.endings import explain
+from lit_sft.model.adapter import attach_lora
+from lit_sft.model.determinism import is_deterministic, settle
+
+
+@pytest.fixture(autouse=True)
+def _only_here():
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture
+def model():
+    config = LlamaConfig(
+        vocab_size=70,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    return attach_lora(LlamaForCausalLM(config).requires_grad_(False), Lora(r=2), [1])
+
+
+def put(module, args, output):
+    """An operation that has no deterministic form on any device."""
+    place = torch.zeros(1, dtype=torch.int64)
+    torch.zeros(3).put_(place, torch.ones(1))
+    return output
+
+
+def test_a_model_that_has_them_keeps_them_and_its_state(model):
+    weights = [p for p in model.parameters() if p.requires_grad]
+    weights[0].grad = torch.ones_like(weights[0])
+    state = torch.get_rng_state()
+    settle(model, torch.device("cpu"))
+    assert is_deterministic()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(weights[0].grad, torch.ones_like(weights[0]))
+    assert all(weight.grad is None for weight in weights[1:])
+
+
+def test_a_model_that_lacks_one_goes_on_and_says_which(model, caplog):
+    caplog.set_level("INFO", "lightning.pytorch")
+    model.get_base_model().model.norm.register_forward_hook(put)
+    settle(model, torch.device("cpu"))
+    assert not is_deterministic()
+    assert torch.are_deterministic_algorithms_enabled(), "the others stay as they are"
+    assert "put_ has no deterministic form on cpu" in caplog.text
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_other_errors_are_no_reason_to_go_on(model):
+    def fail(module, args, output):
+        raise RuntimeError("another reason")
+
+    model.get_base_model().model.norm.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="another reason"):
+        settle(model, torch.device("cpu"))
+
+
+def test_one_that_is_met_later_is_a_line_with_the_way_on():
+    with pytest.raises(RuntimeError) as error:
+        put(None, None, None)
+    status, text = explain(error.value)
+    assert status == 1
+    assert text.startswith("error: put_ does not have a deterministic implementation; ")
+    assert text.endswith("--trainer.deterministic false")
+    assert "\n" not in text
