@@ -22,10 +22,15 @@ from lit_sft import SFTDataModule, WordProblems
 from lit_sft.data.prompts import decode_answer, find_stop_ids, make_prompts
 from lit_sft.evaluation.generate import evaluating, generate_greedy
 from lit_sft.evaluation.report import Tally
+from lit_sft.model.precision import choose_precision, describe_device
+from lit_sft.model.qlora import compute_dtype
 from lit_sft.paths import locate
 
 CONFIG = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
 STEPS, RATE = CONFIG["trainer"]["max_steps"], CONFIG["model"]["learning_rate"]
+PRECISION, _ = choose_precision(describe_device(torch.device("cpu")))
+DTYPE, AUTOCAST = compute_dtype(PRECISION), PRECISION == "bf16-mixed"
+"""As the command line chooses it on a machine without a GPU."""
 CHAT_TOKENS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
 
@@ -50,11 +55,11 @@ def run_plain(seed: int) -> dict[str, float]:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=DTYPE,
     )
     base = locate("lit_sft/tiny")
     model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.bfloat16, quantization_config=quantization
+        base, dtype=DTYPE, quantization_config=quantization
     )
     for module in model.modules():  # bitsandbytes would pack the weights at the first evaluation
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -84,7 +89,7 @@ def run_plain(seed: int) -> dict[str, float]:
         losses.append(0.0)
         for batch in window:
             mask = batch["input_ids"] != data.tokenizer.pad_token_id
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=AUTOCAST):
                 logits = model(batch["input_ids"], attention_mask=mask.long()).logits
             loss = torch.nn.functional.cross_entropy(
                 logits[:, :-1].float().flatten(0, 1), batch["labels"][:, 1:].flatten(),
@@ -105,7 +110,7 @@ def grade(model: torch.nn.Module, data: SFTDataModule) -> dict[str, float]:
     """Answer and grade the validation rows."""
     prompts = make_prompts(data.task, "val", data.tokenizer, data.val_rows)
     rows = data.task.rows("val")
-    with evaluating(model), torch.autocast("cpu", torch.bfloat16):
+    with evaluating(model), torch.autocast("cpu", torch.bfloat16, enabled=AUTOCAST):
         answers = generate_greedy(
             model, [p.input_ids for p in prompts],
             find_stop_ids(data.tokenizer, model.config, model.generation_config),
