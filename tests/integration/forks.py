@@ -5,6 +5,7 @@ run. What is run, killed and measured is as separate as any other process: its m
 its exit.
 """
 
+import gc
 import json
 import os
 import signal
@@ -81,6 +82,7 @@ def serve() -> None:
     silence_known_notices()
     for name in IMPORTED:
         import_module(name)
+    gc.freeze()  # a collection in a child would copy all of the memory that it shares
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
