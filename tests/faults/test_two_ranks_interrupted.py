@@ -27,7 +27,7 @@ def send(step: int, number: int, **others: int) -> str:
     )
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_interrupted_in_every_way_equals_whole(tiny_base, tmp_path):
     """Six steps. A terminal's Ctrl-C reaches both ranks, a kill or a SIGTERM maybe one of them."""
     assert run_two(tmp_path / "whole", tiny_base).status == 0

@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
 
 
 def lit_sft(
-    *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 240
+    *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 600
 ) -> Outcome:
     """Run the command line in another process, on one thread: the models are too small for two.
 
@@ -40,7 +40,7 @@ def lit_sft(
 
 
 def lit_sft_from_scratch(
-    *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 240
+    *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 600
 ) -> Outcome:
     """Run `python -m lit_sft`: for its imports, for what they read, and for several ranks."""
     done = subprocess.run(

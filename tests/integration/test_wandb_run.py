@@ -85,7 +85,7 @@ def offline(tiny_base, tmp_path_factory) -> tuple[Path, int, str]:
         preexec_fn=lambda: os.login_tty(slave),
     )  # fmt: skip
     os.close(slave)
-    watchdog = threading.Timer(240, process.kill)
+    watchdog = threading.Timer(600, process.kill)
     watchdog.start()
     output = read_terminal(master)
     status = process.wait()
