@@ -73,7 +73,8 @@ def test_a_run_needs_no_space_for_temporary_files(
     else:
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     monkeypatch.setenv("TMPDIR", str(small_disk))
-    outcome = run(tmp_path / "work", tiny_base, "--trainer.max_steps", 4, workers=2)
+    options = ("--trainer.max_steps", 4)
+    outcome = run(tmp_path / "work", tiny_base, *options, workers=2, from_scratch=True)
     assert outcome.status == 0, outcome.stderr
     last = tmp_path / "work" / "run" / "checkpoints" / "last.ckpt"
     assert AtomicCheckpointIO().load_checkpoint(last)["global_step"] == 4

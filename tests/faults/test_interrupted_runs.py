@@ -2,12 +2,11 @@
 
 import csv
 import shutil
-import time
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from command import ROOT, lit_sft, lit_sft_in_process
+from command import ROOT, lit_sft, lit_sft_from_scratch, lit_sft_in_process
 from safetensors.torch import load_file, save_file
 
 from lit_sft.callbacks.checkpoint import LAST
@@ -44,11 +43,19 @@ trainer:
 """
 
 
-def run(folder: Path, base: Path, *arguments: object, callbacks: str = "", workers: int = 0):
+def run(
+    folder: Path,
+    base: Path,
+    *arguments: object,
+    callbacks: str = "",
+    workers: int = 0,
+    from_scratch: bool = False,
+):
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(make_config(base, callbacks, workers))
     env = {"PYTHONPATH": f"{Path(__file__).parent}:{ROOT}", "LIT_SFT_CACHE": str(folder / "cache")}
-    return lit_sft("fit", "--config", "config.yaml", *arguments, cwd=folder, env=env)
+    start = lit_sft_from_scratch if from_scratch else lit_sft
+    return start("fit", "--config", "config.yaml", *arguments, cwd=folder, env=env)
 
 
 def kill(class_name: str, step: int) -> str:
@@ -161,7 +168,7 @@ def test_a_crashed_loader_worker_ends_the_run(tiny_base, tmp_path, exits):
     arguments = f"{{step: 3, exits: {str(exits).lower()}}}"
     crash = f"    - {{class_path: killers.CrashWorker, init_args: {arguments}}}\n"
     outcome = run(tmp_path, tiny_base, callbacks=crash, workers=1)
-    assert time.time() - (tmp_path / "crashed").stat().st_mtime < 30
+    assert (tmp_path / "crashed").exists()
     assert outcome.status == 1, outcome.stderr
     assert "error: DataLoader worker (pid" in outcome.stderr
     assert "go on with --ckpt_path last" in outcome.stderr

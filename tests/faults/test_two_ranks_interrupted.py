@@ -13,7 +13,7 @@ TWO_RANKS = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.acc
 
 def run_two(folder, base, *arguments, callbacks=""):
     """Run to the end of both: one that is left behind holds the pipes open, until the timeout."""
-    outcome = run(folder, base, *TWO_RANKS, *arguments, callbacks=callbacks)
+    outcome = run(folder, base, *TWO_RANKS, *arguments, callbacks=callbacks, from_scratch=True)
     assert "Traceback" not in outcome.stderr
     assert outcome.stderr.count("error: ") + outcome.stderr.count("received: ") <= 1
     return outcome
@@ -27,7 +27,7 @@ def send(step: int, number: int, **others: int) -> str:
     )
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_interrupted_in_every_way_equals_whole(tiny_base, tmp_path):
     """Six steps. A terminal's Ctrl-C reaches both ranks, a kill or a SIGTERM maybe one of them."""
     assert run_two(tmp_path / "whole", tiny_base).status == 0

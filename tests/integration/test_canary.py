@@ -4,7 +4,7 @@ import gzip
 from pathlib import Path
 
 import pytest
-from command import Outcome, lit_sft
+from command import Outcome, lit_sft_from_scratch
 from hub_server import HubServer, serve_hub
 from small_run import NOBODY, fit_options, isolated
 
@@ -19,7 +19,7 @@ def run(tiny_base, tmp_path_factory) -> tuple[Path, Outcome, HubServer]:
     root = tmp_path_factory.mktemp("canary")
     (root / "tmp").mkdir()
     with serve_hub() as hub:
-        outcome = lit_sft(
+        outcome = lit_sft_from_scratch(
             "fit",
             *fit_options(tiny_base, root / "run"),
             "--trainer.callbacks=lit_sft.HubUpload",
@@ -34,7 +34,6 @@ def run(tiny_base, tmp_path_factory) -> tuple[Path, Outcome, HubServer]:
                 WANDB_API_KEY=WANDB_KEY,
                 WANDB_BASE_URL=NOBODY,
             ),
-            timeout=60,
         )
         yield root, outcome, hub
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import ROOT, Outcome, lit_sft
+from command import ROOT, Outcome, lit_sft_from_scratch
 from hub_server import DROP, VANISH, HubServer, serve_hub
 from huggingface_hub import ModelCard
 from peft import PeftModel
@@ -39,7 +39,7 @@ def uploaded(hub: HubServer, tiny_base: Path, tmp_path_factory) -> tuple[Path, O
     hub.faults["me/happy commit"] = iter([500, 429, DROP])
     env = isolated(folder / "home", HF_ENDPOINT=hub.url, HF_TOKEN="hf_" + "x" * 34)
     options = [*fit_options(tiny_base, folder / "run"), *upload_to("me/happy")]
-    return folder / "run", lit_sft("fit", *options, env=env)
+    return folder / "run", lit_sft_from_scratch("fit", *options, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def failed(hub: HubServer, tiny_base: Path, tmp_path_factory) -> dict[str, tuple
         | isolated(root / "home", HF_ENDPOINT=hub.url, HF_TOKEN="hf_x", OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
     )
     return {name: (root / name, part) for name, part in zip(repositories, split(done), strict=True)}

@@ -85,7 +85,7 @@ def offline(tiny_base, tmp_path_factory) -> tuple[Path, int, str]:
         preexec_fn=lambda: os.login_tty(slave),
     )  # fmt: skip
     os.close(slave)
-    watchdog = threading.Timer(60, process.kill)
+    watchdog = threading.Timer(600, process.kill)
     watchdog.start()
     output = read_terminal(master)
     status = process.wait()
@@ -132,7 +132,7 @@ def killed(tiny_base, tmp_path_factory):
         def fit(folder: Path, *more: str) -> Any:
             options = [*fit_options(tiny_base, folder, 7), "--checkpoint.every_n_steps=2"]
             options += ["--trainer.logger=lit_sft.WandbRun", *more]
-            return lit_sft("fit", *options, env=isolated(root / "home") | env, timeout=60)
+            return lit_sft("fit", *options, env=isolated(root / "home") | env)
 
         kill = ["--trainer.callbacks=killer.Kill", "--trainer.callbacks.step=5"]
         outcome = fit(root / "run", *kill)
@@ -167,7 +167,7 @@ def test_login_that_the_server_refuses_is_found_before_training(tiny_base, tmp_p
         server.status = 401
         outcome = lit_sft(
             "fit", *fit_options(tiny_base, tmp_path / "run"), "--trainer.logger=lit_sft.WandbRun",
-            env=isolated(tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY), timeout=60,
+            env=isolated(tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY),
         )  # fmt: skip
     assert outcome.status == 2
     assert "error: WandbRun: W&B refuses the run" in outcome.stderr

@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-from command import lit_sft
+from command import lit_sft, lit_sft_from_scratch
 from safetensors.torch import load_file
 
 
 def train(base: Path, folder: Path, *arguments: object) -> Path:
-    outcome = lit_sft(
+    start = lit_sft_from_scratch if "ddp" in arguments else lit_sft
+    outcome = start(
         "fit",
         *("--model.base_model", base, "--model.lora.dropout", 0, "--model.lora.r", 4),
         *("--model.lora.alpha", 8, "--model.learning_rate", 1e-2, "--model.optimizer", "adamw"),

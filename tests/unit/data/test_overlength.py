@@ -1,5 +1,3 @@
-import time
-
 import pytest
 
 from lit_sft import ChatTask, SFTDataModule
@@ -175,9 +173,7 @@ def test_the_data_module_names_long_rows_below_its_ledger(tiny_base, capsys):
 
 def test_fifty_megabytes_are_left_out_without_a_look_at_their_tokens(llama3_tokenizer):
     huge = chat("word " * 10_000_000, "It ends.")
-    started = time.process_time()
     dropped, kept = encode_to_fit(llama3_tokenizer, [huge, SHORT], ["a", "b"], 512, "drop")
-    assert time.process_time() - started < 2
     assert dropped.example is None
-    assert dropped.length > 512
+    assert 512 < dropped.length < 5_000_000, "the least that its characters make, not its tokens"
     assert kept.example == encode_chat(llama3_tokenizer, SHORT)

@@ -180,9 +180,12 @@ def test_mixed_formats_name_the_first_row_that_differs(tmp_path):
 def test_a_line_of_50_mb_is_read_in_linear_time(tmp_path):
     path = write(tmp_path / "a.jsonl", as_jsonl([{"question": "q", "answer": "x" * 50_000_000}]))
     begin = time.process_time()
+    json.loads(path.read_text())
+    parsed_once = time.process_time() - begin
+    begin = time.process_time()
     [[_, said]] = read(ChatFile(str(path)))
     assert len(said["content"]) == 50_000_000
-    assert time.process_time() - begin < 5
+    assert time.process_time() - begin < 20 * parsed_once, "CPU seconds, of the same machine"
 
 
 def test_the_client_of_the_hub_reads_splits_and_fails_cleanly(tmp_path):
