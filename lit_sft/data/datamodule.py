@@ -120,7 +120,8 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
         if self.streamed is None:
             return self._encoded["train"]
         return StreamedRows(
-            self.task, self.streamed, self.tokenizer, self.max_length, self.on_overlength
+            *(self.task, self.streamed, self.tokenizer),
+            *(self.max_length, self.on_overlength, self.on_lost_field),
         )
 
     def _load_splits(self, stage: str) -> None:
@@ -132,6 +133,7 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
     def _describe(self, splits: list[Split]) -> list[str]:
         texts = [format_ledgers([self.ledgers[split] for split in splits])]
         texts += [self.overlength[split] for split in splits if split in self.overlength]
+        texts += [self.lost_fields[split] for split in splits if split in self.lost_fields]
         if "train" in splits:
             texts.append(format_repeats(self.repeats, self.dedup))
         if self.streamed is not None and "train" in splits:

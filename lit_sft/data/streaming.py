@@ -20,6 +20,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from lit_sft.data.lost import OnLostField
 from lit_sft.data.overlength import OnOverlength, encode_to_fit
 from lit_sft.data.splits import NamedRow, read_conversations
 from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowLoader
@@ -37,6 +38,7 @@ class StreamedRows:
         tokenizer: As `load_tokenizer` returns it.
         max_length: In tokens.
         on_overlength: What becomes of a longer row, as for `encode_to_fit`; `error` raises.
+        on_lost_field: What becomes of what the template does not write, likewise.
     """
 
     def __init__(
@@ -46,10 +48,12 @@ class StreamedRows:
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         on_overlength: OnOverlength,
+        on_lost_field: OnLostField = "error",
     ) -> None:
         self.task, self.rows = task, rows
         self.tokenizer, self.max_length = tokenizer, max_length
         self.on_overlength: OnOverlength = on_overlength
+        self.on_lost_field: OnLostField = on_lost_field
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,7 +68,10 @@ class StreamedRows:
             return [], []
         conversations = read_conversations(self.task, [self.rows[number] for number in numbers])
         names, chats = zip(*conversations, strict=True)
-        fitted = encode_to_fit(self.tokenizer, chats, names, self.max_length, self.on_overlength)
+        fitted = encode_to_fit(
+            *(self.tokenizer, chats, names),
+            *(self.max_length, self.on_overlength, self.on_lost_field),
+        )
         long = [name for name, row in zip(names, fitted, strict=True) if row.example is None]
         require(
             not long or self.on_overlength != "error",
