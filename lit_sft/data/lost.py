@@ -15,16 +15,15 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.render import THINKING, RenderedChat, render_turns
+from lit_sft.data.render import THINKING, THOUGHTS, RenderedChat, render_turns
 from lit_sft.errors import InputError, require
 from lit_sft.types import Message
 
 OnLostField = Literal["error", "drop"]
 
-CALLS = frozenset({"tool_calls", "function_call"})
-THOUGHTS = frozenset({"reasoning_content", "reasoning", "thinking"})
-OTHERS = frozenset({"name", "tool_call_id", "tools", "functions", "refusal", "images", "audio"})
-FIELDS = CALLS | THOUGHTS | OTHERS
+CALLS = ("tool_calls", "function_call")
+OTHERS = ("name", "tool_call_id", "tools", "functions", "refusal", "images", "audio")
+FIELDS = frozenset({*CALLS, *THOUGHTS, *OTHERS})
 """Keys of a message, beside its role and content, whose value says something to the model."""
 LINKS = ("id", "type", "index")
 """Keys of a tool call that say nothing by themselves."""
@@ -68,8 +67,8 @@ def find_lost_fields(tokenizer: PreTrainedTokenizerBase, chat: RenderedChat) -> 
         tokenizer: With the template that rendered it.
         chat: As `render_conversation` returns it.
     """
-    if not any(len(x) > 2 and FIELDS & x.keys() for x in chat.messages):
-        roles = tuple(message["role"] for message in chat.messages)
+    if max(map(len, chat.messages)) == 2 or not any(FIELDS & x.keys() for x in chat.messages):
+        roles = tuple([message["role"] for message in chat.messages])
         around = _read_around(tokenizer, str(tokenizer.chat_template), roles)
         if around and _is_whole(around, chat.messages, chat.text):
             return []
@@ -134,14 +133,14 @@ def _is_whole(around: Sequence[str], messages: Sequence[Message], text: str) -> 
         return False
     at = len(around[0])
     for message, behind in zip(messages, around[1:], strict=True):
-        content = message["content"]
-        for said in (content, content.strip(), content.rstrip(), content.lstrip()):
-            end = at + len(said)
-            if text.startswith(said, at) and text.startswith(behind, end):
-                at = end + len(behind)
-                break
-        else:
-            return False
+        said = content = message["content"]
+        if not (text.startswith(said, at) and text.startswith(behind, at + len(said))):
+            for said in (content.strip(), content.rstrip(), content.lstrip()):
+                if text.startswith(said, at) and text.startswith(behind, at + len(said)):
+                    break
+            else:
+                return False
+        at += len(said) + len(behind)
     return at == len(text)
 
 

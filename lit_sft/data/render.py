@@ -25,6 +25,8 @@ BREAKER = "\ufdd0"
 """Stands inside a control token that a message spells: a code point that Unicode keeps unused."""
 THINKING = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 """What Qwen3's template sets before the last answer, empty where there are no thoughts."""
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message that hold the thoughts before its content."""
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -155,8 +157,9 @@ def _find_answer(
     content, after = message["content"], start
     if block := THINKING.match(text, start):
         own = THINKING.match(content)
-        thoughts = own[1] if own else str(message.get("reasoning_content", ""))
-        if block[1].strip() == thoughts.strip():
+        # An empty block is what some templates write where there are none, or none that they know.
+        thoughts = [own[1]] if own else ["", *(str(message.get(field, "")) for field in THOUGHTS)]
+        if block[1].strip() in [thought.strip() for thought in thoughts]:
             content, after = content[own.end() if own else 0 :], block.end()
     for said in (content, content.rstrip(), content.lstrip(), content.strip()):
         at = text.find(said, after)
