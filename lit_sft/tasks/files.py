@@ -9,11 +9,13 @@ from lit_sft.paths import is_local
 from lit_sft.tasks.base import ChatTask, Row, read_text
 from lit_sft.tasks.folders import ENDINGS, SPLIT_NAMES, find_splits
 from lit_sft.tasks.formats import (
+    COLUMNS,
     FormatName,
     choose_format,
     mark_all_but_last,
     read_conversation,
     recognise_format,
+    refuse_unread_columns,
 )
 from lit_sft.tasks.joined import Joined
 from lit_sft.tasks.jsonl import JsonLines, read_json
@@ -84,7 +86,10 @@ class ChatFile(ChatTask):
 
     def messages(self, row: Row) -> list[Message]:
         """Return the turns of a row; a system prompt comes first."""
-        messages = read_conversation(row, self.format or recognise_format(row))
+        layout = self.format or recognise_format(row)
+        if layout.name in COLUMNS:  # else the task's own columns say what to read
+            refuse_unread_columns(row, (*layout.columns, self.system_column))
+        messages = read_conversation(row, layout)
         system = self.system_prompt
         if self.system_column and row.get(self.system_column) is not None:
             system = read_text(row, self.system_column)

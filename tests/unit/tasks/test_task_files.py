@@ -68,6 +68,37 @@ def test_what_is_read_and_what_is_not_is_said(tmp_path):
     assert task.describe().endswith("read as alpaca (instruction, output); not used: id, from")
 
 
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"messages": TURNS, "tools": [{"name": "add"}]}, "'tools' is not read, but holds the to"),
+        (
+            {"messages": TURNS, "system": "Be brief."},
+            r"'system' is .*to \{system: system\} to read",
+        ),
+        (
+            {"instruction": "q", "input": "", "output": "a", "history": [["q", "a"]]},
+            "earlier turns",
+        ),
+        ({"conversations": TURNS, "functions": '[{"name": "add"}]'}, "'functions' is not read"),
+        ({"question": "q", "answer": "a", "system": "Be brief."}, "holds a system prompt"),
+    ],
+)
+def test_a_column_that_says_something_is_read_or_refused(tmp_path, row, says):
+    unsaid = {**row, **dict.fromkeys(set(row) & {"tools", "system", "history", "functions"}, "[]")}
+    path = str(write(tmp_path / "a.jsonl", as_jsonl([unsaid, row])))
+    with pytest.raises(InputError, match=rf"^train row 1: column .*{says}"):
+        read(ChatFile(path))
+    if "system" in row:
+        task = ChatFile(path, columns={"system": "system"})
+        assert read(task)[1][0] == {"role": "system", "content": "Be brief."}
+    if "messages" in row:
+        assert read(ChatFile(path, columns={"messages": "messages"})) == [TURNS, TURNS]
+
+
 def test_system_prompts(tmp_path):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     own = [{"role": "system", "content": "own"}, *turns]
