@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.render import THINKING, THOUGHTS, RenderedChat, render_turns
+from lit_sft.data.render import THOUGHTS, RenderedChat, render_turns
 from lit_sft.errors import InputError, require
 from lit_sft.types import Message
 
@@ -25,6 +25,8 @@ CALLS = ("tool_calls", "function_call")
 OTHERS = ("name", "tool_call_id", "tools", "functions", "refusal", "images", "audio")
 FIELDS = frozenset({*CALLS, *THOUGHTS, *OTHERS})
 """Keys of a message, beside its role and content, whose value says something to the model."""
+OPENING_THOUGHTS = re.compile(r"(\s*(?:<think>)?)(.*?)</think>", re.DOTALL)
+"""Thoughts before an answer; some templates open them in the prompt."""
 LINKS = ("id", "type", "index")
 """Keys of a tool call that say nothing by themselves."""
 
@@ -185,11 +187,11 @@ class _StandIns:
     def put_content(self, message: Message, turn: int) -> str:
         """Return what stands for a content; the thoughts that open an answer are apart."""
         content = message["content"]
-        block = THINKING.match(content) if message["role"] == "assistant" else None
+        block = OPENING_THOUGHTS.match(content) if message["role"] == "assistant" else None
         head, tail = "", content
-        if block and block[1].strip():
-            thoughts = self.put(turn, "thoughts in content", block[1], is_thought=True)
-            head, tail = f"<think>\n{thoughts}\n</think>\n\n", content[block.end() :]
+        if block and block[2].strip():
+            thoughts = self.put(turn, "thoughts in content", block[2], is_thought=True)
+            head, tail = f"{block[1]}{thoughts}\n</think>\n\n", content[block.end() :]
         return head + (self.put(turn, "content", tail) if tail.strip() else "")
 
 

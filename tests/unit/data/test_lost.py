@@ -63,6 +63,12 @@ CASES = {
         ("qwen3", [ASK, shown(SAY | {"reasoning_content": "why"}), ASK, SAY], []),
     "likewise in the content":
         ("qwen3", [ASK, shown(SAY | {"content": "<think>\nwhy\n</think>\n\na"}), ASK, SAY], []),
+    "likewise without the mark that opens them":
+        ("qwen3", [ASK, shown(SAY | {"content": "why</think>a"}), ASK, SAY], []),
+    "thoughts in the content of a template that cuts them":
+        (CHATML.replace("message['content'] | trim", "message.content.split('</think>')[-1]"),
+         [ASK, shown(SAY | {"content": "<think>why</think>a"}), ASK, SAY],
+         ["assistant.thoughts in content"]),
     "earlier thoughts, of a template without":
         ("chatml", [ASK, shown(SAY | {"reasoning_content": "why"}), ASK, SAY],
          ["assistant.reasoning_content"]),
@@ -186,15 +192,17 @@ def test_the_ledger_counts_what_is_lost_from_the_cache_too(load, tmp_path):
     tokenizer = load("chatml")
     with pytest.raises(InputError, match=r"^train row 1: message 0 \(user\).* not write its name"):
         encode_rows(tokenizer, ROWS, 512, "drop")
+    written = set()
     for _ in range(2):
-        encoded, key = load_or_encode(tokenizer, ROWS, 512, "drop", tmp_path, "drop")
+        encoded, _ = load_or_encode(tokenizer, ROWS, 512, "drop", tmp_path, "drop")
         # The row that is too long loses nothing that would be learnt.
         assert make_ledger("train", encoded, 1).lost_fields == {
             "assistant.thinking": 2, "user.name": 1,
         }  # fmt: skip
         said = describe_lost_fields(encoded, [name for name, _ in ROWS])
         assert "assistant.thinking of 2 (train row 1), user.name of 1 (train row 1)" in said
-    assert [path.stem for path in tmp_path.iterdir()] == [key]
+        written |= {(path, path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
+    assert len(written) == 1  # the second time, it was read
     # What a run that drops has kept is no way around a run that does not.
     with pytest.raises(InputError, match=r"train row 1: .*data\.on_lost_field to drop"):
         load_or_encode(tokenizer, ROWS, 512, "drop", tmp_path, "error")
