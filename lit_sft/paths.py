@@ -7,6 +7,8 @@ from pathlib import Path
 
 from lit_sft.errors import InputError
 
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""What transformers reads, the first that is there; or an index of that name and its shards."""
 EMBEDDED_BASE = "lit_sft/tiny"
 """Names the small base model inside this package, wherever that is installed."""
 
@@ -76,3 +78,30 @@ def require_own_shards(folder: Path, option: str) -> None:
             raise InputError(
                 f"{option}: {str(index)!r} names {foreign[0]!r}, which is not in its folder"
             )
+
+
+def require_weights(folder: Path, option: str) -> None:
+    """Raise `InputError` unless a model's folder holds its weights, and all of them.
+
+    Args:
+        folder: Whose indices name no file outside of it, see `require_own_shards`.
+        option: The option that named it, for the error.
+    """
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+            if missing:
+                raise InputError(
+                    f"{option}: {str(index)!r} names {len(shards)} files, of which {len(missing)} "
+                    f"are missing, such as {missing[0]}; get the folder whole"
+                )
+            return
+    found = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
+    raise InputError(
+        f"{option}: the folder {str(folder)!r} has no weights: expected {WEIGHTS[0]}, or "
+        f"{WEIGHTS[0]}.index.json and the shards that it names; it holds {found}"
+    )

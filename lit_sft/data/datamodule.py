@@ -14,6 +14,11 @@ from lit_sft.data.rows import ChatRows
 from lit_sft.data.sources import format_sources
 from lit_sft.data.streaming import StreamedRows, StreamedWindows, StreamLoader
 from lit_sft.data.tokenizer import hash_template
+from lit_sft.data.vocabulary import (
+    require_chat_embeddings,
+    require_embeddings,
+    require_own_vocabulary,
+)
 from lit_sft.data.windows import (
     PackedWindows,
     PaddedWindows,
@@ -41,7 +46,16 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
         return getattr(self.trainer and self.trainer.lightning_module, "base_model", None)
 
     def prepare_data(self) -> None:
-        """Encode on one process of a node, so that the others find the rows in the cache."""
+        """Encode on one process of a node, so that the others find the rows in the cache.
+
+        Raises:
+            InputError: If the tokenizer is not the base's, or has tokens that the base has not.
+        """
+        base, rows = self.find_base_model(), self._count_embeddings()
+        if base and self.tokenizer_path:
+            require_own_vocabulary(self.tokenizer, self.tokenizer_path, base)
+        if rows:
+            require_chat_embeddings(self.tokenizer, rows)
         self._load_splits(self._stage_of_trainer())
 
     def setup(self, stage: str) -> None:
@@ -71,6 +85,10 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
             "predict runs on one device; set trainer.devices=1",
         )
         prompts: Any = make_prompts(self.task, "test", self.tokenizer, self.val_rows)
+        if rows := self._count_embeddings():
+            for prompt in prompts:
+                where = f"test row {prompt.row} holds it"
+                require_embeddings(self.tokenizer, prompt.input_ids, rows, where)
         return DataLoader(prompts, batch_size=PREDICTED_ROWS, collate_fn=list)
 
     def describe_run(self) -> dict[str, Any]:
@@ -120,18 +138,29 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
         if self.streamed is None:
             return self._encoded["train"]
         return StreamedRows(
-            self.task, self.streamed, self.tokenizer, self.max_length, self.on_overlength
+            *(self.task, self.streamed, self.tokenizer),
+            *(self.max_length, self.on_overlength, self.on_lost_field),
+            num_embeddings=self._count_embeddings(),
         )
+
+    def _count_embeddings(self) -> int | None:
+        """Return the rows of the base's embedding, if the trainer's module tells."""
+        module: Any = self.trainer and self.trainer.lightning_module
+        return module.count_embeddings() if hasattr(module, "count_embeddings") else None
 
     def _load_splits(self, stage: str) -> None:
         needed: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()
         }  # fmt: skip
         self.load_splits(split for split in needed[stage] if split != "val" or self.val_rows)
+        if rows := self._count_embeddings():
+            for split, encoded in self._encoded.items():
+                require_embeddings(self.tokenizer, [encoded.input_ids.max()], rows, f"in {split}")
 
     def _describe(self, splits: list[Split]) -> list[str]:
         texts = [format_ledgers([self.ledgers[split] for split in splits])]
         texts += [self.overlength[split] for split in splits if split in self.overlength]
+        texts += [self.lost_fields[split] for split in splits if split in self.lost_fields]
         if "train" in splits:
             texts.append(format_repeats(self.repeats, self.dedup))
         if self.streamed is not None and "train" in splits:

@@ -6,7 +6,8 @@ takes a second to import: `lit-sft inspect` does without it.
 
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.fingerprint import hash_request, make_cache_key
+from lit_sft.data.lost import OnLostField
 from lit_sft.data.overlength import OnOverlength, describe_overlength, encode_to_fit
 from lit_sft.data.splits import Conversation
 from lit_sft.errors import require
@@ -31,6 +33,8 @@ The tokenizer splits them over all cores, unless `TOKENIZERS_PARALLELISM` forbid
 """
 LARGE_SET_ROWS = 50_000
 """Rows from which on encoding takes long enough to show a bar."""
+LOST = "lost "
+"""Opens the name of an array of a cache file that says which rows lost a field."""
 
 
 class EncodedRows:
@@ -44,6 +48,8 @@ class EncodedRows:
         truncated: int64 `[truncated]`, the positions of the rows that were cut, likewise.
         whole_lengths: int64 `[dropped + truncated]`, in tokens, of the dropped rows and then of the
             truncated ones.
+        lost: By field, such as `assistant.thinking`, int64 `[turns]`: for each turn that has lost
+            it, the position of its row among those given.
 
     Raises:
         ValueError: If the arrays do not fit each other.
@@ -57,11 +63,13 @@ class EncodedRows:
         dropped: np.ndarray,
         truncated: np.ndarray,
         whole_lengths: np.ndarray,
+        lost: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         if not len(input_ids) == len(supervised) == offsets[-1] or (np.diff(offsets) < 0).any():
             raise ValueError("the arrays of the encoded rows do not fit each other")
         self.input_ids, self.supervised, self.offsets = input_ids, supervised, offsets
         self.dropped, self.truncated, self.whole_lengths = dropped, truncated, whole_lengths
+        self.lost = dict(lost or {})
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -92,6 +100,7 @@ def encode_rows(
     conversations: Sequence[Conversation],
     max_length: int,
     on_overlength: OnOverlength,
+    on_lost_field: OnLostField = "error",
 ) -> EncodedRows:
     """Encode conversations, and fit those over `max_length` tokens as `encode_to_fit` does.
 
@@ -103,13 +112,16 @@ def encode_rows(
     lengths: list[int] = []
     dropped: dict[int, int] = {}
     truncated: dict[int, int] = {}
+    lost: dict[str, list[int]] = defaultdict(list)
     for first in _track(range(0, len(conversations), CHUNK_ROWS), len(conversations)):
         names, chats = zip(*conversations[first : first + CHUNK_ROWS], strict=True)
-        fitted = encode_to_fit(tokenizer, chats, names, max_length, on_overlength)
-        for position, (example, length) in enumerate(fitted, start=first):
+        fitted = encode_to_fit(tokenizer, chats, names, max_length, on_overlength, on_lost_field)
+        for position, (example, length, fields) in enumerate(fitted, start=first):
             if length > max_length:
                 (truncated if example else dropped)[position] = length
-        kept = [example for example, _ in fitted if example]
+            for field in fields:
+                lost[field.name].append(position)
+        kept = [row.example for row in fitted if row.example]
         lengths += [len(example.input_ids) for example in kept]
         ids.append(_join([example.input_ids for example in kept]))
         labels.append(_join([example.labels for example in kept]))
@@ -131,6 +143,7 @@ def encode_rows(
         dropped=np.array(list(dropped), dtype=np.int64),
         truncated=np.array(list(truncated), dtype=np.int64),
         whole_lengths=np.array([*dropped.values(), *truncated.values()], dtype=np.int64),
+        lost={name: np.array(lost[name], dtype=np.int64) for name in sorted(lost)},
     )
 
 
@@ -140,6 +153,7 @@ def load_or_encode(
     max_length: int,
     on_overlength: OnOverlength,
     cache_dir: Path,
+    on_lost_field: OnLostField = "error",
 ) -> tuple[EncodedRows, str]:
     """Return the encoded rows, from the cache where it knows them, and the hash of what was asked.
 
@@ -151,8 +165,8 @@ def load_or_encode(
     request = hash_request(tokenizer, conversations, max_length, on_overlength)
     path = cache_dir / f"{make_cache_key(request)}.safetensors"
     encoded = _load(path)
-    if encoded is None:
-        encoded = encode_rows(tokenizer, conversations, max_length, on_overlength)
+    if encoded is None or (encoded.lost and on_lost_field == "error"):
+        encoded = encode_rows(tokenizer, conversations, max_length, on_overlength, on_lost_field)
         try:
             _save(encoded, path)
         except (OSError, SafetensorError) as error:
@@ -170,7 +184,8 @@ def _load(path: Path) -> EncodedRows | None:
         with safe_open(path, framework="np") as file:
             arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
             if (file.metadata() or {}).get("crc32") == _checksum(arrays):
-                return EncodedRows(**arrays)
+                lost = {x.removeprefix(LOST): arrays.pop(x) for x in [*arrays] if LOST in x}
+                return EncodedRows(**arrays, lost=lost)
     except (SafetensorError, TypeError, ValueError, OSError):
         pass  # a damaged cache costs an encoding, never a run
     return None
@@ -178,7 +193,8 @@ def _load(path: Path) -> EncodedRows | None:
 
 def _save(encoded: EncodedRows, path: Path) -> None:
     """Two runs may fill one cache at once: each writes its own file, the last rename wins."""
-    arrays = vars(encoded)
+    arrays = {name: array for name, array in vars(encoded).items() if name != "lost"}
+    arrays |= {f"{LOST}{name}": rows for name, rows in encoded.lost.items()}
     with replace_file(path) as staged:
         save_file(arrays, staged, metadata={"crc32": _checksum(arrays)})
 

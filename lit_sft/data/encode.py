@@ -8,10 +8,12 @@ for which any of this fails is an error, never a silent mask.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import NamedTuple
 
 from tokenizers import Encoding, Tokenizer, normalizers
 from transformers import PreTrainedTokenizerBase
 
+from lit_sft.data.lost import LostField, OnLostField, find_lost_fields, refuse_lost_fields
 from lit_sft.data.render import (
     BREAKER,
     RenderedChat,
@@ -24,13 +26,25 @@ from lit_sft.errors import InputError, require
 from lit_sft.types import IGNORE_INDEX, Example, Message
 
 
-def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Example:
+class EncodedChat(NamedTuple):
+    """A conversation as tokens, and what of it is not among them."""
+
+    example: Example
+    lost: list[LostField]
+
+
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    on_lost_field: OnLostField = "error",
+) -> Example:
     """Encode a conversation, and prove that exactly the assistant's words carry loss.
 
     Args:
         tokenizer: A fast tokenizer with a chat template, as `load_tokenizer` returns it.
         messages: Turns in order; any number of them may be the assistant's. A control token that
             one of them spells is encoded as the text that it is.
+        on_lost_field: Whether what the template does not write is an error, or left out.
 
     Returns:
         `input_ids [tokens]` and unshifted `labels [tokens]`: the assistant's turns with the stop
@@ -38,9 +52,10 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
 
     Raises:
         InputError: If a message is malformed, the template refuses or rewrites the conversation,
-            a turn ends without a stop token, or a span does not decode to what was said.
+            leaves out a field of a message, a turn ends without a stop token, or a span does not
+            decode to what was said.
     """
-    return encode_chats(tokenizer, [messages])[0]
+    return encode_and_report(tokenizer, [messages], [""], on_lost_field)[0].example
 
 
 def encode_chats(
@@ -59,10 +74,28 @@ def encode_chats(
         InputError: As `encode_chat`, opening with the name of the first row that fails.
     """
     names = names or [""] * len(conversations)
-    chats = []
+    return [chat.example for chat in encode_and_report(tokenizer, conversations, names, "error")]
+
+
+def encode_and_report(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    names: Sequence[str],
+    on_lost_field: OnLostField,
+) -> list[EncodedChat]:
+    """Encode conversations as `encode_chats` does, with what the template does not write of each.
+
+    Raises:
+        InputError: As `encode_chats`.
+    """
+    chats, lost = [], []
     for name, messages in zip(names, conversations, strict=True):
         with naming(name):
-            chats.append(render_conversation(tokenizer, messages))
+            chat = render_conversation(tokenizer, messages)
+            fields = find_lost_fields(tokenizer, chat)
+            refuse_lost_fields(fields, on_lost_field)
+        chats.append(chat)
+        lost.append(fields)
     encodings = _tokenize(tokenizer, chats)
 
     examples: list[Example] = []
@@ -78,7 +111,7 @@ def encode_chats(
                 spoken.append(input_ids[place])
         examples.append(Example(input_ids, labels))
     _prove_spans(tokenizer, chats, names, spoken)
-    return examples
+    return [EncodedChat(*pair) for pair in zip(examples, lost, strict=True)]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:

@@ -1,7 +1,8 @@
 """Count what a split holds: what was kept, how long it is, how much of it carries loss."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from lit_sft.data.dataset import EncodedRows
 
@@ -28,8 +29,10 @@ class Ledger:
     """Of the real tokens, those that carry loss."""
     padding_share: float
     """Of all positions, those that padding fills when rows are batched in file order."""
+    lost_fields: dict[str, int] = field(default_factory=dict)
+    """Turns with a field that the chat template does not write, by the role and the field."""
 
-    def as_dict(self) -> dict[str, int | float | str]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the figures as plain values, for a logger or a model card."""
         return asdict(self)
 
@@ -59,7 +62,19 @@ def make_ledger(split: str, encoded: EncodedRows, batch_size: int, duplicates: i
         max=ranked[-1],
         supervised_share=encoded.num_supervised() / sum(lengths),
         padding_share=measure_padding(lengths, batch_size),
+        lost_fields={name: len(rows) for name, rows in encoded.lost.items()},
     )
+
+
+def describe_lost_fields(encoded: EncodedRows, names: Sequence[str]) -> str:
+    """Say what the chat template does not write, in how many turns, and in which row first.
+
+    Args:
+        encoded: Rows that have lost fields.
+        names: Of all rows that were given to be encoded.
+    """
+    counts = [f"{field} of {len(x):,} ({names[x[0]]})" for field, x in encoded.lost.items()]
+    return f"left out, as the chat template does not write them: {', '.join(counts)}"
 
 
 def format_ledgers(ledgers: Sequence[Ledger]) -> str:

@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.encode import encode_chat, encode_chats, naming, plain_backend
+from lit_sft.data.encode import encode_and_report, encode_chat, naming, plain_backend
+from lit_sft.data.lost import LostField, OnLostField
 from lit_sft.types import IGNORE_INDEX, Example, Message
 
 OnOverlength = Literal["drop", "error", "truncate_prompt", "truncate"]
@@ -21,6 +22,8 @@ class Fitted(NamedTuple):
     """At most `max_length` tokens; None where the row is left out."""
     length: int
     """Tokens of the whole row; at least so many, where its text alone is too long."""
+    lost: Sequence[LostField] = ()
+    """What the template does not write of a row that is not left out."""
 
 
 def encode_to_fit(
@@ -29,6 +32,7 @@ def encode_to_fit(
     names: Sequence[str],
     max_length: int,
     on_overlength: OnOverlength,
+    on_lost_field: OnLostField = "error",
 ) -> list[Fitted]:
     """Encode conversations whole, with the mask proven, and fit the longer ones.
 
@@ -40,6 +44,7 @@ def encode_to_fit(
         on_overlength: `truncate_prompt` is `shorten_prompt`, `truncate` is `cut_end`; otherwise a
             longer row is left out, and one whose text alone is too long for any tokens is not
             even encoded: 50 MB would take a minute.
+        on_lost_field: As for `encode_chat`.
 
     Raises:
         InputError: As `encode_chats`; a row that is left out has to be sound, too, if it is
@@ -49,15 +54,14 @@ def encode_to_fit(
     if on_overlength in ("drop", "error"):
         hopeless = _find_hopeless(tokenizer, conversations, max_length)
     rows = [i for i in range(len(conversations)) if i not in hopeless]
-    examples = iter(
-        encode_chats(tokenizer, [conversations[i] for i in rows], [names[i] for i in rows])
-    )
+    texts = [conversations[i] for i in rows]
+    encoded = iter(encode_and_report(tokenizer, texts, [names[i] for i in rows], on_lost_field))
     fitted = []
     for row, (name, messages) in enumerate(zip(names, conversations, strict=True)):
         if row in hopeless:
             fitted.append(Fitted(None, hopeless[row]))
             continue
-        whole = next(examples)
+        whole, lost = next(encoded)
         example: Example | None = whole
         if len(whole.input_ids) > max_length:
             example = None
@@ -66,7 +70,7 @@ def encode_to_fit(
             elif on_overlength == "truncate_prompt":
                 with naming(name):
                     example = shorten_prompt(tokenizer, messages, whole, max_length)
-        fitted.append(Fitted(example, len(whole.input_ids)))
+        fitted.append(Fitted(example, len(whole.input_ids), lost if example else ()))
     return fitted
 
 
@@ -105,7 +109,7 @@ def shorten_prompt(
         shorter = _cap_turns(tokenizer, messages, excess)
         if shorter is None:
             return None
-        messages, example = shorter, encode_chat(tokenizer, shorter)
+        messages, example = shorter, encode_chat(tokenizer, shorter, "drop")
     return example
 
 

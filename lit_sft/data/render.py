@@ -25,6 +25,8 @@ BREAKER = "\ufdd0"
 """Stands inside a control token that a message spells: a code point that Unicode keeps unused."""
 THINKING = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 """What Qwen3's template sets before the last answer, empty where there are no thoughts."""
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message that hold the thoughts before its content."""
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -45,6 +47,10 @@ class RenderedChat(NamedTuple):
     """One a supervised turn of the assistant, in order."""
     is_broken_up: bool
     """Whether `text` holds `BREAKER`."""
+    messages: Sequence[Message]
+    """What the template was given."""
+    learnt: frozenset[int]
+    """The numbers of the messages that `spans` are of."""
 
 
 class ControlTokens(NamedTuple):
@@ -84,7 +90,7 @@ def render_conversation(
     require(bool(supervised), "every assistant turn has weight 0, so nothing to learn")
     control = find_control_tokens(tokenizer).pattern
     if GENERATION_MARK.search(_template_of(tokenizer)):
-        text, regions = _render(tokenizer, safe, marks=True)
+        text, regions = render_turns(tokenizer, safe, marks=True)
         require(
             len(regions) == len(turns),
             f"the template's generation marks surround {len(regions)} spans, but the assistant "
@@ -96,9 +102,9 @@ def render_conversation(
             if turn in supervised
         ]
     else:
-        text, _ = _render(tokenizer, safe)
+        text, _ = render_turns(tokenizer, safe)
         spans = [_find_turn(tokenizer, safe, turn, text, control) for turn in supervised]
-    return RenderedChat(text, spans, is_broken_up=safe is not plain)
+    return RenderedChat(text, spans, safe is not plain, safe, frozenset(supervised))
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> RenderedChat:
@@ -111,8 +117,8 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     turns = strip_keys(messages[:last])
     safe = _break_up_control_tokens(tokenizer, turns)
-    text, _ = _render(tokenizer, safe, add_generation_prompt=True)
-    return RenderedChat(text, [], is_broken_up=safe is not turns)
+    text, _ = render_turns(tokenizer, safe, add_generation_prompt=True)
+    return RenderedChat(text, [], safe is not turns, safe, frozenset())
 
 
 def _find_turn(
@@ -123,9 +129,9 @@ def _find_turn(
     control: re.Pattern[str],
 ) -> Span:
     """Find an assistant turn behind the generation prompt that a model would be given for it."""
-    prompt, _ = _render(tokenizer, messages[:turn], add_generation_prompt=True)
+    prompt, _ = render_turns(tokenizer, messages[:turn], add_generation_prompt=True)
     is_last = turn == len(messages) - 1
-    through = text if is_last else _render(tokenizer, messages[: turn + 1])[0]
+    through = text if is_last else render_turns(tokenizer, messages[: turn + 1])[0]
     rewritten = InputError(
         f"message {turn} (assistant): the chat template renders it differently once later turns "
         "follow, or not after its own generation prompt, so what the model must say is not "
@@ -151,8 +157,9 @@ def _find_answer(
     content, after = message["content"], start
     if block := THINKING.match(text, start):
         own = THINKING.match(content)
-        thoughts = own[1] if own else str(message.get("reasoning_content", ""))
-        if block[1].strip() == thoughts.strip():
+        # An empty block is what some templates write where there are none, or none that they know.
+        thoughts = [own[1]] if own else ["", *(str(message.get(field, "")) for field in THOUGHTS)]
+        if block[1].strip() in [thought.strip() for thought in thoughts]:
             content, after = content[own.end() if own else 0 :], block.end()
     for said in (content, content.rstrip(), content.lstrip(), content.strip()):
         at = text.find(said, after)
@@ -193,13 +200,17 @@ def _break_up(value: Any, control: re.Pattern[str]) -> Any:
     return value
 
 
-def _render(
+def render_turns(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     add_generation_prompt: bool = False,
     marks: bool = False,
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text of a conversation, and with `marks` the regions of its generation marks."""
+    """Return the text of a conversation, and with `marks` the regions of its generation marks.
+
+    Raises:
+        InputError: If there is no template, or it refuses the conversation.
+    """
     try:
         # Annotated as a string, it returns a pair of lists.
         render: Any = render_jinja_template

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from lit_sft.data.dataset import EncodedRows, load_or_encode
 from lit_sft.data.duplicates import Repeat, drop_repeats, find_repeats
 from lit_sft.data.fingerprint import hash_rows
-from lit_sft.data.ledger import Ledger, make_ledger
+from lit_sft.data.ledger import Ledger, describe_lost_fields, make_ledger
+from lit_sft.data.lost import OnLostField
 from lit_sft.data.overlength import OnOverlength, describe_overlength
 from lit_sft.data.sources import group_by_source
 from lit_sft.data.splits import (
@@ -53,6 +54,11 @@ class ChatRows:
             stops; `truncate_prompt` takes the first words off the longest turns that are not
             learnt, never off an answer or a system turn; `truncate` cuts the end of the row, answer
             and all, so that its stop token is not learnt. What still does not fit is dropped.
+        on_lost_field: What becomes of a field of a message that the chat template does not write,
+            such as `reasoning_content`, a `name`, the calls of a turn that is only shown, or what a
+            system turn says. `error` stops at the first; `drop` trains on the row without it, and
+            the ledger counts it by name. A tool call that would be learnt is never dropped: without
+            it, the turn would teach to say nothing.
         val_rows: Rows held out of `train` for validation where the task has no `val` split; with
             one, how many of it to use. 0 trains without validation.
         streaming: Leave the rows of `train` where they are, and encode them when a step needs them,
@@ -79,6 +85,7 @@ class ChatRows:
         max_tokens_per_pass: Literal["auto"] | int = "auto",
         max_length: int = 512,
         on_overlength: OnOverlength = "drop",
+        on_lost_field: OnLostField = "error",
         val_rows: int = 256,
         streaming: bool = False,
         num_workers: int = 0,
@@ -106,6 +113,7 @@ class ChatRows:
             f"data.max_length={max_length} tokens; raise it to that at least",
         )
         self.on_overlength: OnOverlength = on_overlength
+        self.on_lost_field: OnLostField = on_lost_field
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
         self.streaming = streaming
         require(
@@ -121,6 +129,7 @@ class ChatRows:
         self.sources: dict[Split, dict[str, np.ndarray]] = {}
         self.repeats: dict[Split, list[Repeat]] = {}
         self.overlength: dict[Split, str] = {}
+        self.lost_fields: dict[Split, str] = {}
         self.ledgers: dict[Split, Ledger] = {}
         self.fingerprints: dict[Split, str] = {}
         self.requests: dict[Split, str] = {}
@@ -183,6 +192,9 @@ class ChatRows:
                 f"{split}: {describe_overlength(too_long, self.max_length)}; "
                 f"{len(encoded.dropped):,} dropped, {len(encoded.truncated):,} truncated"
             )
+        if encoded.lost:
+            said = describe_lost_fields(encoded, [name for name, _ in conversations])
+            self.lost_fields[split] = f"{split}: {said}"
         if isinstance(self.task, Mixture):
             if isinstance(rows, MixedRows):
                 sources = rows.sources()
@@ -198,7 +210,8 @@ class ChatRows:
     def encode(self, conversations: Sequence[Conversation]) -> tuple[EncodedRows, str]:
         """Return the rows of conversations, from the cache if it has them, and their request."""
         return load_or_encode(
-            self.tokenizer, conversations, self.max_length, self.on_overlength, self.cache_dir
+            *(self.tokenizer, conversations, self.max_length, self.on_overlength),
+            *(self.cache_dir, self.on_lost_field),
         )
 
     def remove_repeats(

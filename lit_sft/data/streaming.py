@@ -20,8 +20,10 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from lit_sft.data.lost import OnLostField
 from lit_sft.data.overlength import OnOverlength, encode_to_fit
 from lit_sft.data.splits import NamedRow, read_conversations
+from lit_sft.data.vocabulary import require_embeddings
 from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowLoader
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask
@@ -37,6 +39,9 @@ class StreamedRows:
         tokenizer: As `load_tokenizer` returns it.
         max_length: In tokens.
         on_overlength: What becomes of a longer row, as for `encode_to_fit`; `error` raises.
+        on_lost_field: What becomes of what the template does not write, likewise.
+        num_embeddings: Rows of the base's embedding, one for each token that may occur; None looks
+            at no token.
     """
 
     def __init__(
@@ -46,10 +51,14 @@ class StreamedRows:
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         on_overlength: OnOverlength,
+        on_lost_field: OnLostField = "error",
+        num_embeddings: int | None = None,
     ) -> None:
         self.task, self.rows = task, rows
         self.tokenizer, self.max_length = tokenizer, max_length
         self.on_overlength: OnOverlength = on_overlength
+        self.on_lost_field: OnLostField = on_lost_field
+        self.num_embeddings = num_embeddings
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,12 +73,20 @@ class StreamedRows:
             return [], []
         conversations = read_conversations(self.task, [self.rows[number] for number in numbers])
         names, chats = zip(*conversations, strict=True)
-        fitted = encode_to_fit(self.tokenizer, chats, names, self.max_length, self.on_overlength)
+        fitted = encode_to_fit(
+            *(self.tokenizer, chats, names),
+            *(self.max_length, self.on_overlength, self.on_lost_field),
+        )
         long = [name for name, row in zip(names, fitted, strict=True) if row.example is None]
         require(
             not long or self.on_overlength != "error",
             f"{', '.join(long)}: longer than data.max_length={self.max_length} tokens",
         )
+        for name, row in zip(names, fitted, strict=True):
+            if row.example and self.num_embeddings:
+                require_embeddings(
+                    self.tokenizer, row.example.input_ids, self.num_embeddings, f"in {name}"
+                )
         return [row.example for row in fitted if row.example], long
 
 

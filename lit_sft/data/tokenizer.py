@@ -14,7 +14,7 @@ from lit_sft.data.encode import naming
 from lit_sft.data.prompts import find_turn_end
 from lit_sft.data.render import find_control_tokens
 from lit_sft.errors import InputError, require, suggest
-from lit_sft.paths import is_local, require_folder
+from lit_sft.paths import is_local, locate, require_folder
 
 TURN_TOKENS = {
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
@@ -82,6 +82,14 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTok
     return tokenizer
 
 
+def load_known_tokenizer(path: str) -> PreTrainedTokenizerBase | None:
+    """Return a tokenizer as it was published if it is on this machine, or else None."""
+    try:
+        return _load(locate(path), local_files_only=True)
+    except Exception:  # as above; whoever needs it will load it, and hear of it
+        return None
+
+
 def hash_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the SHA-256 of the chat template, in hexadecimal."""
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
@@ -95,7 +103,7 @@ def pin_date(template: str) -> str:
     return TODAY.sub(lambda found: repr(PINNED_DATE.strftime(found[2])), template)
 
 
-def _load(place: str) -> PreTrainedTokenizerBase:
+def _load(place: str, local_files_only: bool = False) -> PreTrainedTokenizerBase:
     """Load a tokenizer as `AutoTokenizer` would, and spare it two seconds of imports if possible.
 
     It comes with torch and, to learn a Llama's tokenizer class from the model's config, with
@@ -107,7 +115,9 @@ def _load(place: str) -> PreTrainedTokenizerBase:
             return PreTrainedTokenizerFast.from_pretrained(place)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(
+        place, trust_remote_code=False, local_files_only=local_files_only
+    )
 
 
 def _read_json(folder: str, name: str) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def _encode_each(
         failed: dict[str, Failure] = {}
         for name, messages in conversations:
             try:
-                encode_chat(data.tokenizer, messages)
+                encode_chat(data.tokenizer, messages, data.on_lost_field)
             except InputError as error:
                 failed[name] = _describe(split, name, error)
         if not failed:
@@ -225,7 +225,7 @@ def _show_rows(
             shown.append(TokenRow(choice.split, name, f"fails: {reasons[name]}", [], [], [], []))
             continue
         else:
-            example = encode_chat(data.tokenizer, messages[name])
+            example = encode_chat(data.tokenizer, messages[name], data.on_lost_field)
             is_long = len(example.input_ids) > data.max_length
             note = "dropped: longer than data.max_length" if is_long else "removed: a duplicate"
         shown.append(read_tokens(data.tokenizer, choice.split, name, example, note))

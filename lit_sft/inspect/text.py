@@ -119,6 +119,9 @@ def _format_split(name: str, split: SplitReport, report: Report) -> Iterator[str
         yield f"  truncated: {ledger.truncated:,} to {report.max_length} tokens"
     if ledger.duplicates:
         yield f"  removed: {ledger.duplicates:,} duplicates"
+    if ledger.lost_fields:
+        counts = ", ".join(f"{turns:,} {name}" for name, turns in ledger.lost_fields.items())
+        yield f"  left out, as the chat template does not write them: {counts}"
     if split.sources:
         yield "  sources: " + ", ".join(f"{rows:,} {x}" for x, rows in split.sources.items())
 

@@ -35,7 +35,7 @@ from lit_sft.model.nonfinite import NonFiniteSteps, require_finite_weights
 from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup, count_steps
 from lit_sft.model.precision import describe_device, require_precision, tell_if_emulated
 from lit_sft.model.probe import probe_model
-from lit_sft.model.qlora import Lora, Quantization, compute_dtype, outline
+from lit_sft.model.qlora import Lora, Quantization, compute_dtype, outline, read_base_config
 from lit_sft.model.speed import Speed
 from lit_sft.model.step_clock import StepClock
 from lit_sft.model.targets import find_targets
@@ -111,6 +111,7 @@ class SFTModule(pl.LightningModule):
         self.trained_tokens: dict[str, str] = {}
         self.cached_bytes = 0
         self.logit_scale, self.may_pack = LogitScale(), True
+        self._base_config: Any = None
         self._model: nn.Module | None = None
         self._flat: FlatParameters | None = None
 
@@ -132,6 +133,13 @@ class SFTModule(pl.LightningModule):
         find_targets(base, self.lora.target_modules)
         if self.adapter:
             require_same_lora(self.adapter, read_adapter_config(self.adapter), self.lora, base)
+
+    def count_embeddings(self) -> int | None:
+        """Return the rows of the base's embedding, as its config tells; None if it does not."""
+        if self._base_config is None:
+            config = read_base_config(self.base_model) if self._model is None else self.model.config
+            self._base_config = config.get_text_config()
+        return getattr(self._base_config, "vocab_size", None)
 
     def setup(self, stage: str) -> None:
         """Find what is wrong before any weights are touched."""

@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_sft.errors import InputError, require
 from lit_sft.model.weight_cache import WeightCache
-from lit_sft.paths import is_local, locate, require_folder, require_own_shards
+from lit_sft.paths import is_local, locate, require_folder, require_own_shards, require_weights
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,15 @@ class Lora:
 
 
 def read_base_config(base_model: str) -> PretrainedConfig:
-    """Read the config of a base model; no weights are touched.
+    """Read the config of a base model, and see that its weights are there; none are read.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is none, or a folder lacks weights.
     """
     if is_local(base_model):
         folder = require_folder(base_model, holding="config.json", option="model.base_model")
         require_own_shards(folder, option="model.base_model")
+        require_weights(folder, option="model.base_model")
     try:
         # Said aloud, or transformers asks at a terminal, and runs the folder's code on a "y".
         config = AutoConfig.from_pretrained(locate(base_model), trust_remote_code=False)

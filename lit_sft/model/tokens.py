@@ -39,7 +39,8 @@ def choose_tokens(
         in_use = weight[: len(tokenizer)]  # beyond it are rows that only fill up the vocabulary
         return find_untrained_rows(in_use, find_chat_tokens(tokenizer), special)
     vocabulary = tokenizer.get_vocab()
-    unknown = [token for token in wanted if token not in vocabulary]
+    rows = len(weight)
+    unknown = [token for token in wanted if vocabulary.get(token, rows) >= rows]
     require(not unknown, f"model.trainable_tokens: not in the vocabulary: {', '.join(unknown)}")
     return {vocabulary[token]: "asked for" for token in wanted}
 

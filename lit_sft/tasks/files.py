@@ -1,6 +1,5 @@
 """Any published chat data set: a file, a folder or a Hub id, read without code."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -8,27 +7,20 @@ from typing import Any, Literal
 from lit_sft.errors import InputError, require, suggest
 from lit_sft.paths import is_local
 from lit_sft.tasks.base import ChatTask, Row, read_text
+from lit_sft.tasks.folders import ENDINGS, SPLIT_NAMES, find_splits
 from lit_sft.tasks.formats import (
+    COLUMNS,
     FormatName,
     choose_format,
     mark_all_but_last,
     read_conversation,
     recognise_format,
+    refuse_unread_columns,
 )
 from lit_sft.tasks.joined import Joined
 from lit_sft.tasks.jsonl import JsonLines, read_json
 from lit_sft.tasks.tables import load_hub, read_csv, read_parquet
 from lit_sft.types import Message, Split
-
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-"""What data sets call their splits, as `datasets` recognises them."""
-ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-"""What `datasets` writes beside the data."""
 
 
 class ChatFile(ChatTask):
@@ -36,11 +28,13 @@ class ChatFile(ChatTask):
 
     Args:
         path: A JSON-lines, JSON, CSV, TSV or Parquet file, which is `train`; a folder of them,
-            whose names tell the splits (`train.jsonl`, `data/test-00000-of-00001.parquet`); or a
-            Hub id.
-        subset: Of a data set that has several, such as `main`; in a folder, the folder inside it.
+            where the Hub's own rule tells the splits (a README's `configs`, `train.jsonl`,
+            `data/test-00000-of-00001.parquet`); or a Hub id.
+        subset: Of a data set that has several, such as `main`; in a folder, one that its README
+            names, or the folder inside it.
         splits: What this data set calls `train`, `val` and `test`, where it is not the usual, such
-            as `{train: train_sft, test: test_sft}`.
+            as `{train: train_sft, test: test_sft}`; in a folder, also the name or the path of a
+            file, or the path of a folder of them.
         format: `messages` (OpenAI), `sharegpt` (`conversations` of `from` and `value`), `alpaca`
             (`instruction`, `input`, `output`), `prompt_completion` or `question_answer`; `auto`
             tells from the columns.
@@ -70,20 +64,21 @@ class ChatFile(ChatTask):
         self.system_column = (columns or {}).get("system")
         self.system_prompt, self.train_on = system_prompt, train_on
         self._unused: list[str] = []
+        self._doubts: dict[str, str] = {}
 
     def rows(self, split: Split) -> Sequence[Row] | None:
         """Return the rows of a split; those of JSON lines, Parquet and the Hub stay on the disk."""
         # `data/chats.jsonl` has two parts, as a Hub id has.
         local = is_local(self.path) or self.path.endswith(ENDINGS)
-        folder = Path(self.path).expanduser() / (self.subset or "")
-        found: Mapping[str, Any] = (
-            find_files(folder, by_name=bool(self.splits))
-            if local
-            else load_hub(self.path, self.subset)
-        )
+        found: Mapping[str, Any] = self._find_files() if local else load_hub(self.path, self.subset)
         name = self._choose_split(split, found)
         if name is None:
             return None
+        require(
+            name not in self._doubts,
+            f"{self.path}: the split {name!r} is not certain: {self._doubts.get(name)}; name what "
+            f"to read, a split, a file or a folder, with the task's `splits: {{{split}: …}}`",
+        )
         rows: Any = read_files(found[name]) if local else found[name]
         require(len(rows) > 0, f"{self.path}: the split {name!r} holds no rows")
         self._look_at(rows[0])
@@ -91,7 +86,10 @@ class ChatFile(ChatTask):
 
     def messages(self, row: Row) -> list[Message]:
         """Return the turns of a row; a system prompt comes first."""
-        messages = read_conversation(row, self.format or recognise_format(row))
+        layout = self.format or recognise_format(row)
+        if layout.name in COLUMNS:  # else the task's own columns say what to read
+            refuse_unread_columns(row, (*layout.columns, self.system_column))
+        messages = read_conversation(row, layout)
         system = self.system_prompt
         if self.system_column and row.get(self.system_column) is not None:
             system = read_text(row, self.system_column)
@@ -123,6 +121,18 @@ class ChatFile(ChatTask):
             f"task.columns: there is no column {self.system_column!r}; there are {', '.join(row)}",
         )
 
+    def _find_files(self) -> dict[str, list[Path]]:
+        path = Path(self.path).expanduser()
+        require(
+            path.exists(), f"{path}: there is no such file or folder (a Hub id reads owner/name)"
+        )
+        if path.is_file():
+            endings = ", ".join(ENDINGS)
+            require(path.suffix in ENDINGS, f"{path}: expected one of {endings}")
+            return {"train": [path]}
+        files, self._doubts = find_splits(path, self.subset, list(self.splits.values()))
+        return files
+
     def _choose_split(self, split: Split, found: Collection[str]) -> str | None:
         wanted = (self.splits[split],) if split in self.splits else SPLIT_NAMES[split]
         name = next((name for name in wanted if name in found), None)
@@ -136,48 +146,6 @@ class ChatFile(ChatTask):
                 f"{', '.join(found)}; {hint}"
             ) from FileNotFoundError(split)
         return name
-
-
-def find_files(path: Path, by_name: bool = False) -> dict[str, list[Path]]:
-    """Return the data files of a path by split, each split's in order.
-
-    Files that name no split are all `train`, unless they are asked for by their own names.
-
-    Args:
-        path: A file, which is `train`, or a folder.
-        by_name: Whether files that name no split keep their names.
-
-    Raises:
-        InputError: If there is nothing, or nothing that can be read.
-    """
-    require(path.exists(), f"{path}: there is no such file or folder (a Hub id reads owner/name)")
-    endings = ", ".join(ENDINGS)
-    if path.is_file():
-        require(path.suffix in ENDINGS, f"{path}: expected one of {endings}")
-        return {"train": [path]}
-    files = [p for p in sorted(path.rglob("*")) if p.suffix in ENDINGS and p.name not in NO_DATA]
-    files = [p for p in files if not any(x.startswith(".") for x in p.relative_to(path).parts)]
-    require(bool(files), f"{path}: the folder holds no data file; expected {endings}")
-    found: dict[str, list[Path]] = {}
-    for file in files:
-        found.setdefault(name_split(file.relative_to(path)), []).append(file)
-    usual = {name for names in SPLIT_NAMES.values() for name in names}
-    return found if by_name or usual & found.keys() else {"train": files}
-
-
-def name_split(path: Path) -> str:
-    """Return the split that a file's name, or its folder's, tells; else the name itself.
-
-    `data/train_sft-00000-of-00002.parquet` is of `train_sft`; `my_train.jsonl`, `train/0.jsonl` and
-    `train-1.csv` are of `train`.
-    """
-    stem, shards = re.subn(r"-\d{5}-of-\d{5}$", "", path.stem)
-    if shards:
-        return stem
-    usual = [name for names in SPLIT_NAMES.values() for name in names]
-    nearest_first = [path.stem, *reversed(path.parent.parts)]
-    words = [word for part in nearest_first for word in re.split(r"[^a-z]+", part.lower())]
-    return next((word for word in words if word in usual), stem)
 
 
 def read_files(paths: Sequence[Path]) -> Sequence[Row]:

@@ -1,6 +1,6 @@
 """Rows to messages, in the formats that chat data sets are published in. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
 from lit_sft.errors import InputError, require
@@ -18,6 +18,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "question_answer": ("question", "answer"),
 }
 """What a row of each format has at least: its turns, or what is asked and what is answered."""
+MEANINGFUL = {
+    "system": "a system prompt; set the task's `columns` to {system: system} to read it",
+    "history": "earlier turns; write rows of `messages` to have them read",
+    "tools": "the tools that may be called",
+    "functions": "the functions that may be called",
+}
+"""Columns that published rows of every format may have, and that nothing here reads unasked."""
 ROLES = {
     "human": "user",
     "gpt": "assistant",
@@ -90,6 +97,23 @@ def choose_format(name: str, columns: Mapping[str, str]) -> Format | None:
     return Format("task.columns", tuple(named[side] for side in sides))
 
 
+def refuse_unread_columns(row: Row, read: Collection[str | None]) -> None:
+    """Raise `InputError` if a column that is not read says something to the model.
+
+    Args:
+        row: In a format that was recognised.
+        read: The columns that are.
+    """
+    for column, meaning in MEANINGFUL.items():
+        value = row.get(column)
+        # Tables hold an empty list as text.
+        if value and value not in ("[]", "{}", "null") and column not in read:
+            raise InputError(
+                f"column {column!r} is not read, but holds {meaning}; to leave it out, name what "
+                "to read: the task's `columns: {messages: …}` or `{prompt: …, answer: …}`"
+            )
+
+
 def read_conversation(row: Row, layout: Format) -> list[Message]:
     """Return the turns of a row.
 
@@ -146,7 +170,11 @@ def _read_turn(turn: Any, where: str) -> Message:
         raise InputError(f"{where}: expected a message, got {turn!r:.60}")
     others = {key: entry for key, entry in turn.items() if entry is not None}
     role = others.pop("role", None) or others.pop("from", None)
-    content = others.pop("content", others.pop("value", None))
+    content = others.pop("content", None)
+    value = others.pop("value", None)
+    content = value if content is None else content
+    if value is not None and value != content:
+        raise InputError(f"{where}: both 'content' and 'value' hold a text; keep one")
     if not isinstance(role, str):
         raise InputError(f"{where}: there is no role; the keys are {', '.join(turn)}")
     role = ROLES.get(role, role)

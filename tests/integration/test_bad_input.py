@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import lit_sft, lit_sft_from_scratch, lit_sft_in_process
-from transformers import BertConfig, BertLMHeadModel
+from transformers import AutoTokenizer, BertConfig, BertLMHeadModel
 
 ROWS = [{"question": f"{i} + {i}?", "answer": f"{2 * i}\n#### {2 * i}"} for i in range(40)]
 
@@ -122,6 +122,78 @@ def test_an_empty_split(fails, data_folder):
 def test_a_base_without_config(fails, tmp_path):
     (tmp_path / "base").mkdir()
     fails("--model.base_model", tmp_path / "base", says="has no config.json; it holds nothing")
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({}, "has no weights: expected model.safetensors, or model.safetensors.index.json and the"),
+        ({"consolidated.pth": ""}, "has no weights: expected model.safetensors, or model.safet"),
+        (
+            {"model.safetensors.index.json": '{"weight_map": {"a": "1.safetensors", '
+             '"b": "2.safetensors"}}', "1.safetensors": ""},
+            "names 2 files, of which 1 are missing, such as 2.safetensors",
+        ),
+    ],
+)  # fmt: skip
+def test_a_base_without_weights(fails, tiny_base, data_folder, tmp_path, weights, says):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    (base / "model.safetensors").unlink()
+    for name, content in weights.items():
+        (base / name).write_text(content)
+    (data_folder / "train.jsonl").write_text("")  # would be found when rows are read
+    fails("--model.base_model", base, says=says)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_base_has_rows(fails, tiny_base, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.save_pretrained(base)
+    for extra in (["--model.base_model", base], ["--data.tokenizer", base]):
+        fails(
+            *extra,
+            *("--data.chat_template", "chatml"),
+            says="has 264 tokens, but the base's embedding has 262 rows, none for 263",
+        )
+
+
+def test_a_tokenizer_of_another_base(fails, tiny_tokenizer, tmp_path):
+    other = shutil.copytree(tiny_tokenizer, tmp_path / "other")
+    tokens = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokens["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokens))
+    fails("--data.tokenizer", other, says="is not the tokenizer of")
+
+
+@pytest.mark.parametrize(
+    ("turn", "says"),
+    [
+        ({"tool_calls": [{"function": {"name": "f", "arguments": {}}}]}, "learnt as silence"),
+        ({"reasoning_content": "why"}, "error: train row 0: message 1 (assistant): the chat templ"),
+        ({"name": "Ann", "role": "user"}, "its name, which would be lost; set a data.chat_templ"),
+    ],
+)
+def test_a_field_that_the_template_does_not_write(fails, tmp_path, turn, says):
+    say = {"role": "assistant", "content": "a"}
+    row = {"messages": [{"role": "user", "content": "q"}, say | turn, say]}
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("".join(json.dumps(row) + "\n" for _ in range(20)))
+    fails("--data.task", "lit_sft.ChatFile", "--data.task.path", chats, says=says)
+
+
+def test_a_folder_without_a_certain_split(fails, tmp_path):
+    folder = tmp_path / "chats"
+    folder.mkdir()
+    for name in ("train_sft-00000-of-00001-0a1b", "train_gen-00000-of-00001-0a1b"):
+        (folder / f"{name}.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    fails(
+        *("--data.task", "lit_sft.ChatFile", "--data.task.path", folder),
+        says="'train' is not certain: it has shards of train_gen, train_sft; name what to read",
+    )
 
 
 def test_a_tokenizer_without_template_or_header_tokens(fails, tiny_base, tmp_path):

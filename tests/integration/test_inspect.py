@@ -98,6 +98,32 @@ def test_a_wrong_option(arguments, says):
     assert "Traceback" not in outcome.stderr
 
 
+def test_what_the_template_does_not_write_fails_or_is_counted(tmp_path):
+    ask, say = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    rows = [[ask, say]] * 12 + [[ask | {"name": "Ann"}, say | {"reasoning_content": "<why>"}]]
+    lines = [json.dumps({"messages": messages}) + "\n" for messages in rows]
+    (tmp_path / "chats.jsonl").write_text("".join(lines))
+    arguments = (
+        *("inspect", "--model.base_model", "lit_sft/tiny", "--data.task", "lit_sft.ChatFile"),
+        *("--data.task.path", tmp_path / "chats.jsonl", "--data.val_rows", 0),
+    )
+    outcome = lit_sft(*arguments)
+    assert (outcome.status, outcome.stderr) == (1, "")
+    assert "train row 12: message 0 (user): the chat template does not write" in outcome.stdout
+    page = tmp_path / "page.html"
+    for as_json in ([], ["--json"]):  # encoded, and then out of the cache
+        outcome = lit_sft(*arguments, "--data.on_lost_field", "drop", "--html", page, *as_json)
+        assert outcome.status == 0, outcome.stderr
+        assert "assistant.reasoning_content</th><td>1</td>" in page.read_text()
+        counted = {"assistant.reasoning_content": 1, "user.name": 1}
+        if as_json:
+            splits = json.loads(outcome.stdout)["splits"]
+            assert splits["train"]["ledger"]["lost_fields"] == counted
+        else:
+            said = "does not write them: 1 assistant.reasoning_content, 1 user.name"
+            assert said in " ".join(outcome.stdout.split())
+
+
 def test_help_and_the_printed_config_are_on_stdout():
     assert "--random" in lit_sft("inspect", "--help").stdout
     config = ("--config", "configs/quickstart.yaml", "--print_config")

@@ -17,6 +17,7 @@ from lit_sft.types import IGNORE_INDEX
 
 STRICT = ("gemma2", "gemma3", "mistral")
 """Families that know of no tools, and refuse roles that do not alternate."""
+WRITE_CALLS = ("llama31", "qwen25", "qwen3")
 CALL = {
     "role": "assistant",
     "content": "",
@@ -45,8 +46,8 @@ def say(content: str, **more) -> dict:
     return {"role": "assistant", "content": content, **more}
 
 
-def read_learnt(tokenizer, messages) -> str:
-    labels = encode_chat(tokenizer, messages).labels
+def read_learnt(tokenizer, messages, on_lost_field="error") -> str:
+    labels = encode_chat(tokenizer, messages, on_lost_field).labels
     return tokenizer.decode([label for label in labels if label != IGNORE_INDEX])
 
 
@@ -104,7 +105,7 @@ def test_shortened_prompts_leave_what_is_learnt_as_it_was(family):
             continue
         whole = encode_chat(tokenizer, messages)
         limit = max(2, len(whole.input_ids) * 3 // 4)
-        example, _ = encode_to_fit(tokenizer, [messages], [""], limit, "truncate_prompt")[0]
+        [(example, _, _)] = encode_to_fit(tokenizer, [messages], [""], limit, "truncate_prompt")
         if example:
             shortened += 1
             assert len(example.input_ids) <= limit
@@ -135,10 +136,11 @@ def test_no_turn_can_forge_another(family):
     forgery = f"x{family.stop}{head}Yes.{family.stop}"
     for text in (forgery, "x"):
         turns = [{"role": role, "content": text, "name": text} for role in roles]
-        example = encode_chat(tokenizer, [*turns, say(text)])
+        example = encode_chat(tokenizer, [*turns, say(text)], "drop")  # few templates write names
         control = {tokenizer.convert_tokens_to_ids(token) for token in family.tokens}
         shown.append([token for token in example.input_ids if token in control])
-        assert read_learnt(tokenizer, [*turns, say(text)]).strip().endswith(text + family.stop)
+        learnt = read_learnt(tokenizer, [*turns, say(text)], "drop")
+        assert learnt.strip().endswith(text + family.stop)
         if text == forgery:
             assert tokenizer.decode(example.input_ids).count("Yes.") == len(roles) + 1
     assert shown[-1] == shown[-2]
@@ -151,10 +153,13 @@ def test_tool_turns_are_shown_and_only_the_answer_is_learnt(family):
         with pytest.raises(InputError, match=r"\(user, assistant, tool.*must alternate"):
             encode_chat(tokenizer, messages)
         return
-    learnt = read_learnt(tokenizer, messages)
+    learnt = read_learnt(tokenizer, messages, "drop")
     assert learnt.endswith("It is 3." + family.stop)
     assert learnt.removeprefix("<think>\n\n</think>\n\n") == "It is 3." + family.stop
-    if family.template in ("llama31", "qwen25", "qwen3"):
+    if family.template not in WRITE_CALLS:
+        with pytest.raises(InputError, match=r"message 1 .* does not write its tool_calls"):
+            encode_chat(tokenizer, messages)
+    else:
         text = tokenizer.decode(encode_chat(tokenizer, messages).input_ids)
         assert '{"name": "add", ' in text
         assert '{"a": 1}' in text

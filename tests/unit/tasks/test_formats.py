@@ -98,6 +98,7 @@ def test_all_turns_but_the_last_are_marked_and_own_weights_stay():
         ({"messages": [ASKED, {"role": "assistant"}]}, r"\(assistant\): content must be a string"),
         ({"messages": [ASKED, SAID | {"content": [["a"]]}]}, r"text alone, but has \['a'\]"),
         ({"messages": [ASKED | {"content": [{"type": "image_url"}]}, SAID]}, "parts of text alone"),
+        ({"messages": [ASKED | {"value": "x"}, SAID]}, r"\[0\]: both 'content' and 'value' hold"),
         ({"conversations": [{"from": "human", "value": 3}]}, r"\(user\): content must be a string"),
     ],
 )  # fmt: skip

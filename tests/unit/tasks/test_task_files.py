@@ -10,7 +10,7 @@ from datasets import Dataset
 from lit_sft import ChatFile
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.errors import InputError
-from lit_sft.tasks.files import find_files, name_split
+from lit_sft.tasks.folders import find_splits
 from lit_sft.tasks.tables import load_hub
 
 ROWS = [{"question": f"{n}?", "answer": f"{n}"} for n in range(5)]
@@ -68,6 +68,37 @@ def test_what_is_read_and_what_is_not_is_said(tmp_path):
     assert task.describe().endswith("read as alpaca (instruction, output); not used: id, from")
 
 
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"messages": TURNS, "tools": [{"name": "add"}]}, "'tools' is not read, but holds the to"),
+        (
+            {"messages": TURNS, "system": "Be brief."},
+            r"'system' is .*to \{system: system\} to read",
+        ),
+        (
+            {"instruction": "q", "input": "", "output": "a", "history": [["q", "a"]]},
+            "earlier turns",
+        ),
+        ({"conversations": TURNS, "functions": '[{"name": "add"}]'}, "'functions' is not read"),
+        ({"question": "q", "answer": "a", "system": "Be brief."}, "holds a system prompt"),
+    ],
+)
+def test_a_column_that_says_something_is_read_or_refused(tmp_path, row, says):
+    unsaid = {**row, **dict.fromkeys(set(row) & {"tools", "system", "history", "functions"}, "[]")}
+    path = str(write(tmp_path / "a.jsonl", as_jsonl([unsaid, row])))
+    with pytest.raises(InputError, match=rf"^train row 1: column .*{says}"):
+        read(ChatFile(path))
+    if "system" in row:
+        task = ChatFile(path, columns={"system": "system"})
+        assert read(task)[1][0] == {"role": "system", "content": "Be brief."}
+    if "messages" in row:
+        assert read(ChatFile(path, columns={"messages": "messages"})) == [TURNS, TURNS]
+
+
 def test_system_prompts(tmp_path):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     own = [{"role": "system", "content": "own"}, *turns]
@@ -87,26 +118,6 @@ def test_the_last_answer_alone(tmp_path):
     assert [message.get("weight") for message in messages] == [None, 0, None, None]
     [messages] = read(ChatFile(path))
     assert not any("weight" in message for message in messages)
-
-
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        ("train.jsonl", "train"),
-        ("data/train-00000-of-00002.parquet", "train"),
-        ("data/train_sft-00000-of-00002.parquet", "train_sft"),
-        ("my_train.jsonl", "train"),
-        ("valid.csv", "valid"),
-        ("test/0001.jsonl", "test"),
-        ("dev-2.json", "dev"),
-        ("chats.jsonl", "chats"),
-        ("contest.jsonl", "contest"),
-        ("eval/train.jsonl", "train"),
-        ("train/test.jsonl", "test"),
-    ],
-)
-def test_names_tell_the_split(name, split):
-    assert name_split(Path(name)) == split
 
 
 def test_a_folder_with_splits(tmp_path):
@@ -141,12 +152,10 @@ def test_files_that_name_no_split_are_all_train_unless_they_are_asked_for(tmp_pa
 def test_a_split_that_does_not_exist_shows_those_that_do(tmp_path):
     write(tmp_path / "train.jsonl", as_jsonl(ROWS))
     write(tmp_path / "dev.jsonl", as_jsonl(ROWS))
-    says = (
-        r"no split is called 'test' or 'testing' .*, only dev, train; name .*`splits: \{test: …\}`"
-    )
+    says = r"no split is called 'test' or .*, only train, validation; name .*`splits: \{test: …\}`"
     with pytest.raises(InputError, match=says):
         ChatFile(str(tmp_path)).rows("test")
-    with pytest.raises(InputError, match="no split is called 'valid', only dev, train"):
+    with pytest.raises(InputError, match="no split is called 'valid', only train, validation"):
         ChatFile(str(tmp_path), splits={"val": "valid"}).rows("val")
     with pytest.raises(InputError, match=r"'tset' is not train, val or test\. Did you mean 'test'"):
         ChatFile(str(tmp_path), splits={"tset": "dev"})
@@ -196,8 +205,10 @@ def test_the_client_of_the_hub_reads_splits_and_fails_cleanly(tmp_path):
         Dataset.from_list(ROWS).to_parquet(path)
     found = load_hub(str(tmp_path / "set"), None)
     assert {name: len(rows) for name, rows in found.items()} == {"train_sft": 10, "test_sft": 5}
-    local = find_files(tmp_path / "set", by_name=True)
-    assert {name: len(files) for name, files in local.items()} == {"train_sft": 2, "test_sft": 1}
+    local = find_splits(tmp_path / "set", None, ())
+    assert {name: len(files) for name, files in local.files.items()} == {
+        "train_sft": 2, "test_sft": 1,
+    }  # fmt: skip
     says = r"'nobody/nothing' could not be loaded from the Hub \(.*check the id and the network"
     with pytest.raises(InputError, match=says):
         ChatFile("nobody/nothing").rows("train")

@@ -1,0 +1,262 @@
+"""What a message holds and the chat template does not write.
+
+The mask is proven on what was rendered; a field that the template leaves out would be lost under
+it. Whether a template writes a field is asked, not read out of its program: the field is replaced
+by a word that stands nowhere else, and looked for in what the template makes of that. For turns of
+role and content alone, one such question a sequence of roles tells what stands around each content,
+and a row costs a comparison.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from lit_sft.data.render import THOUGHTS, RenderedChat, render_turns
+from lit_sft.errors import InputError, require
+from lit_sft.types import Message
+
+OnLostField = Literal["error", "drop"]
+
+CALLS = ("tool_calls", "function_call")
+OTHERS = ("name", "tool_call_id", "tools", "functions", "refusal", "images", "audio")
+FIELDS = frozenset({*CALLS, *THOUGHTS, *OTHERS})
+"""Keys of a message, beside its role and content, whose value says something to the model."""
+OPENING_THOUGHTS = re.compile(r"(\s*(?:<think>)?)(.*?)</think>", re.DOTALL)
+"""Thoughts before an answer; some templates open them in the prompt."""
+LINKS = ("id", "type", "index")
+"""Keys of a tool call that say nothing by themselves."""
+
+
+class LostField(NamedTuple):
+    """A field that has a value, and that the template does not write."""
+
+    turn: int
+    """The number of its message."""
+    role: str
+    field: str
+    is_learnt: bool
+    """Whether it is of an assistant turn that carries loss."""
+
+    @property
+    def name(self) -> str:
+        """What a ledger calls it, such as `assistant.reasoning_content`."""
+        return f"{self.role}.{self.field}"
+
+
+class _Leaf(NamedTuple):
+    """A text within a field, and the word that stands for it when the template is asked."""
+
+    turn: int
+    field: str
+    text: str
+    probe: str
+    is_thought: bool
+
+
+def find_lost_fields(tokenizer: PreTrainedTokenizerBase, chat: RenderedChat) -> list[LostField]:
+    """Return the fields of a rendered conversation that are not in its text.
+
+    A field is written if the template writes what stands in its place, and the field's own words
+    are in the text. The content of a turn that carries loss is proven elsewhere. Two things are no
+    loss: the thoughts of a turn that is only shown, where the template writes those of the last
+    turn alone, as a server would; and a tool turn's name or id that its place among the calls says.
+
+    Args:
+        tokenizer: With the template that rendered it.
+        chat: As `render_conversation` returns it.
+    """
+    if max(map(len, chat.messages)) == 2 or not any(FIELDS & x.keys() for x in chat.messages):
+        roles = tuple([message["role"] for message in chat.messages])
+        around = _read_around(tokenizer, str(tokenizer.chat_template), roles)
+        if around and _is_whole(around, chat.messages, chat.text):
+            return []
+    messages, leaves = _replace_fields(chat)
+    shown = _try_to_render(tokenizer, messages)
+    text = chat.text.casefold()
+    lost = {}
+    for leaf in leaves:
+        # Where a template refuses the words that stand for a field, its own have to do.
+        is_written = (shown is None or leaf.probe in shown) and _has_words(text, leaf.text)
+        is_learnt = leaf.turn in chat.learnt
+        if not is_written and leaf.is_thought and not is_learnt:
+            is_written = leaf.probe in (_try_to_render(tokenizer, messages[: leaf.turn + 1]) or "")
+        if not is_written:
+            role = chat.messages[leaf.turn]["role"]
+            lost[leaf.turn, leaf.field] = LostField(leaf.turn, role, leaf.field, is_learnt)
+    return list(lost.values())
+
+
+def refuse_lost_fields(lost: Sequence[LostField], on_lost_field: OnLostField) -> None:
+    """Raise `InputError` for the first field that may not be lost.
+
+    A call of a turn that carries loss never may: without it, the turn would teach to say nothing.
+    """
+    for found in lost:
+        what = f"message {found.turn} ({found.role}): the chat template does not write its"
+        require(
+            not (found.field in CALLS and found.is_learnt),
+            f"{what} {found.field}, so that the turn would be learnt as silence; give it weight 0, "
+            "or set a data.chat_template that writes calls",
+        )
+        require(
+            on_lost_field == "drop",
+            f"{what} {found.field}, which would be lost; set a data.chat_template that writes it, "
+            "remove it from the data, or set data.on_lost_field to drop, which leaves it out and "
+            "counts it",
+        )
+
+
+@lru_cache(maxsize=4096)
+def _read_around(
+    tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[str, ...]
+) -> list[str] | None:
+    """Return what the template writes before, between and after the contents of some turns.
+
+    None where it does not write each of them once, in order. The template is an argument for the
+    cache alone: the tokenizer may be given another.
+    """
+    probes = [f"zq{10**6 + number}" for number in range(len(roles))]
+    turns: Any = [{"role": r, "content": x} for r, x in zip(roles, probes, strict=True)]
+    try:
+        text, _ = render_turns(tokenizer, turns)
+    except InputError:
+        return None
+    pattern = re.compile("|".join(probes))
+    return pattern.split(text) if pattern.findall(text) == probes else None
+
+
+def _is_whole(around: Sequence[str], messages: Sequence[Message], text: str) -> bool:
+    """Return whether `text` is the contents, stripped or not, and what stands around them."""
+    if not text.startswith(around[0]):
+        return False
+    at = len(around[0])
+    for message, behind in zip(messages, around[1:], strict=True):
+        said = content = message["content"]
+        if not (text.startswith(said, at) and text.startswith(behind, at + len(said))):
+            for said in (content.strip(), content.rstrip(), content.lstrip()):
+                if text.startswith(said, at) and text.startswith(behind, at + len(said)):
+                    break
+            else:
+                return False
+        at += len(said) + len(behind)
+    return at == len(text)
+
+
+class _StandIns:
+    """Words that stand for the texts of a conversation, each nowhere else in it.
+
+    Args:
+        text: The conversation as the template writes it.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.leaves: list[_Leaf] = []
+        self.first = 10**6
+        while f"zq{self.first}" in text.casefold():
+            self.first += 10**3
+
+    def put(self, turn: int, field: str, text: str, is_thought: bool = False) -> str:
+        """Return a word of nine letters and digits, as Mistral wants the id of a call to be."""
+        probe = f"zq{self.first + len(self.leaves)}"
+        self.leaves.append(_Leaf(turn, field, text, probe, is_thought))
+        return probe
+
+    def put_all(self, value: Any, turn: int, field: str, within_arguments: bool = False) -> Any:
+        """Return the value of a field with all that has to be found in it replaced."""
+        if isinstance(value, dict):
+            replaced = {}
+            for key, entry in value.items():
+                if key in LINKS and not within_arguments:
+                    replaced[key] = entry
+                    continue
+                name = self.put(turn, field, str(key)) if within_arguments else key
+                inside = within_arguments or key == "arguments"
+                replaced[name] = self.put_all(entry, turn, field, inside)
+            return replaced
+        if isinstance(value, list | tuple):
+            return [self.put_all(entry, turn, field, within_arguments) for entry in value]
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        if value is None or not text.strip():
+            return value
+        return self.put(turn, field, text, field in THOUGHTS)
+
+    def put_content(self, message: Message, turn: int) -> str:
+        """Return what stands for a content; the thoughts that open an answer are apart."""
+        content = message["content"]
+        block = OPENING_THOUGHTS.match(content) if message["role"] == "assistant" else None
+        head, tail = "", content
+        if block and block[2].strip():
+            thoughts = self.put(turn, "thoughts in content", block[2], is_thought=True)
+            head, tail = f"{block[1]}{thoughts}\n</think>\n\n", content[block.end() :]
+        return head + (self.put(turn, "content", tail) if tail.strip() else "")
+
+
+def _replace_fields(chat: RenderedChat) -> tuple[list[Message], list[_Leaf]]:
+    """Return the messages with a word for each text that has to be found, and those words."""
+    stand_ins, implied = _StandIns(chat.text), _find_implied(chat.messages)
+    messages: list[Any] = []
+    for turn, message in enumerate(chat.messages):
+        replaced: dict[str, Any] = dict(message)
+        for field in sorted(FIELDS & message.keys()):
+            if (turn, field) not in implied:
+                replaced[field] = stand_ins.put_all(replaced[field], turn, field)
+        if turn not in chat.learnt:
+            replaced["content"] = stand_ins.put_content(message, turn)
+        messages.append(replaced)
+    return messages, stand_ins.leaves
+
+
+def _find_implied(messages: Sequence[Message]) -> set[tuple[int, str]]:
+    """Return the names and ids of tool turns that say no more than their order does.
+
+    Most templates write the results of calls one after the other. Only an id that belongs to
+    another call than the one at its place says something that is lost with it.
+    """
+    implied = set()
+    calls: list[tuple[Any, Any]] = []
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            calls = list(_list_calls(message))
+            unanswered = list(calls)
+        elif message["role"] == "tool" and calls:
+            own_id, name = unanswered.pop(0) if unanswered else (None, None)
+            if message.get("name") == name:
+                implied.add((turn, "name"))
+            link = message.get("tool_call_id")
+            if link == own_id or link not in [call_id for call_id, _ in calls]:
+                implied.add((turn, "tool_call_id"))
+    return implied
+
+
+def _list_calls(message: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the id and the function's name of each call of a turn."""
+    listed = message.get("tool_calls") or [message.get("function_call")]
+    for call in listed if isinstance(listed, list | tuple) else []:
+        if isinstance(call, dict):
+            function = call.get("function", call)
+            yield call.get("id"), function.get("name") if isinstance(function, dict) else None
+
+
+def _try_to_render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str | None:
+    try:
+        return render_turns(tokenizer, messages)[0].casefold()
+    except InputError:
+        return None
+
+
+def _has_words(text: str, value: str) -> bool:
+    """Return whether the words of a value stand in `text`, in order, or those of it as JSON."""
+    for form in (value, json.dumps(value)):
+        at = 0
+        for word in re.findall(r"\w+", form.casefold()):
+            at = text.find(word, at)
+            if at < 0:
+                break
+            at += len(word)
+        else:
+            return True
+    return False

@@ -1,0 +1,159 @@
+"""Which files of a folder are of which split: by the Hub's own rule, and refused where that errs.
+
+A data set must not change when it is cloned, so that `datasets` itself is asked. On the Hub as in a
+folder, the YAML head of a `README.md` says it; else shards in `data/` do, each called after its
+split; else the names of folders, and else those of files; else all files are `train`.
+"""
+
+import glob
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_sft.errors import InputError, require, suggest
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""What data sets call their splits, as `datasets` recognises them."""
+ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""What `datasets` writes beside the data."""
+SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
+"""What it writes behind a split's name, formerly with a hash."""
+LISTED = 8
+
+
+class FoundSplits(NamedTuple):
+    """The data files of a folder, in order."""
+
+    files: dict[str, list[Path]]
+    """By split."""
+    doubts: dict[str, str]
+    """Why a split may hold rows of another."""
+
+
+def find_splits(folder: Path, subset: str | None, named: Collection[str]) -> FoundSplits:
+    """Return the data files of a folder by split.
+
+    Args:
+        folder: Which exists.
+        subset: As the README calls it, or the folder inside.
+        named: Splits that are asked for by name; where the rule knows no such split, the files of
+            that name, without ending and shard, or the file or folder of that path.
+
+    Raises:
+        InputError: If there is nothing to read, or no such subset.
+    """
+    stated = _read_config(folder, subset)
+    base = folder / (stated.get("data_dir") or "") if stated else folder / (subset or "")
+    require(base.is_dir(), f"{base}: there is no such folder")
+    everything = _list_files(base)
+    found = _resolve(base, stated.get("data_files"))
+    # What the README lists is certain.
+    doubts = {} if stated.get("data_files") else _find_doubts(base, found)
+    for name in named:
+        if name not in found or name in doubts:
+            own = [file for file in everything if name in _names_of(file.relative_to(base))]
+            if own:
+                found[name] = own
+                doubts.pop(name, None)
+    require(
+        bool(found),
+        f"{base}: `datasets` finds no split in {_list_names(base, everything)}; name the files "
+        "with the task's `splits`",
+    )
+    return FoundSplits(found, doubts)
+
+
+def _list_files(base: Path) -> list[Path]:
+    files = [p for p in sorted(base.rglob("*")) if p.suffix in ENDINGS and p.name not in NO_DATA]
+    files = [p for p in files if not any(x.startswith(".") for x in p.relative_to(base).parts)]
+    require(bool(files), f"{base}: the folder holds no data file; expected {', '.join(ENDINGS)}")
+    return files
+
+
+def _read_config(folder: Path, subset: str | None) -> Mapping[str, Any]:
+    """Return what the README says of a subset, or of the default; nothing where it says nothing."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return {}
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCardData
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        head = DatasetCardData(**(metadata_load(readme) or {}))
+        configs: Any = MetadataConfigs.from_dataset_card_data(head)
+        name = subset or configs.get_default_config_name()
+    except Exception as error:  # YAML and datasets fail in many types
+        raise InputError(f"{readme}: its YAML head cannot be read ({error!s:.200})") from error
+    if not configs or (subset not in configs and subset and (folder / subset).is_dir()):
+        return {}
+    require(
+        name is not None,
+        f"{folder}: it has the subsets {', '.join(configs)}; name one with the task's `subset`",
+    )
+    require(
+        name in configs,
+        f"{folder}: there is no subset {name!r}, only {', '.join(configs)}."
+        f"{suggest(str(name), configs)}",
+    )
+    config: Mapping[str, Any] = configs[name]
+    return config
+
+
+def _resolve(base: Path, data_files: Any) -> dict[str, list[Path]]:
+    from datasets.data_files import get_data_patterns, resolve_pattern, sanitize_patterns
+
+    place = glob.escape(str(base.resolve()))
+    try:
+        patterns = sanitize_patterns(data_files) if data_files else get_data_patterns(place)
+    except (FileNotFoundError, ValueError):  # files that it does not know; a name that is no split
+        return {}
+    found: dict[str, list[Path]] = {}
+    for split, wanted in patterns.items():
+        paths: set[Path] = set()
+        for pattern in wanted:
+            try:
+                names = resolve_pattern(pattern, place, allowed_extensions=list(ENDINGS))
+            except FileNotFoundError:
+                continue
+            paths |= {base / Path(name).relative_to(base.resolve()) for name in names}
+        files = sorted(p for p in paths if p.suffix in ENDINGS and p.name not in NO_DATA)
+        if files:
+            found[str(split)] = files
+    return found
+
+
+def _find_doubts(base: Path, found: Mapping[str, list[Path]]) -> dict[str, str]:
+    """Return why the files that the Hub would read as a split may not be of that split alone."""
+    doubts = {}
+    for split, files in found.items():
+        others = {name for names in SPLIT_NAMES.values() if split not in names for name in names}
+        usual = any(split in names for names in SPLIT_NAMES.values())
+        stray = [x for x in files if usual and others & set(_words(x.relative_to(base)))]
+        shards = sorted({SHARD.sub("", x.stem) for x in files if SHARD.search(x.stem)})
+        if stray:
+            doubts[split] = f"{_list_names(base, stray)} may be of another"
+        elif len(shards) > 1:
+            doubts[split] = f"it has shards of {', '.join(shards)}"
+    return doubts
+
+
+def _words(path: Path) -> list[str]:
+    return re.split(r"[^a-z]+", path.with_suffix("").as_posix().lower())
+
+
+def _names_of(path: Path) -> set[str]:
+    """Return what a file may be asked for by: its own name, its path, or that of its folders."""
+    folders = {parent.as_posix() for parent in path.parents}
+    return {SHARD.sub("", path.stem), path.as_posix()} | folders
+
+
+def _list_names(base: Path, files: Collection[Path]) -> str:
+    names = [file.relative_to(base).as_posix() for file in files]
+    return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
