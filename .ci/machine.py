@@ -1,10 +1,12 @@
-"""Print what the tests run on, in two lines: how fast they are depends on little else."""
+"""Print what the tests run on, in three lines: how fast they are depends on little else."""
 
 import os
 import platform
 from pathlib import Path
 
 import torch
+
+from lit_sft.model.precision import choose_precision, describe_device, find_device
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -25,11 +27,13 @@ def describe_torch() -> str:
     is_native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
-        f"torch {torch.__version__}, {device}: {torch.backends.cpu.get_cpu_capability()} kernels, "
+        f"{torch.__version__}, {device}: {torch.backends.cpu.get_cpu_capability()} kernels, "
         f"bf16 {'native' if is_native else 'emulated'}, {torch.get_num_threads()} threads"
     )
 
 
 if __name__ == "__main__":
     print("processor:", describe_processor())
-    print("precision:", describe_torch(), flush=True)
+    print("torch:", describe_torch())
+    precision, reason = choose_precision(describe_device(find_device("auto")))
+    print(f"precision: {precision}, as {reason}", flush=True)

@@ -18,7 +18,7 @@ class Speed:
         flat_optimizer: The adapter as one buffer, see `lit_sft.model.flat`.
         compile: Whether `torch.compile` makes the kernels of a layer. On a GPU that waits for
             Python it more than doubles the speed, after a minute at the start; numbers are rounded
-            otherwise, and a resumed run is no longer promised to have the same bits.
+            otherwise. Two such runs have the same bits, and so has a resumed one.
     """
 
     fused_head: bool = True
