@@ -160,6 +160,8 @@ class _Names:
 
     def _check_value(self, where: str, parameter: Parameter, value: Any, is_flag: bool) -> None:
         choices = find_choices(parameter)
+        if choices and where in self.options:  # the parser's own option, which adds a word
+            choices = [*choices, "auto"]
         if choices and isinstance(value, str):
             known = ", ".join(choices)
             require(

@@ -15,26 +15,17 @@ for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_DATASETS
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: E402
+from tiny_tokenizer import build_tiny_tokenizer  # noqa: E402
 from transformers import (  # noqa: E402
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from lit_sft.data.tokenizer import load_tokenizer  # noqa: E402
 from lit_sft.notices import WARNINGS  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "shared"
-LLAMA3_SPECIAL_TOKENS = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|finetune_right_pad_id|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -102,24 +93,3 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
     return folder
-
-
-def build_tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tokenizer of the tiny base model; its vocabulary is the same in every session."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({byte: i for i, byte in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(list(LLAMA3_SPECIAL_TOKENS))
-    bos = LLAMA3_SPECIAL_TOKENS[0]
-    core.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A",
-        pair=f"{bos} $A {bos}:1 $B:1",
-        special_tokens=[(bos, core.token_to_id(bos))],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token=bos,
-        eos_token=LLAMA3_SPECIAL_TOKENS[1],
-        model_max_length=1024,
-    )

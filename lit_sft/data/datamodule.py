@@ -110,7 +110,8 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
         if "train" in self.fingerprints:
             windows = -(-len(self._rows_to_train_on()) // self._window_rows("train"))
             run["data.rows"] = self.fingerprints["train"]
-            run["trainer.limit_train_batches"] = self._steps_per_epoch(windows)
+            steps = self._steps_per_epoch(windows)  # whole epochs stay whole if batches change
+            run["trainer.limit_train_batches"] = steps if steps < windows else "all"
         if self.streamed is not None:  # whose fingerprint is of a sample
             run |= {"data.max_length": self.max_length, "data.on_overlength": self.on_overlength}
         return run

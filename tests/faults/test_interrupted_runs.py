@@ -214,7 +214,7 @@ def stopped(tiny_base, tmp_path_factory):
         (["--seed_everything", "1"], "model.seed: was 0, is now 1"),
         (["--data.batching", "padded"], "data.batching: was padding_free, is now padded"),
         (["--data.max_tokens_per_pass", "600"], "data.max_tokens_per_pass: was 500, is now 600"),
-        (["--trainer.limit_train_batches", "4"], "trainer.limit_train_batches: was 6, is now 4"),
+        (["--trainer.limit_train_batches", "4"], "trainer.limit_train_batches: was all, is now 4"),
         (["--model.optimizer", "adamw"], "model.optimizer: was paged_adamw_32bit, is now adamw"),
         (
             ["--model.quantization.format", "none"],

@@ -11,8 +11,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from architectures import CONFIGS, build
-from conftest import build_tiny_tokenizer
 from peft import PeftModel
+from tiny_tokenizer import build_tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lit_sft import ChatTask, Lora, SFTDataModule, SFTModule

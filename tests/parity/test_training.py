@@ -164,7 +164,7 @@ def plain_peft_model(base: Path, quantization: Quantization):
             r=LORA.r,
             lora_alpha=LORA.alpha,
             lora_dropout=0.0,
-            target_modules=list(LORA.target_modules),
+            target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
             task_type="CAUSAL_LM",
         )
         return get_peft_model(model, lora).train()

@@ -143,8 +143,8 @@ def test_all_that_decides_the_bits_is_compared(tiny_base, tmp_path, whole):
     for options, says in [
         ({"data_options": {"batching": "padded"}}, "data.batching: was padding_free, is now pad"),
         ({"data_options": {"max_tokens_per_pass": 601}}, "max_tokens_per_pass: was 1200, is now 6"),
-        ({"limit": 3}, "trainer.limit_train_batches: was 10, is now 3"),
-        ({"limit": 0.5}, "trainer.limit_train_batches: was 10, is now 5"),
+        ({"limit": 3}, "trainer.limit_train_batches: was all, is now 3"),
+        ({"limit": 0.5}, "trainer.limit_train_batches: was all, is now 5"),
     ]:
         with pytest.raises(InputError) as error:
             train(tiny_base, tmp_path, path, **options)

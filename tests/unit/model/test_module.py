@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from architectures import build
-from conftest import build_tiny_tokenizer
+from tiny_tokenizer import build_tiny_tokenizer
 from torch.utils.data import DataLoader
 
 from lit_sft import (
