@@ -28,7 +28,7 @@ from lit_sft.types import IGNORE_INDEX, Message
 
 TEMPLATES = Path(__file__).parent / "templates"
 CORPUS = [(Path(__file__).parents[3] / "LICENSE").read_text()]
-"""Text that never changes, so that the same conversations are drawn whatever is written elsewhere."""
+"""Text that stays: the same conversations are drawn whatever is written elsewhere."""
 LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
