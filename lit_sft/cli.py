@@ -31,6 +31,7 @@ from lit_sft.files import replace_file, require_writable
 from lit_sft.model.module import SFTModule
 from lit_sft.model.precision import (
     PRECISIONS,
+    PrecisionName,
     choose_precision,
     describe_device,
     find_device,
@@ -86,7 +87,7 @@ class TrainerParser(Parser, LightningArgumentParser):
         )
         self.add_argument(
             "--trainer.precision",
-            type=str | int | None,
+            type=PrecisionName | None,
             default="auto",
             help=f"{' or '.join(PRECISIONS)}; auto takes what the device computes natively.",
         )

@@ -112,7 +112,11 @@ class _Names:
         parsers = (*PARSERS, "lit_sft.inspect.command") if inspects else PARSERS
         trainer = find_class(SECTIONS["trainer"])
         taken = trainer and find_arguments(trainer, "fit" if inspects else command)
-        flags = [flag for parser in parsers for flag in find_flags(parser)]
+        flags = dict(flag for parser in parsers for flag in find_flags(parser))
+        for flag, parameter in flags.items():  # it stands in place of the class's own
+            section, _, name = flag.partition(".")
+            if name and (known := self.sections.get(section)):
+                self.sections[section] = {**known, name: parameter}
         self.options = {*SECTIONS, *flags, *(taken or ())}
         self.classes: dict[str, str] = {}
 
@@ -160,13 +164,11 @@ class _Names:
 
     def _check_value(self, where: str, parameter: Parameter, value: Any, is_flag: bool) -> None:
         choices = find_choices(parameter)
-        if choices and where in self.options:  # the parser's own option, which adds a word
-            choices = [*choices, "auto"]
-        if choices and isinstance(value, str):
+        if choices and isinstance(value, str | int):
             known = ", ".join(choices)
             require(
-                value in choices,
-                f"{where} must be one of {known}, got {value!r}.{suggest(value, choices)}",
+                str(value) in choices,
+                f"{where} must be one of {known}, got {value!r}.{suggest(str(value), choices)}",
             )
         classes, types = find_classes(parameter), find_type_names(parameter)
         if not classes:

@@ -151,13 +151,14 @@ def is_dataclass(declared: Declared) -> bool:
     return len(decorators) == 1 and decorators[0].split("(")[0].endswith("dataclass")
 
 
-def find_flags(module: str) -> Iterator[str]:
-    """Yield the names of the options that a module adds to a parser itself."""
+def find_flags(module: str) -> Iterator[tuple[str, Parameter]]:
+    """Yield the options that a module adds to a parser itself, by name."""
     for node in ast.walk(_parse(module) or ast.Module([], [])):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".add_argument"):
             for arg in node.args:
                 if isinstance(arg, ast.Constant) and str(arg.value).startswith("--"):
-                    yield str(arg.value)[2:]
+                    types = [word.value for word in node.keywords if word.arg == "type"]
+                    yield str(arg.value)[2:], Parameter(types[0] if types else None, module)
 
 
 def explain_missing(path: str) -> str | None:

@@ -3,7 +3,7 @@
 import platform
 import time
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -14,6 +14,8 @@ from lit_sft.errors import require
 PRECISIONS = ("bf16-mixed", "32-true")
 ALIASES = {"bf16": "bf16-mixed", "32": "32-true"}
 """Lightning's own short names."""
+PrecisionName = Literal["auto", "bf16-mixed", "32-true", "bf16", "32", 32]
+"""What the command line takes."""
 
 
 class Device(NamedTuple):

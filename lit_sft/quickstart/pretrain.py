@@ -58,7 +58,7 @@ def main() -> None:
         model = LlamaForCausalLM.from_pretrained(args.output, dtype=torch.float32)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
     for number, plan in enumerate(ROUNDS[args.rounds :], start=args.rounds):
-        model.to(torch.device(args.device))
+        model.to(torch.device(args.device))  # type: ignore[arg-type]
         train(model, tokenizer, args.steps or plan.steps, plan.rate, args.seed + number)
         save(model, tokenizer, args.output)
         model = LlamaForCausalLM.from_pretrained(args.output, dtype=torch.float32)

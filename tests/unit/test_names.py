@@ -24,6 +24,8 @@ TYPOS_IN_A_CONFIG = [
     ("resume_polcy: strict", "Did you mean 'resume_policy'?"),
     ("model: {optimizer: adamv}", "model.optimizer must be one of paged_adamw_32bit, paged_adamw_"),
     ("trainer: {precision: bf16-mixd}", "got 'bf16-mixd'. Did you mean 'bf16-mixed'?"),
+    ("trainer: {precision: 16-true}", "must be one of auto, bf16-mixed, 32-true, bf16, 32, got "),
+    ("trainer: {precision: 64}", "trainer.precision must be one of auto, bf16-mixed, "),
     ("data: {task: lit_sft.GSM9K}", "data.task: lit_sft has no 'GSM9K'. Did you mean 'GSM8K'?"),
     ("data: {task: {class_path: lit_stf.GSM8K}}", "no module 'lit_stf'. Did you mean 'lit_sft'?"),
     (
