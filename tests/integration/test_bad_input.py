@@ -88,6 +88,11 @@ def test_a_wrong_option(fails, arguments, says):
     fails(*arguments, says=says)
 
 
+@pytest.mark.parametrize("precision", ["16-true", "16-mixed", "64", "high"])
+def test_a_precision_that_there_is_not(fails, precision):
+    fails("--trainer.precision", precision, says="bf16-mixed", not_yet="split ")
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
