@@ -39,11 +39,12 @@ def put(module, args, output):
     return output
 
 
-def test_a_model_that_has_them_keeps_them_and_its_state(model):
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_model_that_has_them_keeps_them_and_its_state(model, packed):
     weights = [p for p in model.parameters() if p.requires_grad]
     weights[0].grad = torch.ones_like(weights[0])
     state = torch.get_rng_state()
-    settle(model, torch.device("cpu"))
+    settle(model, torch.device("cpu"), packed)
     assert is_deterministic()
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(weights[0].grad, torch.ones_like(weights[0]))
@@ -53,7 +54,7 @@ def test_a_model_that_has_them_keeps_them_and_its_state(model):
 def test_a_model_that_lacks_one_goes_on_and_says_which(model, caplog):
     caplog.set_level("INFO", "lightning.pytorch")
     model.get_base_model().model.norm.register_forward_hook(put)
-    settle(model, torch.device("cpu"))
+    settle(model, torch.device("cpu"), packed=True)
     assert not is_deterministic()
     assert torch.are_deterministic_algorithms_enabled(), "the others stay as they are"
     assert "put_ has no deterministic form on cpu" in caplog.text
@@ -66,7 +67,7 @@ def test_other_errors_are_no_reason_to_go_on(model):
 
     model.get_base_model().model.norm.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="another reason"):
-        settle(model, torch.device("cpu"))
+        settle(model, torch.device("cpu"), packed=True)
 
 
 def test_one_that_is_met_later_is_a_line_with_the_way_on():
