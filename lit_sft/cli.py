@@ -37,7 +37,6 @@ from lit_sft.model.precision import (
     find_device,
     require_precision,
 )
-from lit_sft.model.qlora import read_base_config
 from lit_sft.model.threads import limit_threads
 from lit_sft.parser import Parser
 from lit_sft.tracking.metrics_file import MetricsFile
@@ -145,7 +144,7 @@ class SFTCommandLine(LightningCLI):
         """Look at the base model's config before any row is encoded."""
         self.model.check_base()
         if self.trainer.strategy.root_device.type == "cpu":
-            width = read_base_config(self.model.base_model).get_text_config().hidden_size
+            width = self.model.base_config.get_text_config().hidden_size
             limit_threads(width, self.trainer.num_devices)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lit_sft.errors import InputError, require
 from lit_sft.model.qlora import Lora
 from lit_sft.model.targets import find_targets, list_adapted
+from lit_sft.model.token_rows import find_frozen_layer
 from lit_sft.paths import is_local, locate, require_folder
 
 PROVENANCE = "lit_sft.json"
@@ -160,9 +161,7 @@ def fingerprint_base(model: nn.Module) -> str:
         model: With or without an adapter, which changes nothing: what is read is frozen.
     """
     digest = hashlib.sha256()
-    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    if hasattr(embedding, "token_adapter"):  # its `weight` is a copy, trained rows and all
-        embedding = embedding.token_adapter.base_layer
+    embedding = find_frozen_layer(model.get_input_embeddings())  # type: ignore[operator]
     tensors = [p for _, p in sorted(model.named_parameters()) if p.ndim == 1]
     for tensor in [*tensors, embedding.weight[::SAMPLED_EVERY]]:
         digest.update(tensor.detach().bfloat16().cpu().view(torch.int16).numpy().tobytes())

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from lit_sft.data.batching import pack_batch, pad_batch
 from lit_sft.model.loss import sum_supervised_loss
@@ -78,14 +78,13 @@ def _take_pass(model: Any, device: torch.device, packed: bool) -> None:
     ids = [1] * TRIED_TOKENS
     rows = [Example(ids, ids)]
     batch = pack_batch(rows) if packed else pad_batch(rows, pad_token_id=0)
-    on_device: Any = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = [parameter.grad for parameter in trained]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for parameter in trained:
             parameter.grad = None
         try:
-            sum_supervised_loss(model, on_device).backward()
+            sum_supervised_loss(model, move_data_to_device(batch, device)).backward()
         finally:
             for parameter, gradient in zip(trained, gradients, strict=True):
                 parameter.grad = gradient

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -10,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lit_sft.data.prompts import find_stop_ids
 from lit_sft.errors import InputError, require
@@ -111,7 +112,6 @@ class SFTModule(pl.LightningModule):
         self.trained_tokens: dict[str, str] = {}
         self.cached_bytes = 0
         self.logit_scale, self.may_pack = LogitScale(), True
-        self._base_config: Any = None
         self._model: nn.Module | None = None
         self._flat: FlatParameters | None = None
 
@@ -127,19 +127,21 @@ class SFTModule(pl.LightningModule):
         """The parameters that ask for gradients, by name; a checkpoint holds these alone."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    @cached_property
+    def base_config(self) -> PretrainedConfig:
+        """The config of the base, read once; no weights are touched."""
+        return read_base_config(self.base_model)
+
     def check_base(self) -> None:
         """Raise `InputError` if the base cannot be trained as asked; reads its config alone."""
-        base = outline(self.base_model)
+        base = outline(self.base_model, self.base_config)
         find_targets(base, self.lora.target_modules)
         if self.adapter:
             require_same_lora(self.adapter, read_adapter_config(self.adapter), self.lora, base)
 
     def count_embeddings(self) -> int | None:
         """Return the rows of the base's embedding, as its config tells; None if it does not."""
-        if self._base_config is None:
-            config = read_base_config(self.base_model) if self._model is None else self.model.config
-            self._base_config = config.get_text_config()
-        return getattr(self._base_config, "vocab_size", None)
+        return getattr(self.base_config.get_text_config(), "vocab_size", None)
 
     def setup(self, stage: str) -> None:
         """Find what is wrong before any weights are touched."""

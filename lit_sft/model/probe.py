@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 from torch.nn import functional
 
@@ -225,8 +226,8 @@ def _make_batch(
     rows: Sequence[list[int]], labels: Sequence[list[int]], packed: bool, device: torch.device
 ) -> Batch:
     examples = [Example(*pair) for pair in zip(rows, labels, strict=True)]
-    batch: Any = pack_batch(examples) if packed else pad_batch(examples, pad_token_id=0)
-    on_device: Any = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    batch = pack_batch(examples) if packed else pad_batch(examples, pad_token_id=0)
+    on_device: Batch = move_data_to_device(batch, device)
     return on_device
 
 

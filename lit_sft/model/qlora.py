@@ -77,13 +77,16 @@ def read_base_config(base_model: str) -> PretrainedConfig:
     return config
 
 
-def outline(base_model: str) -> PreTrainedModel:
+def outline(base_model: str, config: PretrainedConfig) -> PreTrainedModel:
     """Return a base model without its weights, to see which layers it has.
 
+    Args:
+        base_model: What to call it.
+        config: As `read_base_config` returns it.
+
     Raises:
-        InputError: If there is none, or it is no causal language model of transformers.
+        InputError: If it is no causal language model of transformers.
     """
-    config = read_base_config(base_model)
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(

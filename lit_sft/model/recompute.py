@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -64,7 +65,7 @@ def count_bytes_per_token(model: Any, device: torch.device, packed: bool = True)
     ids = [1] * PROBED_TOKENS
     row = [Example(ids, ids)]
     batch = pack_batch(row) if packed else pad_batch(row, pad_token_id=0)
-    on_device: Any = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    on_device = move_data_to_device(batch, device)
     weights = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
 

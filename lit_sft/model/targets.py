@@ -91,10 +91,10 @@ def _require_match(expression: str, layers: Sequence[str]) -> str:
             "attention, all-linear, or a list of names"
         ) from error
     if not matches:
-        names = ["attention", "all-linear"]
+        names, example = ["attention", "all-linear"], next(iter(layers), "none")
         raise InputError(
             f"lora.target_modules: {expression!r} matches no linear layer; a regular expression "
-            f"has to match the full name, such as {layers[0]!r}.{suggest(expression, names)}"
+            f"has to match the full name, such as {example!r}.{suggest(expression, names)}"
         )
     return expression
 

@@ -28,14 +28,23 @@ class TokenRows(NamedTuple):
         return _on_device(self.token_ids, device)
 
 
+def find_frozen_layer(layer: Any) -> Any:
+    """Return the layer as it was loaded: the `weight` of PEFT's wrapper is a trained copy.
+
+    Args:
+        layer: An embedding or a head, or PEFT's wrapper of one with trained rows.
+    """
+    adapter = getattr(layer, "token_adapter", None)
+    return layer if adapter is None else adapter.base_layer
+
+
 def read_rows(layer: Any) -> TokenRows | None:
     """Return the rows of an embedding or a head, or None where they are not all there is to it.
 
     Args:
         layer: An `nn.Embedding` or `nn.Linear`, or PEFT's wrapper of one with trained rows.
     """
-    adapter = getattr(layer, "token_adapter", None)
-    base = layer if adapter is None else adapter.base_layer
+    adapter, base = getattr(layer, "token_adapter", None), find_frozen_layer(layer)
     is_plain = isinstance(base, nn.Embedding | nn.Linear) and type(base.weight) is nn.Parameter
     if not is_plain or base.weight.requires_grad or getattr(base, "bias", None) is not None:
         return None
@@ -76,7 +85,7 @@ def embed(layer: Any, input_ids: Tensor) -> Tensor:
     frozen = functional.embedding(input_ids, table.weight)
     own = is_own.to(frozen.dtype) @ table.rows.to(frozen.dtype)
     embedded = torch.where(is_own.any(-1, keepdim=True), own, frozen)
-    scale = getattr(layer.token_adapter.base_layer, "embed_scale", None)  # Gemma's has one
+    scale = getattr(find_frozen_layer(layer), "embed_scale", None)  # Gemma's has one
     return embedded if scale is None else embedded * scale.to(embedded.dtype)
 
 

@@ -83,3 +83,5 @@ def test_a_model_without_linear_layers_is_refused():
     del base.model.layers[:]
     with pytest.raises(InputError, match=r"no layer for 'all-linear'; it has none"):
         find_targets(base, "all-linear")
+    with pytest.raises(InputError, match=r"'\.\*proj' matches no linear layer"):
+        find_targets(base, ".*proj")

@@ -11,7 +11,7 @@ from lit_sft.model.token_rows import fuse_token_rows
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def models(request):
-    """A model that goes PEFT's way, and the same one that goes ours."""
+    """A model that goes PEFT's way, and the same one that goes ours, both in float64."""
     return [build(tied=request.param, fused=fused) for fused in (False, True)]
 
 
@@ -31,7 +31,7 @@ def build(tied, fused):
             parameter.data = torch.randn_like(parameter)
     if fused:
         fuse_token_rows(model)
-    return model.eval()
+    return model.double().eval()
 
 
 def test_logits_and_gradients_are_those_of_peft(models):
@@ -40,14 +40,14 @@ def test_logits_and_gradients_are_those_of_peft(models):
     for model in models:
         model.zero_grad()
         logits = model(input_ids=ids).logits
-        (logits * torch.linspace(-1, 1, 50)).sum().backward()
+        (logits * torch.linspace(-1, 1, 50, dtype=torch.float64)).sum().backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
         outcomes.append((logits, gradients))
     (plain, expected), (fused, found) = outcomes
     torch.testing.assert_close(fused, plain)
     size = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
     for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() <= 1e-6 * size, name
+        assert (found[name] - gradient).norm() <= 1e-12 * size, name
 
 
 def test_without_its_adapter_it_is_the_base(models):
