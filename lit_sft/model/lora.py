@@ -81,11 +81,12 @@ class _LoraUpdate(torch.autograd.Function):
 def draw_mask(rows: Tensor, dropout: float) -> Tensor:
     """Return which entries are kept, as a bool tensor like `rows`.
 
-    On a CPU, cutting random words is several times as fast as `bernoulli_`.
+    On a CPU, cutting random words is several times as fast as `bernoulli_`. (`randint` is an operation
+    that `torch.compile` knows, as `random_` with a range is not.)
     """
     if rows.device.type != "cpu":
         return torch.empty_like(rows, dtype=torch.bool).bernoulli_(1 - dropout)
-    words = torch.empty((rows.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    words = torch.randint(-(2**63), 2**63 - 1, ((rows.numel() + 3) // 4,))
     draws = words.view(torch.int16)[: rows.numel()].view(rows.shape)
     return draws >= round(dropout * DRAWS) - DRAWS // 2
 

@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="for GSM8K's text; without one, the config's folder")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each arm")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--deterministic", action="store_true", help="as the command line does")
     parser.add_argument("--tiny", action="store_true", help="a dry run on the CPU")
     options = parser.parse_args()
     if not options.tiny and not torch.cuda.is_available():
@@ -166,7 +167,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_base(config, device, folder)
         for arm in options.arms:
-            watches[arm] = train(ARMS[arm], folder, windows, device, options.steps)
+            watches[arm] = train(
+                ARMS[arm], folder, windows, device, options.steps, options.deterministic
+            )
             print(format_row(arm, watches[arm], windows, config, rate), flush=True)
     for arm, watch in watches.items():
         print(f"\n{arm}: what took longest in one step\n\n| ms | calls | |\n|---|---|---|")
@@ -205,7 +208,12 @@ def write_base(config: PretrainedConfig, device: torch.device, folder: str) -> N
 
 
 def train(
-    arm: Arm, base: str, windows: list[list[Example]], device: torch.device, timed_steps: int
+    arm: Arm,
+    base: str,
+    windows: list[list[Example]],
+    device: torch.device,
+    timed_steps: int,
+    deterministic: bool,
 ) -> Stopwatch:
     """Train an arm from its own load of the base to the profiled step."""
     rows: Any = [row for window in windows for row in window]
@@ -222,6 +230,7 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        deterministic=deterministic,
     )
     loader = WindowLoader(
         PackedWindows(rows, arm.max_tokens_per_pass),

@@ -62,6 +62,9 @@ def load_plain(base, adapter):
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.float32, quantization_config=quantization
     )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes would pack the weights,
+            module.support_avx512bf16_for_cpu = False  # in bf16 and not for every width
     return PeftModel.from_pretrained(model, adapter, is_trainable=True).eval()
 
 

@@ -21,6 +21,8 @@ from lit_sft.types import Example, Message
 
 LEARNING_RATE, WARMUP_STEPS, STEPS = 1e-2, 2, 8
 LORA = Lora(r=4, alpha=8, dropout=0.0)
+ROUNDING = 16 * torch.finfo(torch.float32).eps
+"""As a share of a gradient: sums of a few hundred terms, in another order on another CPU."""
 
 
 class Lines(ChatTask):
@@ -182,7 +184,7 @@ def test_how_a_window_is_cut_changes_nothing(tiny_base, tmp_path):
         for step in range(3):
             for name, gradient in runs[0].gradients[step].items():
                 # later steps start from weights that differ in the last bits already
-                limit = 1e-6 if step == 0 else 1e-4
+                limit = ROUNDING if step == 0 else 1e-4
                 assert relative_error(other.gradients[step][name], gradient) < limit, (step, name)
 
 
@@ -195,7 +197,7 @@ def test_a_short_last_window_is_exact_from_the_same_weights(tiny_base, tmp_path)
     ]
     for other in runs[1:]:
         for name, gradient in runs[0].gradients[0].items():
-            assert relative_error(other.gradients[0][name], gradient) < 1e-6, name
+            assert relative_error(other.gradients[0][name], gradient) < ROUNDING, name
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (10, 100), (1, 1)])
