@@ -81,8 +81,8 @@ class _LoraUpdate(torch.autograd.Function):
 def draw_mask(rows: Tensor, dropout: float) -> Tensor:
     """Return which entries are kept, as a bool tensor like `rows`.
 
-    On a CPU, cutting random words is several times as fast as `bernoulli_`. (`randint` is an operation
-    that `torch.compile` knows, as `random_` with a range is not.)
+    On a CPU, cutting random words is several times as fast as `bernoulli_`. (`torch.compile` knows
+    the operation `randint`, and no `random_` with a range.)
     """
     if rows.device.type != "cpu":
         return torch.empty_like(rows, dtype=torch.bool).bernoulli_(1 - dropout)
