@@ -126,6 +126,11 @@ class _Names:
         if not isinstance(config, dict) or config.keys() & set(COMMANDS_OF_TRAINER):
             return
         for key, value in config.items():
+            is_section = self.sections.get(str(key)) is not None
+            require(
+                not is_section or value is None or isinstance(value, dict),
+                f"--config {text}: {key} must hold options by name, got {value!r:.60}",
+            )
             try:
                 self._check(str(key), value)
             except _UnknownOptionError as error:
@@ -173,13 +178,19 @@ class _Names:
         classes, types = find_classes(parameter), find_type_names(parameter)
         if not classes:
             return
-        if isinstance(value, list):
+        if len(types) == 1 and is_dataclass(classes[0]):
+            fields = find_parameters(classes[0])
+            is_file = isinstance(value, str) and value.endswith(CONFIG_ENDINGS)
+            require(
+                value is None or is_file or isinstance(value, dict),
+                f"{where} takes {', '.join(fields or ())} by name, got {value!r:.60}",
+            )
+            self._check_fields(where, fields, value, is_flag)
+        elif isinstance(value, list):
             for item in value:
                 self._check_value(where, parameter, item, is_flag)
         elif isinstance(value, str) and "str" not in types:
             self._check_class(where, value)
-        elif len(types) == 1 and is_dataclass(classes[0]):
-            self._check_fields(where, find_parameters(classes[0]), value, is_flag)
         elif any(suggest(name, CLASS_KEYS) for name, _ in _items(value)):
             wrong = ", ".join(name for name, _ in _items(value) if name not in CLASS_KEYS)
             require(not wrong, f"{where}: a class has class_path and init_args, not {wrong}")

@@ -45,6 +45,8 @@ MESSAGES = {
     # every checkpoint is loaded with weights_only=True, whatever Lightning is told
     "lightning.pytorch.trainer.connectors.checkpoint_connector": (r"`weights_only` was not set",),
     "lightning.fabric.utilities.seed": (r"Seed set to",),
+    # what is missing is an error here
+    "transformers.modeling_utils": (r"[\s\S]*LOAD REPORT[\s\S]*MISSING",),
     "bitsandbytes.backends.cpu.ops": (r"Failed to load CPU gemm_4bit_forward",),
 }
 SECOND_DEATH = re.compile(r"DataLoader worker \(pid")

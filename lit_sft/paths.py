@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
@@ -81,7 +82,10 @@ def require_own_shards(folder: Path, option: str) -> None:
 
 
 def require_weights(folder: Path, option: str) -> None:
-    """Raise `InputError` unless a model's folder holds its weights, and all of them.
+    """Raise `InputError` unless a model's folder holds its weights, each file to its end.
+
+    The head of a safetensors file tells how long it is. A file of Git LFS that was not fetched is
+    one of a hundred bytes.
 
     Args:
         folder: Whose indices name no file outside of it, see `require_own_shards`.
@@ -89,6 +93,7 @@ def require_weights(folder: Path, option: str) -> None:
     """
     for name in WEIGHTS:
         if (folder / name).is_file():
+            _require_whole(folder, [name], option)
             return
         index = folder / f"{name}.index.json"
         if index.is_file():
@@ -99,9 +104,28 @@ def require_weights(folder: Path, option: str) -> None:
                     f"{option}: {str(index)!r} names {len(shards)} files, of which {len(missing)} "
                     f"are missing, such as {missing[0]}; get the folder whole"
                 )
+            _require_whole(folder, sorted(shards), option)
             return
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
     raise InputError(
         f"{option}: the folder {str(folder)!r} has no weights: expected {WEIGHTS[0]}, or "
         f"{WEIGHTS[0]}.index.json and the shards that it names; it holds {found}"
     )
+
+
+def _require_whole(folder: Path, names: Iterable[str], option: str) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    for name in names:
+        if not name.endswith(".safetensors"):
+            continue
+        try:
+            with safe_open(folder / name, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            with (folder / name).open("rb") as file:
+                is_pointer = file.read(40).startswith(b"version https://git-lfs")
+            reason = "a pointer of Git LFS: run `git lfs pull` there" if is_pointer else str(error)
+            raise InputError(
+                f"{option}: {str(folder / name)!r} holds no weights, or not all of them ({reason})"
+            ) from error

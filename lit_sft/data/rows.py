@@ -230,6 +230,16 @@ class ChatRows:
         padded_rows = self.batch_size if self.batching == "padded" else 1
         return make_ledger(split, encoded, padded_rows, duplicates)
 
+    def pad_rows(self) -> float:
+        """Pad rows from now on, as `batching="padded"` does; return the share of padding in train.
+
+        The ledgers are taken anew.
+        """
+        self.batching = "padded"
+        for split, ledger in self.ledgers.items():
+            self.ledgers[split] = self.measure(split, self._encoded[split], ledger.duplicates)
+        return self.ledgers["train"].padding_share if "train" in self.ledgers else 0.0
+
     def _held_out(
         self, chats: Mapping[Split, list[Conversation]]
     ) -> dict[Split, list[Conversation]]:

@@ -231,6 +231,9 @@ def _step(
 
     Returns:
         The logits after the last token, `[rows, vocabulary]`, and the past with the new tokens.
+
+    Raises:
+        InputError: If the model gives no cache to go on from.
     """
     output = model(
         input_ids=tokens,
@@ -241,6 +244,11 @@ def _step(
         **past,
     )
     name = "cache" if "cache" in output else "past_key_values"
+    require(
+        name in output,
+        f"{type(model).__name__} gives no cache of what it has read, which generating takes; take "
+        "GenerationEval out of trainer.callbacks",
+    )
     return output.logits[:, -1], {name: output[name]}
 
 

@@ -35,7 +35,7 @@ from lit_sft.model.memory import peak_memory_gib
 from lit_sft.model.nonfinite import NonFiniteSteps, require_finite_weights
 from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup, count_steps
 from lit_sft.model.precision import describe_device, require_precision, tell_if_emulated
-from lit_sft.model.probe import probe_model
+from lit_sft.model.probe import LONGEST, probe_model, require_fixed_positions
 from lit_sft.model.qlora import Lora, Quantization, compute_dtype, outline, read_base_config
 from lit_sft.model.speed import Speed
 from lit_sft.model.step_clock import StepClock
@@ -155,6 +155,10 @@ class SFTModule(pl.LightningModule):
         )
         if self._model is None:
             self.check_base()
+            data: Any = getattr(self.trainer, "datamodule", None)
+            if stage == "fit" and hasattr(data, "max_length"):
+                runs_alone = data.batching == "padded" and data.batch_size == 1
+                require_fixed_positions(self.base_config, data.max_length, runs_alone)
 
     def configure_model(self) -> None:
         """Load the base and attach the adapter, once, and see that the loss here is its own."""
@@ -350,14 +354,18 @@ class SFTModule(pl.LightningModule):
         device = self.trainer.strategy.root_device
         with self.trainer.precision_plugin.forward_context():
             with any_kernels():
-                probe = probe_model(self.model, asked == "padding_free", self.speed.fused_head)
+                probe = probe_model(
+                    *(self.model, asked == "padding_free", self.speed.fused_head),
+                    getattr(data, "max_length", LONGEST),
+                )
             if self.trainer.state.fn == "fit" and (self.speed.compile or device.type == "cuda"):
                 settle(self.model, device, probe.packs)
         self.logit_scale, self.may_pack = probe.logit_scale, probe.packs
-        if probe.remark:
-            rank_zero_info(probe.remark)
-        if hasattr(data, "batching") and not probe.packs:
-            data.batching = "padded"
+        remark = probe.remark
+        if asked == "padding_free" and not probe.packs and hasattr(data, "pad_rows"):
+            remark += f" ({data.pad_rows():.1%} of train is padding then)"
+        if remark:
+            rank_zero_info(remark)
 
     def _sum_loss(self, batch: Batch) -> Tensor:
         if "cu_seq_lens" in batch and not self.may_pack:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -110,8 +110,11 @@ def load_base(
         quantization: Of the linear layers; embedding, head and norms stay in `dtype`.
         dtype: What the weights are computed in.
         device: Where they go, straight from the file.
+
+    Raises:
+        InputError: If weights of the base are missing, or of another shape.
     """
-    kwargs = {}
+    kwargs: dict[str, Any] = {}
     if quantization.format != "none":
         from transformers import BitsAndBytesConfig
 
@@ -122,17 +125,34 @@ def load_base(
             bnb_4bit_compute_dtype=dtype,
         )
     with _without_progress_bar() if is_local(base_model) else nullcontext():
-        model = AutoModelForCausalLM.from_pretrained(
-            locate(base_model),
-            dtype=dtype,
-            device_map={"": device},
-            trust_remote_code=False,
-            **kwargs,
-        )
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                locate(base_model),
+                dtype=dtype,
+                device_map={"": device},
+                trust_remote_code=False,
+                output_loading_info=True,
+                **kwargs,
+            )
+        except (AttributeError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InputError(  # such as of a 4-bit layer for which the file has no weight
+                f"model.base_model: the weights of {base_model!r} do not fit its config; are all "
+                f"there? ({type(error).__name__}: {str(error).splitlines()[0]:.150})"
+            ) from error
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    require(
+        not missing,
+        f"model.base_model: {base_model!r} lacks {len(missing)} of its weights, which would be "
+        f"random, such as {', '.join(missing[:3])}. Is it whole, and a causal language model?",
+    )
     model.requires_grad_(False)
     model.config.use_cache = False
     _forbid_packing(model)
-    return model
+    base: PreTrainedModel = model
+    return base
 
 
 def compute_dtype(precision: str) -> torch.dtype:

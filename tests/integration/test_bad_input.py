@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import lit_sft, lit_sft_from_scratch, lit_sft_in_process
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertLMHeadModel
 
 ROWS = [{"question": f"{i} + {i}?", "answer": f"{2 * i}\n#### {2 * i}"} for i in range(40)]
@@ -129,6 +130,11 @@ def test_a_base_without_config(fails, tmp_path):
              '"b": "2.safetensors"}}', "1.safetensors": ""},
             "names 2 files, of which 1 are missing, such as 2.safetensors",
         ),
+        ({"model.safetensors": ""}, "holds no weights, or not all of them"),
+        (
+            {"model.safetensors": "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"},
+            "(a pointer of Git LFS: run `git lfs pull` there)",
+        ),
     ],
 )  # fmt: skip
 def test_a_base_without_weights(fails, tiny_base, data_folder, tmp_path, weights, says):
@@ -139,6 +145,21 @@ def test_a_base_without_weights(fails, tiny_base, data_folder, tmp_path, weights
         (base / name).write_text(content)
     (data_folder / "train.jsonl").write_text("")  # would be found when rows are read
     fails("--model.base_model", base, says=says)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_a_base_that_lacks_some_weights(fails, tiny_base, tmp_path, quantization):
+    """They would be random, and the run would look healthy."""
+    shutil.copytree(tiny_base, tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    weights = load_file(path)
+    save_file({x: w for x, w in weights.items() if "q_proj" not in x}, path, {"format": "pt"})
+    fails(
+        *("--model.base_model", tmp_path / "base"),
+        *("--model.quantization.format", quantization),
+        says="lacks 2 of its weights, which would be random, such as model.layers.0.self_attn.q_p",
+        not_yet="step",
+    )
 
 
 def test_a_tokenizer_with_more_tokens_than_the_base_has_rows(fails, tiny_base, tmp_path):

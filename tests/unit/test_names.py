@@ -60,6 +60,13 @@ TYPOS_IN_A_CONFIG = [
         "init_args: {monitr: x}}}",
         "ModelCheckpoint does not take 'monitr'. Did you mean 'monitor'?",
     ),
+    ("model: {lora: 3}", "model.lora takes r, alpha, dropout, target_modules by name, got 3"),
+    (
+        "model: {quantization: nf4}",
+        "model.quantization takes format, double_quant, weight_cache by",
+    ),
+    ("trainer: [1]", "trainer must hold options by name, got [1]"),
+    ("data: 5", "data must hold options by name, got 5"),
     ("model: [", "line 2, column 1: did not find expected node content"),
     ("- model", "expected options such as 'model: {...}'"),
 ]

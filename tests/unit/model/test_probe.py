@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PhimoeConfig, PhimoeForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lit_sft import Lora
 from lit_sft.errors import InputError
 from lit_sft.model.adapter import attach_lora
 from lit_sft.model.head import LogitScale
-from lit_sft.model.probe import choose_logit_scale, probe_model
+from lit_sft.model.probe import choose_logit_scale, probe_model, require_fixed_positions
 
 
 class LeakyLayer(LlamaDecoderLayer):
@@ -129,3 +129,53 @@ def test_a_cap_in_the_config_that_the_model_does_not_use_is_none():
     assert choose_logit_scale(plain, plain, config) == LogitScale()
     capped = 2.0 * (plain / 2.0).tanh()
     assert choose_logit_scale(plain, capped, config) == LogitScale(softcap=2.0)
+
+
+def build_phimoe():
+    """Its window is in its mask alone, and packed attention is given no mask."""
+    torch.manual_seed(0)
+    config = PhimoeConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        sliding_window=32,
+        initializer_range=0.3,
+    )
+    base = PhimoeForCausalLM(config).requires_grad_(False)
+    return attach_lora(base, Lora(r=4, alpha=8, target_modules=("q_proj", "v_proj")))
+
+
+def test_a_window_that_packed_attention_does_not_see_is_found_where_rows_leave_it():
+    model = build_phimoe()
+    found = probe_model(model, packed=True, fused=True, max_length=512)
+    assert not found.packs
+    assert "rows are padded instead" in found.remark
+    assert probe_model(model, packed=True, fused=True, max_length=32).packs
+
+
+ROPES = {
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_positions_that_hang_on_the_longest_row_are_refused_where_rows_mix(kind):
+    config = LlamaConfig(max_position_embeddings=64, rope_parameters=ROPES[kind])
+    require_fixed_positions(config, 64, runs_alone=False)
+    require_fixed_positions(config, 65, runs_alone=True)
+    with pytest.raises(InputError, match=rf"\({kind}\) changes .* over 64 tokens; .* got 65"):
+        require_fixed_positions(config, 65, runs_alone=False)
+    plain = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+             "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+    require_fixed_positions(LlamaConfig(rope_parameters=plain), 65, runs_alone=False)
