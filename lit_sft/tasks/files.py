@@ -1,6 +1,8 @@
 """Any published chat data set: a file, a folder or a Hub id, read without code."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,16 +13,23 @@ from lit_sft.tasks.folders import ENDINGS, SPLIT_NAMES, find_splits
 from lit_sft.tasks.formats import (
     COLUMNS,
     FormatName,
+    add_system,
     choose_format,
     mark_all_but_last,
     read_conversation,
-    recognise_format,
+    recognise_rows,
     refuse_unread_columns,
 )
 from lit_sft.tasks.joined import Joined
 from lit_sft.tasks.jsonl import JsonLines, read_json
 from lit_sft.tasks.tables import load_hub, read_csv, read_parquet
+from lit_sft.tasks.turns import is_missing
 from lit_sft.types import Message, Split
+
+LOOKED_AT = 64
+"""Rows whose columns tell the format, the first that has them all."""
+TURN_KEYS = {"role", "content", "weight"}
+"""What is read of every turn; templates may know others."""
 
 
 class ChatFile(ChatTask):
@@ -35,14 +44,16 @@ class ChatFile(ChatTask):
         splits: What this data set calls `train`, `val` and `test`, where it is not the usual, such
             as `{train: train_sft, test: test_sft}`; in a folder, also the name or the path of a
             file, or the path of a folder of them.
-        format: `messages` (OpenAI), `sharegpt` (`conversations` of `from` and `value`), `alpaca`
-            (`instruction`, `input`, `output`), `prompt_completion` or `question_answer`; `auto`
-            tells from the columns.
+        format: `messages` (OpenAI), `sharegpt` (`conversations` of `from` and `value`),
+            `conversation` (of `input` and `output`), `alpaca` (`instruction`, `input`, `output`),
+            `dolly` (`instruction`, `context`, `response`), or one named after its two columns, such
+            as `query_response`; with a column `system`, and but for turns, `history`. `auto` tells
+            from the columns.
         columns: For any other data set, its names of `prompt` and `answer`, or of `messages`. With
             either or alone, `system` names a column of system prompts.
         system_prompt: Opens every conversation that has no system turn of its own.
-        train_on: `all` assistant turns, or the `last` alone. A message's own `weight` of 0 or 1, as
-            OpenAI defines it, goes first.
+        train_on: `all` assistant turns, or the `last` alone. What a turn says of itself goes first:
+            `weight`, `train`, `loss` or `loss_weight`, each 0, 1, false or true.
     """
 
     def __init__(
@@ -63,7 +74,7 @@ class ChatFile(ChatTask):
         self.format = choose_format(format, columns or {})
         self.system_column = (columns or {}).get("system")
         self.system_prompt, self.train_on = system_prompt, train_on
-        self._unused: list[str] = []
+        self._unread: Counter[str] = Counter()
         self._doubts: dict[str, str] = {}
 
     def rows(self, split: Split) -> Sequence[Row] | None:
@@ -81,44 +92,44 @@ class ChatFile(ChatTask):
         )
         rows: Any = read_files(found[name]) if local else found[name]
         require(len(rows) > 0, f"{self.path}: the split {name!r} holds no rows")
-        self._look_at(rows[0])
+        self._look_at(rows)
         return rows
 
     def messages(self, row: Row) -> list[Message]:
         """Return the turns of a row; a system prompt comes first."""
-        layout = self.format or recognise_format(row)
+        layout = self.format or recognise_rows([row])
         if layout.name in COLUMNS:  # else the task's own columns say what to read
-            refuse_unread_columns(row, (*layout.columns, self.system_column))
+            refuse_unread_columns(row, layout)
         messages = read_conversation(row, layout)
-        system = self.system_prompt
-        if self.system_column and row.get(self.system_column) is not None:
+        if self.system_column and not is_missing(row.get(self.system_column)):
             system = read_text(row, self.system_column)
-        if system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": system}, *messages]
+            messages = add_system(messages, system, self.system_column)
+        if self.system_prompt and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system_prompt}, *messages]
+        read = {*layout.reads(row), self.system_column}
+        self._unread.update(x for x in row if x not in read and not is_missing(row[x]))
+        self._unread.update(f"{x} of turns" for turn in messages for x in turn.keys() - TURN_KEYS)
         return mark_all_but_last(messages) if self.train_on == "last" else messages
 
     def describe(self) -> str:
-        """Return which format was recognised, and which columns are not read."""
+        """Return which format was recognised, and how often a column held what was not read."""
         if self.format is None:
             return ""
-        unused = f"; not used: {', '.join(self._unused)}" if self._unused else ""
-        return f"{self.path}: read as {self.format.name} ({', '.join(self.format.columns)}){unused}"
+        counts = ", ".join(f"{name} ({rows:,})" for name, rows in sorted(self._unread.items()))
+        unread = f"; not read: {counts}" if counts else ""
+        return f"{self.path}: read as {self.format.name} ({', '.join(self.format.columns)}){unread}"
 
-    def _look_at(self, row: Row) -> None:
-        """Decide how rows read: as the first, whose format all others must have."""
-        self.format = self.format or recognise_format(row)
-        used = {*self.format.columns, self.system_column}
-        used |= {"input"} if self.format.name == "alpaca" else set()
-        missing = [column for column in self.format.columns if column not in row]
+    def _look_at(self, rows: Sequence[Row]) -> None:
+        """Decide how rows read: as the first that has a format, which all others must have."""
+        self.format = self.format or recognise_rows(islice(rows, LOOKED_AT))
+        columns = {column for row in islice(rows, LOOKED_AT) for column in row}
+        needed = [*self.format.columns, *([self.system_column] if self.system_column else [])]
+        missing = [column for column in needed if column not in columns]
+        is_prompt = self.format.columns[0] not in missing and missing == [self.format.columns[-1]]
         require(
-            not missing,
+            not missing or (is_prompt and self.format.name in COLUMNS),
             f"{self.path}: there is no column {', '.join(map(repr, missing))}, which the task's "
-            f"format or columns name; there are {', '.join(row)}",
-        )
-        self._unused = [column for column in row if column not in used]
-        require(
-            self.system_column in (None, *row),
-            f"task.columns: there is no column {self.system_column!r}; there are {', '.join(row)}",
+            f"format or columns name; there are {', '.join(rows[0])}",
         )
 
     def _find_files(self) -> dict[str, list[Path]]:

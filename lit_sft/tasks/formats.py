@@ -1,44 +1,65 @@
 """Rows to messages, in the formats that chat data sets are published in. Pure."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import Row, read_text
+from lit_sft.tasks.turns import is_missing, read_history, read_turns
 from lit_sft.types import Message
 
 FormatName = Literal[
-    "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer"
+    "auto",
+    "messages",
+    "sharegpt",
+    "conversation",
+    "alpaca",
+    "dolly",
+    "query_response",
+    "question_response",
+    "prompt_completion",
+    "prompt_response",
+    "question_answer",
+    "input_output",
 ]
 COLUMNS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
+    "conversation": ("conversation",),
     "alpaca": ("instruction", "output"),
+    "dolly": ("instruction", "response"),
+    "query_response": ("query", "response"),
+    "question_response": ("question", "response"),
     "prompt_completion": ("prompt", "completion"),
+    "prompt_response": ("prompt", "response"),
     "question_answer": ("question", "answer"),
+    "input_output": ("input", "output"),
 }
 """What a row of each format has at least: its turns, or what is asked and what is answered."""
-MEANINGFUL = {
-    "system": "a system prompt; set the task's `columns` to {system: system} to read it",
+CONTEXTS = {"alpaca": "input", "dolly": "context"}
+"""What stands below an instruction."""
+SYSTEMS = ("system", "system_prompt")
+"""Columns of system prompts, in rows of every format."""
+UNREAD = {
     "history": "earlier turns; write rows of `messages` to have them read",
     "tools": "the tools that may be called",
     "functions": "the functions that may be called",
+    "images": "pictures, and this trains on text",
+    "image": "a picture, and this trains on text",
+    "audios": "sound, and this trains on text",
+    "audio": "sound, and this trains on text",
+    "videos": "films, and this trains on text",
+    "video": "a film, and this trains on text",
 }
-"""Columns that published rows of every format may have, and that nothing here reads unasked."""
-ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "developer": "system",
-    "function": "tool",
-    "observation": "tool",
-    "function_response": "tool",
+"""Columns that say something to a model, and that nothing here reads unless a format does."""
+OTHER_KINDS = {
+    ("chosen", "rejected"): "preferences (a chosen and a rejected answer), which DPO trains on; set "
+    "the task's `columns` to learn the chosen ones",
+    ("completions", "labels"): "labelled steps, which train a reward model",
+    ("text",): "plain text without turns, which pre-training takes; set the task's `columns` if "
+    "another column asks",
 }
-"""Other names of the roles, as ShareGPT and OpenAI have used them."""
+"""Columns of data sets that are no conversations, and what they hold."""
 
 
 class Format(NamedTuple):
@@ -48,15 +69,29 @@ class Format(NamedTuple):
     columns: tuple[str, ...]
     """One that holds the turns, or one that asks and one that answers."""
 
+    def reads(self, row: Row) -> set[str]:
+        """Return the columns of a row that are read, if they hold something."""
+        found = set(self.columns)
+        if self.name in COLUMNS:  # else the task's own columns say what to read
+            found |= {*SYSTEMS, CONTEXTS.get(self.name, "")}
+            found |= {"history"} if len(self.columns) == 2 else set()
+        return found & row.keys()
+
 
 def recognise_format(row: Row) -> Format:
-    """Return the one format whose columns a row has.
+    """Return the one format whose columns a row has; of a prompt alone, one that begins so.
 
     Raises:
         InputError: If there is none, or more than one; the message shows the columns.
     """
     found = [name for name in COLUMNS if row.keys() >= set(COLUMNS[name])]
+    if "instruction" in row and "input_output" in found:
+        found.remove("input_output")  # its input belongs to the instruction
     shown = f"the columns {', '.join(map(repr, row))}" if row else "no columns"
+    if not found:
+        found = _complete(row)
+    for columns, meaning in OTHER_KINDS.items() if not found else ():
+        require(not row.keys() >= set(columns), f"the row has {shown}: {meaning}")
     require(
         bool(found),
         f"the row has {shown}, which are no known format; set the task's `columns` to "
@@ -67,7 +102,34 @@ def recognise_format(row: Row) -> Format:
         f"the row has {shown}, which may be {' or '.join(found)}; set the task's `format` to one "
         "of them",
     )
+    require(
+        not isinstance(row.get("label"), bool) or len(COLUMNS[found[0]]) == 1,
+        f"the row has {shown}: answers labelled good and bad, which KTO trains on; remove the bad "
+        "ones and the column 'label'",
+    )
     return Format(found[0], COLUMNS[found[0]])
+
+
+def recognise_rows(rows: Iterable[Row]) -> Format:
+    """Return the format of the first row that has all columns of one; else that of the first.
+
+    Raises:
+        InputError: As `recognise_format` of the first row, if none has a format.
+    """
+    found: list[Format] = []
+    failed: list[InputError] = []
+    for row in rows:
+        try:
+            layout = recognise_format(row)
+        except InputError as error:
+            failed.append(error)
+            continue
+        if row.keys() >= set(layout.columns):
+            return layout
+        found.append(layout)
+    if not found:
+        raise failed[0]
+    return found[0]
 
 
 def choose_format(name: str, columns: Mapping[str, str]) -> Format | None:
@@ -97,17 +159,16 @@ def choose_format(name: str, columns: Mapping[str, str]) -> Format | None:
     return Format("task.columns", tuple(named[side] for side in sides))
 
 
-def refuse_unread_columns(row: Row, read: Collection[str | None]) -> None:
+def refuse_unread_columns(row: Row, layout: Format) -> None:
     """Raise `InputError` if a column that is not read says something to the model.
 
     Args:
         row: In a format that was recognised.
-        read: The columns that are.
+        layout: Which tells what is read.
     """
-    for column, meaning in MEANINGFUL.items():
-        value = row.get(column)
-        # Tables hold an empty list as text.
-        if value and value not in ("[]", "{}", "null") and column not in read:
+    read = layout.reads(row)
+    for column, meaning in UNREAD.items():
+        if column not in read and not is_missing(row.get(column)):
             raise InputError(
                 f"column {column!r} is not read, but holds {meaning}; to leave it out, name what "
                 "to read: the task's `columns: {messages: …}` or `{prompt: …, answer: …}`"
@@ -115,39 +176,39 @@ def refuse_unread_columns(row: Row, read: Collection[str | None]) -> None:
 
 
 def read_conversation(row: Row, layout: Format) -> list[Message]:
-    """Return the turns of a row.
+    """Return the turns of a row, without an answer where that is missing: a prompt to predict from.
 
     Raises:
         InputError: If a column is missing, or holds something else.
     """
-    if missing := [column for column in layout.columns if column not in row]:
+    read, asked = layout.reads(row), layout.columns[0]
+    if asked not in row:
         raise InputError(
-            f"there is no column {missing[0]!r}, which {layout.name} needs; the columns are "
+            f"there is no column {asked!r}, which {layout.name} needs; the columns are "
             f"{', '.join(row)}. All rows must have one format: convert this one, or remove it"
         )
     if len(layout.columns) == 1:
-        return read_turns(row[layout.columns[0]], layout.columns[0])
-    asked, answered = layout.columns
-    turns = _read_side(row, asked, "user")
-    if layout.name == "alpaca" and row.get("input"):
-        turns[-1]["content"] += "\n" + read_text(row, "input")
-    return turns + _read_side(row, answered, "assistant")
+        turns = read_turns(row[asked], asked)
+    else:
+        turns = _read_sides(row, layout, read)
+    systems = [column for column in SYSTEMS if column in read and not is_missing(row[column])]
+    require(len(systems) < 2, f"both {' and '.join(map(repr, systems))} hold a text; keep one")
+    return add_system(turns, read_text(row, systems[0]), systems[0]) if systems else turns
 
 
-def read_turns(value: Any, column: str) -> list[Message]:
-    """Return turns written as `role`/`content` or as `from`/`value`, with their other keys.
-
-    A list of text parts as content is joined. Keys that hold None are left out: that is how tables
-    write a key that a turn does not have.
+def add_system(turns: list[Message], system: str, column: str) -> list[Message]:
+    """Return turns that open with the system prompt of a column.
 
     Raises:
-        InputError: If there are no turns, or one has no role or no text; the message counts them.
+        InputError: If they open with another.
     """
+    if turns[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *turns]
     require(
-        isinstance(value, list) and bool(value),
-        f"column {column!r} must hold a list of messages, but holds {value!r:.60}",
+        turns[0]["content"] == system,
+        f"column {column!r} holds a system prompt, and the first turn is another; keep one",
     )
-    return [_read_turn(turn, f"{column}[{number}]") for number, turn in enumerate(value)]
+    return turns
 
 
 def mark_all_but_last(messages: list[Message]) -> list[Message]:
@@ -159,38 +220,29 @@ def mark_all_but_last(messages: list[Message]) -> list[Message]:
     ]
 
 
+def _complete(row: Row) -> list[str]:
+    """Return a format whose answer alone a row lacks, if all that begin so ask in one column."""
+    asked = {columns[0]: name for name, columns in COLUMNS.items() if columns[0] in row}
+    if "instruction" in asked:
+        asked.pop("input", None)
+    if len(asked) != 1 or any(set(columns) <= row.keys() for columns in OTHER_KINDS):
+        return []
+    (column,) = asked
+    return [name for name, columns in COLUMNS.items() if columns[0] == column][:1]
+
+
+def _read_sides(row: Row, layout: Format, read: set[str]) -> list[Message]:
+    asked, answered = layout.columns
+    turns = _read_side(row, asked, "user")
+    context = CONTEXTS.get(layout.name, "")
+    if context in read and not is_missing(row[context]):
+        turns[-1]["content"] += "\n" + read_text(row, context)
+    if "history" in read and not is_missing(row["history"]):
+        turns = read_history(row["history"], "history") + turns
+    return turns if row.get(answered) is None else turns + _read_side(row, answered, "assistant")
+
+
 def _read_side(row: Row, column: str, role: str) -> list[Message]:
     if isinstance(row[column], list):
         return read_turns(row[column], column)
     return [{"role": role, "content": read_text(row, column)}]
-
-
-def _read_turn(turn: Any, where: str) -> Message:
-    if not isinstance(turn, dict):
-        raise InputError(f"{where}: expected a message, got {turn!r:.60}")
-    others = {key: entry for key, entry in turn.items() if entry is not None}
-    role = others.pop("role", None) or others.pop("from", None)
-    content = others.pop("content", None)
-    value = others.pop("value", None)
-    content = value if content is None else content
-    if value is not None and value != content:
-        raise InputError(f"{where}: both 'content' and 'value' hold a text; keep one")
-    if not isinstance(role, str):
-        raise InputError(f"{where}: there is no role; the keys are {', '.join(turn)}")
-    role = ROLES.get(role, role)
-    if content is None and role == "assistant" and "tool_calls" in others:
-        content = ""  # OpenAI leaves it out where the assistant only calls a tool
-    message: Any = {"role": role, "content": _join_parts(content, f"{where} ({role})"), **others}
-    return message
-
-
-def _join_parts(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InputError(f"{where}: content must be a string, but is {content!r:.60}")
-    texts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in content]
-    for part, text in zip(content, texts, strict=True):
-        if not isinstance(text, str):
-            raise InputError(f"{where}: content may hold parts of text alone, but has {part!r:.60}")
-    return "".join(texts)

@@ -10,7 +10,8 @@ from lit_sft.tasks.formats import (
 )
 
 ASKED, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
-CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+WRITTEN_CALL = {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
 
 
 def read(row):
@@ -59,7 +60,7 @@ def test_tools_keep_their_keys_and_their_roles():
             "messages": [
                 {"role": "developer", "content": "s"},
                 ASKED,
-                {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                {"role": "assistant", "content": None, "tool_calls": [WRITTEN_CALL]},
                 {"role": "tool", "content": "4", "tool_call_id": "1"},
                 SAID | {"weight": 1},
             ]
@@ -83,11 +84,21 @@ def test_all_turns_but_the_last_are_marked_and_own_weights_stay():
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"text": "x", "id": 1}, "columns 'text', 'id', which are no known format; set .*columns"),
+        ({"txt": "x", "id": 1}, "columns 'txt', 'id', which are no known format; set .*columns"),
+        ({"text": "x"}, "plain text without turns"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, r"preferences \(a chosen and a rejected"),
+        ({"prompt": "q", "completions": ["a"], "labels": [True]}, "labelled steps"),
+        ({"prompt": "q", "completion": "a", "label": False}, "answers labelled good and bad"),
         ({}, "no columns"),
         ({"messages": [], "prompt": "", "completion": ""},
          "may be messages or prompt_completion; set the task's `format`"),
-        ({"question": "q", "answer": None}, "'answer' must hold a string, but holds NoneType"),
+        ({"question": None, "answer": "a"}, "'question' must hold a string, but holds NoneType"),
+        ({"messages": [ASKED, SAID | {"train": True, "weight": 0}]}, "weight and train contradict"),
+        ({"messages": [ASKED, SAID | {"loss_weight": 0.5}]}, r"loss_weight must be 0 .* got 0\.5"),
+        ({"messages": [ASKED, SAID | {"train": "false"}]}, "train must be 0 or false"),
+        ({"messages": [ASKED, SAID | {"train_detail": [{"begin_offset": 0}]}]}, "marks parts of a"),
+        ({"query": "q", "response": "a", "history": [["q"]]}, r"history\[0\]: expected a question"),
+        ({"query": "q", "response": "a", "system": "s", "system_prompt": "t"}, "both 'system' and"),
         ({"instruction": "q", "output": 3}, "'output' must hold a string, but holds int 3"),
         ({"messages": "hi"}, "'messages' must hold a list of messages, but holds 'hi'"),
         ({"messages": []}, "must hold a list of messages"),

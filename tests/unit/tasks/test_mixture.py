@@ -135,9 +135,9 @@ def test_splits_of_the_tasks_own_are_used(tmp_path):
 
 
 def test_errors_name_the_row_of_the_source(tmp_path):
-    (tmp_path / "bad.jsonl").write_text('{"question": "q", "answer": null}\n')
+    (tmp_path / "bad.jsonl").write_text('{"question": null, "answer": "a"}\n')
     mixture = Mixture([ChatFile(str(tmp_path / "bad.jsonl")), Words("a", 5)])
-    with pytest.raises(InputError, match=r"^bad train row 0: column 'answer' must hold"):
+    with pytest.raises(InputError, match=r"^bad train row 0: column 'question' must hold"):
         read_conversations(mixture, read_split(mixture, "train", 0))
     with pytest.raises(InputError, match=r"^bad: data.val_rows=2 leaves nothing to train on"):
         read_split(mixture, "train", 4)

@@ -65,7 +65,7 @@ def test_what_is_read_and_what_is_not_is_said(tmp_path):
     task = ChatFile(str(write(tmp_path / "a.jsonl", as_jsonl(rows))), columns={"system": "sys"})
     assert task.describe() == ""
     read(task)
-    assert task.describe().endswith("read as alpaca (instruction, output); not used: id, from")
+    assert task.describe().endswith("(instruction, output); not read: from (1), id (1)")
 
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -75,39 +75,34 @@ TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
     ("row", "says"),
     [
         ({"messages": TURNS, "tools": [{"name": "add"}]}, "'tools' is not read, but holds the to"),
-        (
-            {"messages": TURNS, "system": "Be brief."},
-            r"'system' is .*to \{system: system\} to read",
-        ),
-        (
-            {"instruction": "q", "input": "", "output": "a", "history": [["q", "a"]]},
-            "earlier turns",
-        ),
+        ({"messages": TURNS, "history": [["q", "a"]]}, "earlier turns"),
         ({"conversations": TURNS, "functions": '[{"name": "add"}]'}, "'functions' is not read"),
-        ({"question": "q", "answer": "a", "system": "Be brief."}, "holds a system prompt"),
+        ({"question": "q", "answer": "a", "images": ["1.png"]}, "this trains on text"),
     ],
 )
-def test_a_column_that_says_something_is_read_or_refused(tmp_path, row, says):
-    unsaid = {**row, **dict.fromkeys(set(row) & {"tools", "system", "history", "functions"}, "[]")}
-    path = str(write(tmp_path / "a.jsonl", as_jsonl([unsaid, row])))
-    with pytest.raises(InputError, match=rf"^train row 1: column .*{says}"):
+def test_a_column_that_says_something_is_refused_where_it_is_not_read(tmp_path, row, says):
+    """In any row, whether the first has it or not."""
+    unsaid = {x: row[x] for x in row if x not in ("tools", "history", "functions", "images")}
+    empty = {**unsaid, **dict.fromkeys(row.keys() - unsaid.keys(), "[]")}
+    path = str(write(tmp_path / "a.jsonl", as_jsonl([unsaid, empty, row])))
+    with pytest.raises(InputError, match=rf"^train row 2: column .*{says}"):
         read(ChatFile(path))
-    if "system" in row:
-        task = ChatFile(path, columns={"system": "system"})
-        assert read(task)[1][0] == {"role": "system", "content": "Be brief."}
     if "messages" in row:
-        assert read(ChatFile(path, columns={"messages": "messages"})) == [TURNS, TURNS]
+        assert read(ChatFile(path, columns={"messages": "messages"})) == [TURNS] * 3
 
 
 def test_system_prompts(tmp_path):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     own = [{"role": "system", "content": "own"}, *turns]
-    rows = [{"messages": turns, "sys": None}, {"messages": own, "sys": "x"},
+    rows = [{"messages": turns, "sys": None}, {"messages": own, "sys": ""},
             {"messages": turns, "sys": "x"}]  # fmt: skip
     path = str(write(tmp_path / "a.jsonl", as_jsonl(rows)))
     task = ChatFile(path, system_prompt="default", columns={"system": "sys"})
     assert [messages[0]["content"] for messages in read(task)] == ["default", "own", "x"]
-    with pytest.raises(InputError, match=r"no column 'nothing'; there are messages, sys"):
+    write(tmp_path / "both.jsonl", as_jsonl([{"messages": own, "system": "x"}]))
+    with pytest.raises(InputError, match="'system' holds a system prompt, and the first turn is"):
+        read(ChatFile(str(tmp_path / "both.jsonl")))
+    with pytest.raises(InputError, match=r"no column 'nothing'.*; there are messages, sys"):
         ChatFile(path, columns={"system": "nothing"}).rows("train")
 
 

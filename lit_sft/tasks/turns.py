@@ -1,0 +1,178 @@
+"""Turns as published rows write them, to messages. Pure."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lit_sft.errors import InputError, require
+from lit_sft.types import Message
+
+ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "developer": "system",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""Other names of the roles, as ShareGPT and OpenAI have used them."""
+MARKS = ("weight", "train", "loss", "loss_weight")
+"""Whether a turn is learnt, as OpenAI, Axolotl and ms-swift write it."""
+PARTIAL_MARKS = ("train_detail", "training_detail")
+"""Which characters of a turn are learnt, as Axolotl writes it."""
+
+
+def read_turns(value: Any, column: str) -> list[Message]:
+    """Return turns written as `role`/`content`, as `from`/`value`, or as `input`/`output` pairs.
+
+    Their other keys stay. A list of text parts as content is joined. Keys that hold None are left
+    out: that is how tables write a key that a turn does not have. A list that a table holds as JSON
+    is read.
+
+    Raises:
+        InputError: If there are no turns, or one has no role or no text; the message counts them.
+    """
+    value = parse_json(value)
+    require(
+        isinstance(value, list) and bool(value),
+        f"column {column!r} must hold a list of messages, but holds {value!r:.60}",
+    )
+    turns: list[Message] = []
+    for number, turn in enumerate(value):
+        if not isinstance(turn, dict):
+            raise InputError(f"{column}[{number}]: expected a message, got {turn!r:.60}")
+        where = f"{column}[{number}]"
+        is_pair = "output" in turn and not {"role", "from"} & turn.keys()
+        turns += _read_pair(turn, where) if is_pair else [_read_turn(turn, where)]
+    return turns
+
+
+def read_history(value: Any, column: str) -> list[Message]:
+    """Return earlier turns: `[question, answer]` pairs, or turns as `read_turns` reads them.
+
+    Raises:
+        InputError: If they are neither.
+    """
+    value = parse_json(value)
+    if not isinstance(value, list):
+        raise InputError(f"column {column!r} must hold a list of turns, but holds {value!r:.60}")
+    turns: list[Message] = []
+    for number, pair in enumerate(value):
+        if isinstance(pair, dict):
+            return read_turns(value, column)
+        is_pair = isinstance(pair, list) and [type(side) for side in pair] == [str, str]
+        require(
+            is_pair,
+            f"{column}[{number}]: expected a question and its answer, got {pair!r:.60}",
+        )
+        turns += _make_pair(*pair)
+    return turns
+
+
+def parse_json(value: Any) -> Any:
+    """Return what a string holds as a JSON list or object, or else the value itself."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value says nothing; tables hold an empty list or object as text."""
+    return value in (None, "", [], {}, "[]", "{}", "null")
+
+
+def _make_pair(asked: str, answered: str) -> list[Message]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+
+
+def _read_pair(turn: Mapping[str, Any], where: str) -> list[Message]:
+    """Read a system prompt, if there is one, what is asked and what is answered."""
+    turns: list[Message] = []
+    for key, role in (("system", "system"), ("input", "user"), ("output", "assistant")):
+        if key == "system" and is_missing(turn.get(key)):
+            continue
+        content = _join_parts(turn.get(key), f"{where} ({key})")
+        if content or key != "input":  # without one, the assistant speaks first, or goes on
+            turns.append({"role": role, "content": content})
+    others = {k: x for k, x in turn.items() if k not in ("system", "input", "output")}
+    turns[-1] = _read_turn({**turns[-1], **others}, where)
+    return turns
+
+
+def _read_turn(turn: Mapping[str, Any], where: str) -> Message:
+    others = {key: entry for key, entry in turn.items() if entry is not None}
+    role = others.pop("role", None) or others.pop("from", None)
+    content = others.pop("content", None)
+    value = others.pop("value", None)
+    content = value if content is None else content
+    if value is not None and value != content:
+        raise InputError(f"{where}: both 'content' and 'value' hold a text; keep one")
+    if not isinstance(role, str):
+        raise InputError(f"{where}: there is no role; the keys are {', '.join(turn)}")
+    role = ROLES.get(role, role)
+    where = f"{where} ({role})"
+    others |= _read_weight(others, where)
+    for key in ("tool_calls", "function_call"):
+        if key in others:
+            others[key] = _parse_calls(others[key])
+    if content is None and role == "assistant" and {"tool_calls", "function_call"} & others.keys():
+        content = ""  # OpenAI leaves it out where the assistant only calls a tool
+    message: Any = {"role": role, "content": _join_parts(content, where), **others}
+    return message
+
+
+def _read_weight(others: dict[str, Any], where: str) -> dict[str, int]:
+    """Take what marks a turn as learnt or not out of its keys, and return it as OpenAI's weight."""
+    for key in PARTIAL_MARKS:
+        require(
+            not others.get(key),
+            f"{where}: {key!r} marks parts of a turn, which are learnt or not as a whole here; "
+            "split the turn, or remove the key",
+        )
+    marks = {key: others.pop(key) for key in MARKS if key in others}
+    for key, mark in marks.items():
+        require(
+            mark in (0, 1),  # as are False, True, 0.0 and 1.0
+            f"{where}: {key} must be 0 or false (only show the turn), or 1 or true (learn it), got "
+            f"{mark!r:.40}",
+        )
+    learnt = {int(mark) for mark in marks.values()}
+    require(len(learnt) < 2, f"{where}: {' and '.join(marks)} contradict each other")
+    return {"weight": learnt.pop()} if learnt else {}
+
+
+def _parse_calls(calls: Any) -> Any:
+    """Return tool calls with their arguments as objects, where a string holds them as JSON.
+
+    OpenAI writes them as a string; templates write an object, as servers give it to them.
+    """
+    calls = parse_json(calls)
+    if isinstance(calls, list):
+        return [_parse_calls(call) for call in calls]
+    if not isinstance(calls, dict):
+        return calls
+    parsed = dict(calls)
+    for key in ("function", "arguments"):
+        if key in parsed:
+            parsed[key] = _parse_calls(parsed[key]) if key == "function" else parse_json(parsed[key])
+    return parsed
+
+
+def _join_parts(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InputError(f"{where}: content must be a string, but is {content!r:.60}")
+    texts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in content]
+    for part, text in zip(content, texts, strict=True):
+        if not isinstance(text, str):
+            raise InputError(f"{where}: content may hold parts of text alone, but has {part!r:.60}")
+    return "".join(texts)
