@@ -185,7 +185,9 @@ def _sum_up(answers: Sequence[Answer], device: torch.device) -> Tally:
 def make_answer(prompt: Prompt, output: str, grade: bool | None, finished: bool) -> Answer:
     """Return an answer beside the question and the reference of its conversation."""
     said = {message["role"]: message["content"] for message in prompt.messages}
-    return Answer(prompt.row, said.get("user", ""), said["assistant"], output, grade, finished)
+    return Answer(
+        prompt.row, said.get("user", ""), said.get("assistant", ""), output, grade, finished
+    )
 
 
 def describe(answer: Answer) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -18,11 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
+from lit_sft.data.failures import FailedRows, Failure, name_error
 from lit_sft.data.fingerprint import hash_request, make_cache_key
 from lit_sft.data.lost import OnLostField
 from lit_sft.data.overlength import OnOverlength, describe_overlength, encode_to_fit
 from lit_sft.data.splits import Conversation
-from lit_sft.errors import require
+from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file
 from lit_sft.types import IGNORE_INDEX, Example
 
@@ -33,6 +35,8 @@ The tokenizer splits them over all cores, unless `TOKENIZERS_PARALLELISM` forbid
 """
 LARGE_SET_ROWS = 50_000
 """Rows from which on encoding takes long enough to show a bar."""
+EXAMINED_ROWS = 8192
+"""Rows that are looked at one by one once one has failed, from its chunk on: for some seconds."""
 LOST = "lost "
 """Opens the name of an array of a cache file that says which rows lost a field."""
 
@@ -105,17 +109,24 @@ def encode_rows(
     """Encode conversations, and fit those over `max_length` tokens as `encode_to_fit` does.
 
     Raises:
-        InputError: If a row's mask cannot be proven (the message names the row), if every row
-            is too long, or, with `on_overlength="error"`, if any is.
+        FailedRows: If the mask of some rows cannot be proven; the message names them.
+        InputError: If every row is too long, or, with `on_overlength="error"`, if any is.
     """
     ids, labels = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     lengths: list[int] = []
     dropped: dict[int, int] = {}
     truncated: dict[int, int] = {}
     lost: dict[str, list[int]] = defaultdict(list)
+    how: Any = (max_length, on_overlength, on_lost_field)
     for first in _track(range(0, len(conversations), CHUNK_ROWS), len(conversations)):
         names, chats = zip(*conversations[first : first + CHUNK_ROWS], strict=True)
-        fitted = encode_to_fit(tokenizer, chats, names, max_length, on_overlength, on_lost_field)
+        try:
+            fitted = encode_to_fit(tokenizer, chats, names, *how)
+        except InputError:
+            failures = _find_failures(tokenizer, conversations[first:], *how)
+            if not failures:
+                raise
+            raise FailedRows(failures, len(conversations)) from None
         for position, (example, length, fields) in enumerate(fitted, start=first):
             if length > max_length:
                 (truncated if example else dropped)[position] = length
@@ -145,6 +156,19 @@ def encode_rows(
         whole_lengths=np.array([*dropped.values(), *truncated.values()], dtype=np.int64),
         lost={name: np.array(lost[name], dtype=np.int64) for name in sorted(lost)},
     )
+
+
+def _find_failures(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], *how: Any
+) -> list[Failure]:
+    """Return the rows, of the first `EXAMINED_ROWS`, that cannot be encoded."""
+    failures = []
+    for name, chat in conversations[:EXAMINED_ROWS]:
+        try:
+            encode_to_fit(tokenizer, [chat], [name], *how)
+        except InputError as error:
+            failures.append(name_error(name, error))
+    return failures
 
 
 def load_or_encode(

@@ -7,8 +7,13 @@ from lit_sft.errors import InputError, require, suggest
 from lit_sft.types import ROLES, Message
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raise `InputError` unless a user and the assistant speak, all in strings of Unicode."""
+def check_messages(messages: Sequence[Message], is_prompt: bool = False) -> None:
+    """Raise `InputError` unless a user and the assistant speak, all in strings of Unicode.
+
+    Args:
+        messages: Turns in order.
+        is_prompt: Whether the model is to answer, so that no answer has to be there.
+    """
     if not isinstance(messages, list | tuple):
         raise InputError(f"expected a list of messages, got {type(messages).__name__}")
     for number, message in enumerate(messages):
@@ -28,7 +33,10 @@ def check_messages(messages: Sequence[Message]) -> None:
         if message.get("weight") is not None:
             _check_weight(role, message["weight"], f"{where} ({role})")
     roles = {message["role"] for message in messages}
-    require("assistant" in roles, "the conversation has no assistant turn, so nothing to learn")
+    require(
+        is_prompt or "assistant" in roles,
+        "there is no answer: the conversation has no assistant turn, so nothing to learn",
+    )
     require("user" in roles, "the conversation has no user turn, so nothing to answer")
 
 
@@ -60,3 +68,19 @@ def _check_weight(role: str, weight: Any, where: str) -> None:
         f"{where}: weight must be 0 (only show the turn) or, for an assistant turn, 1 (learn it), "
         f"got {weight!r:.40}",
     )
+
+
+def refuse_silence(messages: Sequence[Message]) -> None:
+    """Raise `InputError` for an empty answer, which may be a missing cell.
+
+    Messages that are malformed pass, which `check_messages` tells of.
+    """
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") != "assistant":
+            continue
+        says = {key for key, value in message.items() if value and str(value).strip()}
+        require(
+            message.get("weight") == 0 or bool(says - {"role", "weight"}),
+            f"message {number} (assistant): the answer is empty, and silence would be learnt; "
+            "remove the row, or give the turn weight 0",
+        )

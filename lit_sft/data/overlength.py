@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.encode import encode_and_report, encode_chat, naming, plain_backend
 from lit_sft.data.lost import LostField, OnLostField
+from lit_sft.data.messages import refuse_silence
 from lit_sft.types import IGNORE_INDEX, Example, Message
 
 OnOverlength = Literal["drop", "error", "truncate_prompt", "truncate"]
@@ -47,9 +48,12 @@ def encode_to_fit(
         on_lost_field: As for `encode_chat`.
 
     Raises:
-        InputError: As `encode_chats`; a row that is left out has to be sound, too, if it is
-            encoded.
+        InputError: As `encode_chats`, and for an empty answer that would be learnt; a row that is
+            left out has to be sound, too, if it is encoded.
     """
+    for name, messages in zip(names, conversations, strict=True):
+        with naming(name):
+            refuse_silence(messages)
     hopeless: dict[int, int] = {}
     if on_overlength in ("drop", "error"):
         hopeless = _find_hopeless(tokenizer, conversations, max_length)

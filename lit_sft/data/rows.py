@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.dataset import EncodedRows, load_or_encode
 from lit_sft.data.duplicates import Repeat, drop_repeats, find_repeats
+from lit_sft.data.failures import FailedRows
 from lit_sft.data.fingerprint import hash_rows
 from lit_sft.data.ledger import Ledger, describe_lost_fields, make_ledger
 from lit_sft.data.lost import OnLostField
@@ -25,7 +26,7 @@ from lit_sft.data.splits import (
     take_sample,
 )
 from lit_sft.data.tokenizer import load_tokenizer
-from lit_sft.errors import require
+from lit_sft.errors import InputError, require
 from lit_sft.paths import default_cache_dir
 from lit_sft.tasks.base import ChatTask
 from lit_sft.tasks.mixture import Mixture
@@ -163,7 +164,7 @@ class ChatRows:
         }
         if self.streaming and "train" in rows:
             self.streamed, rows["train"] = rows["train"], take_sample(rows["train"])
-        chats = {split: read_conversations(self.task, rows[split]) for split in rows}
+        chats = {split: self._read_all(rows[split]) for split in rows}
         removed = 0
         if (train := chats.get("train")) and self.streamed is None:
             self.repeats = find_repeats(train, self._held_out(chats))
@@ -239,6 +240,20 @@ class ChatRows:
         for split, ledger in self.ledgers.items():
             self.ledgers[split] = self.measure(split, self._encoded[split], ledger.duplicates)
         return self.ledgers["train"].padding_share if "train" in self.ledgers else 0.0
+
+    def _read_all(self, rows: Sequence[NamedRow]) -> list[Conversation]:
+        """Read rows; if some cannot be read, look at the others, too, and tell of both."""
+        try:
+            return read_conversations(self.task, rows)
+        except FailedRows as error:
+            failures = list(error.failures)
+            try:
+                self.encode(error.readable)
+            except FailedRows as further:
+                failures += further.failures
+            except InputError:
+                pass  # all are too long, say
+            raise FailedRows(failures, error.total) from None
 
     def _held_out(
         self, chats: Mapping[Split, list[Conversation]]

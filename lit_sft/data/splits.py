@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lit_sft.data.encode import naming
+from lit_sft.data.failures import FailedRows, Failure, name_error
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask, Row
 from lit_sft.tasks.joined import Joined
@@ -150,16 +151,20 @@ def read_conversations(task: ChatTask, rows: Sequence[NamedRow]) -> list[Convers
     """Return the messages of every row under its name.
 
     Raises:
-        InputError: If the task cannot read a row; the message names it.
+        FailedRows: If the task cannot read some rows; the message names them.
     """
-    conversations = []
+    conversations: list[Conversation] = []
+    failures = []
     for name, row in rows:
-        with naming(name):
-            try:
-                conversations.append((name, task.messages(row)))
-            except (KeyError, IndexError, TypeError, AttributeError) as error:
-                reason = f"{type(error).__name__}: {error}"
-                raise InputError(f"{type(task).__name__} cannot read it ({reason})") from error
+        try:
+            conversations.append((name, task.messages(row)))
+        except InputError as error:
+            failures.append(name_error(name, error))
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            reason = f"{type(task).__name__} cannot read it ({type(error).__name__}: {error})"
+            failures.append(Failure(name, reason))
+    if failures:
+        raise FailedRows(failures, len(rows), conversations)
     return conversations
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from lit_sft.data.dataset import EncodedRows
 from lit_sft.data.duplicates import Repeat, find_repeats
 from lit_sft.data.encode import encode_chat
+from lit_sft.data.failures import FailedRows, name_error
 from lit_sft.data.rows import ChatRows
 from lit_sft.data.splits import (
     Conversation,
@@ -111,14 +112,9 @@ def _read_each(
     """Return the conversations of all rows, or, if one cannot be read, of the others."""
     try:
         return read_conversations(data.task, rows)
-    except InputError:
-        conversations = []
-        for row in rows:
-            try:
-                conversations += read_conversations(data.task, [row])
-            except InputError as error:
-                failures.append(_describe(split, row[0], error))
-        return conversations
+    except FailedRows as error:
+        failures += [Failure(split, *failure) for failure in error.failures]
+        return list(error.readable)
 
 
 def _encode_split(
@@ -177,7 +173,7 @@ def _encode_each(
 
 
 def _describe(split: Split, name: str, error: InputError) -> Failure:
-    return Failure(split, name, str(error).removeprefix(f"{name}: "))
+    return Failure(split, *name_error(name, error))
 
 
 def _count_sources(data: ChatRows, rows: Sequence[NamedRow]) -> dict[str, int]:

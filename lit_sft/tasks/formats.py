@@ -53,8 +53,11 @@ UNREAD = {
 }
 """Columns that say something to a model, and that nothing here reads unless a format does."""
 OTHER_KINDS = {
-    ("chosen", "rejected"): "preferences (a chosen and a rejected answer), which DPO trains on; set "
-    "the task's `columns` to learn the chosen ones",
+    (
+        "chosen",
+        "rejected",
+    ): "preferences (a chosen and a rejected answer), which DPO trains on; "
+    "set the task's `columns` to learn the chosen ones",
     ("completions", "labels"): "labelled steps, which train a reward model",
     ("text",): "plain text without turns, which pre-training takes; set the task's `columns` if "
     "another column asks",
@@ -239,7 +242,9 @@ def _read_sides(row: Row, layout: Format, read: set[str]) -> list[Message]:
         turns[-1]["content"] += "\n" + read_text(row, context)
     if "history" in read and not is_missing(row["history"]):
         turns = read_history(row["history"], "history") + turns
-    return turns if row.get(answered) is None else turns + _read_side(row, answered, "assistant")
+    if row.get(answered) in (None, ""):  # an empty cell of a table
+        return turns
+    return turns + _read_side(row, answered, "assistant")
 
 
 def _read_side(row: Row, column: str, role: str) -> list[Message]:

@@ -162,7 +162,9 @@ def _parse_calls(calls: Any) -> Any:
     parsed = dict(calls)
     for key in ("function", "arguments"):
         if key in parsed:
-            parsed[key] = _parse_calls(parsed[key]) if key == "function" else parse_json(parsed[key])
+            parsed[key] = (
+                _parse_calls(parsed[key]) if key == "function" else parse_json(parsed[key])
+            )
     return parsed
 
 

@@ -35,7 +35,7 @@ def test_a_file_and_five_lines_of_yaml(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
     outcome = lit_sft_in_process("fit", "--config", "config.yaml", cwd=tmp_path)
     assert outcome.status == 0, outcome.stderr
-    said = "my.jsonl: read as sharegpt (conversations); not used: id\n"
+    said = "my.jsonl: read as sharegpt (conversations); not read: id (24)\n"
     assert outcome.stdout.count(said) == 1
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
     assert "my.jsonl" in (tmp_path / "run" / "adapter" / "README.md").read_text()
@@ -49,12 +49,12 @@ def test_a_file_and_five_lines_of_yaml(tmp_path):
     ("name", "content", "says"),
     [
         ("a.jsonl", '{"question": "q", "answer": "a"}\n{"question"', "a.jsonl, line 2: not JSON"),
-        ("a.jsonl", '{"question": "q", "answer": null}\n', "train row 0: column 'answer' must"),
-        ("a.jsonl", '{"text": "q"}\n', "the row has the columns 'text', which are no known format"),
+        ("a.jsonl", '{"question": "q", "answer": null}\n', "train row 0: there is no answer"),
+        ("a.jsonl", '{"text": "q"}\n', "the row has the columns 'text': plain text without turns"),
         ("a.jsonl", '{"messages": [{"role": "assistant", "content": "a"}]}\n',
          "train row 0: the conversation has no user turn"),
         ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}\n',
-         "train row 0: the conversation has no assistant turn"),
+         "train row 0: there is no answer: the conversation has no assistant turn"),
         ("a.csv", "question,answer\nq,a,b\n", "a.csv, line 2: the row has 3 fields"),
         ("a.parquet", "", "a.parquet: cannot be read as Parquet"),
         ("b.jsonl", "", "there is no such file or folder"),
@@ -119,5 +119,5 @@ def test_a_row_that_breaks_a_stream_ends_in_one_line(tmp_path):
     rows[broken]["answer"] = None
     outcome = stream(tmp_path, rows, "--data.num_workers=1")
     assert outcome.status == 2, outcome
-    assert f"train row {broken}: column 'answer' must hold a string" in outcome.stderr
+    assert f"train row {broken}: there is no answer" in outcome.stderr
     assert "Traceback" not in outcome.stderr

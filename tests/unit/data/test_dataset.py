@@ -41,7 +41,7 @@ def chats(*answers: str):
 
 
 def test_rows_come_back_as_they_were_encoded(tokenizer):
-    conversations = chats(*(f"{i}🙂" * (i % 3) for i in range(CHUNK_ROWS + 5)))
+    conversations = chats(*(f"{i}🙂" * (1 + i % 3) for i in range(CHUNK_ROWS + 5)))
     encoded = encode_rows(tokenizer, conversations, max_length=512, on_overlength="drop")
     assert len(encoded) == CHUNK_ROWS + 5
     for i in (0, 1, 2, CHUNK_ROWS - 1, CHUNK_ROWS, CHUNK_ROWS + 4):

@@ -101,7 +101,8 @@ def test_shortened_prompts_leave_what_is_learnt_as_it_was(family):
         for message in messages[:-1]:
             if message["role"] == "assistant":
                 message["weight"] = 0
-        if expect(family, tokenizer, messages).is_torn:
+        is_silent = not messages[-1]["content"].strip()
+        if is_silent or expect(family, tokenizer, messages).is_torn:
             continue
         whole = encode_chat(tokenizer, messages)
         limit = max(2, len(whole.input_ids) * 3 // 4)
