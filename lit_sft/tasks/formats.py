@@ -36,8 +36,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "input_output": ("input", "output"),
 }
 """What a row of each format has at least: its turns, or what is asked and what is answered."""
-CONTEXTS = {"alpaca": "input", "dolly": "context"}
-"""What stands below an instruction."""
+CONTEXTS = ("input", "context")
+"""Columns of what an instruction is about, which stands below it."""
 SYSTEMS = ("system", "system_prompt")
 """Columns of system prompts, in rows of every format."""
 UNREAD = {
@@ -76,7 +76,7 @@ class Format(NamedTuple):
         """Return the columns of a row that are read, if they hold something."""
         found = set(self.columns)
         if self.name in COLUMNS:  # else the task's own columns say what to read
-            found |= {*SYSTEMS, CONTEXTS.get(self.name, "")}
+            found |= {*SYSTEMS, *(CONTEXTS if self.columns[0] == "instruction" else ())}
             found |= {"history"} if len(self.columns) == 2 else set()
         return found & row.keys()
 
@@ -170,7 +170,9 @@ def refuse_unread_columns(row: Row, layout: Format) -> None:
         layout: Which tells what is read.
     """
     read = layout.reads(row)
-    for column, meaning in UNREAD.items():
+    about = "what the question is about; write rows of `messages` to have it read"
+    unread = UNREAD | (dict.fromkeys(CONTEXTS, about) if len(layout.columns) == 2 else {})
+    for column, meaning in unread.items():
         if column not in read and not is_missing(row.get(column)):
             raise InputError(
                 f"column {column!r} is not read, but holds {meaning}; to leave it out, name what "
@@ -237,9 +239,9 @@ def _complete(row: Row) -> list[str]:
 def _read_sides(row: Row, layout: Format, read: set[str]) -> list[Message]:
     asked, answered = layout.columns
     turns = _read_side(row, asked, "user")
-    context = CONTEXTS.get(layout.name, "")
-    if context in read and not is_missing(row[context]):
-        turns[-1]["content"] += "\n" + read_text(row, context)
+    for context in CONTEXTS:
+        if context in read and context != asked and not is_missing(row[context]):
+            turns[-1]["content"] += "\n" + read_text(row, context)
     if "history" in read and not is_missing(row["history"]):
         turns = read_history(row["history"], "history") + turns
     if row.get(answered) in (None, ""):  # an empty cell of a table
