@@ -1,5 +1,6 @@
 """Any published chat data set: a file, a folder or a Hub id, read without code."""
 
+import glob
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
@@ -9,7 +10,7 @@ from typing import Any, Literal
 from lit_sft.errors import InputError, require, suggest
 from lit_sft.paths import is_local
 from lit_sft.tasks.base import ChatTask, Row, read_text
-from lit_sft.tasks.folders import ENDINGS, SPLIT_NAMES, find_splits
+from lit_sft.tasks.folders import ENDINGS, SPLIT_NAMES, find_splits, is_data
 from lit_sft.tasks.formats import (
     COLUMNS,
     FormatName,
@@ -22,7 +23,9 @@ from lit_sft.tasks.formats import (
 )
 from lit_sft.tasks.joined import Joined
 from lit_sft.tasks.jsonl import JsonLines, read_json
-from lit_sft.tasks.tables import load_hub, read_csv, read_parquet
+from lit_sft.tasks.plain import read_ending
+from lit_sft.tasks.slices import SlicedRows, is_sliced, read_slices, require_apart
+from lit_sft.tasks.tables import SAVED, load_hub, load_saved, read_csv, read_parquet
 from lit_sft.tasks.turns import is_missing
 from lit_sft.types import Message, Split
 
@@ -36,14 +39,15 @@ class ChatFile(ChatTask):
     """A chat data set in one of the formats that they are published in, recognised from its rows.
 
     Args:
-        path: A JSON-lines, JSON, CSV, TSV or Parquet file, which is `train`; a folder of them,
-            where the Hub's own rule tells the splits (a README's `configs`, `train.jsonl`,
-            `data/test-00000-of-00001.parquet`); or a Hub id.
+        path: A JSON-lines, JSON, CSV, TSV or Parquet file, packed by gzip or zstd or not, which is
+            `train`, as are a list of files and a glob; a folder of them, where the Hub's own rule
+            tells the splits (a README's `configs`, `train.jsonl`,
+            `data/test-00000-of-00001.parquet`), or one of `save_to_disk`; or a Hub id.
         subset: Of a data set that has several, such as `main`; in a folder, one that its README
             names, or the folder inside it.
         splits: What this data set calls `train`, `val` and `test`, where it is not the usual, such
-            as `{train: train_sft, test: test_sft}`; in a folder, also the name or the path of a
-            file, or the path of a folder of them.
+            as `{train: train_sft, test: test_sft}`, or a part of it, such as `train[:1000]`; in a
+            folder, also the name or the path of a file, or the path of a folder of them.
         format: `messages` (OpenAI), `sharegpt` (`conversations` of `from` and `value`),
             `conversation` (of `input` and `output`), `alpaca` (`instruction`, `input`, `output`),
             `dolly` (`instruction`, `context`, `response`), or one named after its two columns, such
@@ -58,7 +62,7 @@ class ChatFile(ChatTask):
 
     def __init__(
         self,
-        path: str,
+        path: str | list[str],
         subset: str | None = None,
         splits: dict[str, str] | None = None,
         format: FormatName = "auto",  # noqa: A002 (the option's name)
@@ -67,6 +71,7 @@ class ChatFile(ChatTask):
         train_on: Literal["all", "last"] = "all",
     ) -> None:
         self.path, self.subset, self.splits = path, subset, splits or {}
+        self.name = path if isinstance(path, str) else ", ".join(path)
         for split in self.splits:
             hint = suggest(split, SPLIT_NAMES)
             known = split in SPLIT_NAMES
@@ -79,19 +84,15 @@ class ChatFile(ChatTask):
 
     def rows(self, split: Split) -> Sequence[Row] | None:
         """Return the rows of a split; those of JSON lines, Parquet and the Hub stay on the disk."""
-        # `data/chats.jsonl` has two parts, as a Hub id has.
-        local = is_local(self.path) or self.path.endswith(ENDINGS)
-        found: Mapping[str, Any] = self._find_files() if local else load_hub(self.path, self.subset)
+        found = self._find()
         name = self._choose_split(split, found)
         if name is None:
             return None
-        require(
-            name not in self._doubts,
-            f"{self.path}: the split {name!r} is not certain: {self._doubts.get(name)}; name what "
-            f"to read, a split, a file or a folder, with the task's `splits: {{{split}: …}}`",
-        )
-        rows: Any = read_files(found[name]) if local else found[name]
-        require(len(rows) > 0, f"{self.path}: the split {name!r} holds no rows")
+        if any(is_sliced(wanted) for wanted in self.splits.values()):
+            rows = self._slice(split, name, found)
+        else:
+            rows = self._read(split, name, found)
+        require(len(rows) > 0, f"{self.name}: the split {name!r} holds no rows")
         self._look_at(rows)
         return rows
 
@@ -117,7 +118,7 @@ class ChatFile(ChatTask):
             return ""
         counts = ", ".join(f"{name} ({rows:,})" for name, rows in sorted(self._unread.items()))
         unread = f"; not read: {counts}" if counts else ""
-        return f"{self.path}: read as {self.format.name} ({', '.join(self.format.columns)}){unread}"
+        return f"{self.name}: read as {self.format.name} ({', '.join(self.format.columns)}){unread}"
 
     def _look_at(self, rows: Sequence[Row]) -> None:
         """Decide how rows read: as the first that has a format, which all others must have."""
@@ -128,32 +129,60 @@ class ChatFile(ChatTask):
         is_prompt = self.format.columns[0] not in missing and missing == [self.format.columns[-1]]
         require(
             not missing or (is_prompt and self.format.name in COLUMNS),
-            f"{self.path}: there is no column {', '.join(map(repr, missing))}, which the task's "
+            f"{self.name}: there is no column {', '.join(map(repr, missing))}, which the task's "
             f"format or columns name; there are {', '.join(rows[0])}",
         )
 
-    def _find_files(self) -> dict[str, list[Path]]:
+    def _find(self) -> Mapping[str, Any]:
+        """Return what there is of each split: rows, or the files that hold them."""
+        if not isinstance(self.path, str):
+            return {"train": require_files(self.path)}
         path = Path(self.path).expanduser()
+        # `data/chats.jsonl` has two parts, as a Hub id has.
+        if not is_local(self.path) and read_ending(path) not in ENDINGS and not has_glob(self.path):
+            return load_hub(self.path, self.subset)
+        if has_glob(self.path) and not path.exists():
+            return {"train": find_files(path)}
         require(
             path.exists(), f"{path}: there is no such file or folder (a Hub id reads owner/name)"
         )
         if path.is_file():
-            endings = ", ".join(ENDINGS)
-            require(path.suffix in ENDINGS, f"{path}: expected one of {endings}")
-            return {"train": [path]}
+            return {"train": require_files([self.path])}
+        if any((path / name).is_file() for name in SAVED):
+            return load_saved(path)
         files, self._doubts = find_splits(path, self.subset, list(self.splits.values()))
         return files
 
+    def _read(self, split: Split, name: str, found: Mapping[str, Any]) -> Sequence[Row]:
+        require(
+            name not in self._doubts,
+            f"{self.name}: the split {name!r} is not certain: {self._doubts.get(name)}; name what "
+            f"to read, a split, a file or a folder, with the task's `splits: {{{split}: …}}`",
+        )
+        rows: Sequence[Row] = found[name]
+        return read_files(found[name]) if isinstance(found[name], list) else rows
+
+    def _slice(self, split: Split, name: str, found: Mapping[str, Any]) -> Sequence[Row]:
+        """Return the part of a split that is asked for, which no other may share with `train`."""
+        whole = {x: self._read(split, x, found) for x in found if x not in self._doubts}
+        lengths = {x: len(rows) for x, rows in whole.items()}
+        asked: list[Split] = [x for x in ("train", "val", "test") if x in {*self.splits, "train"}]
+        names = {x: self._choose_split(x, found) for x in asked}
+        slices = {x: read_slices(wanted, lengths) for x, wanted in names.items() if wanted}
+        require_apart(slices)
+        parts = slices.get(split) or read_slices(name, lengths)
+        return Joined([SlicedRows(whole[x.split], x.start, x.stop) for x in parts])
+
     def _choose_split(self, split: Split, found: Collection[str]) -> str | None:
         wanted = (self.splits[split],) if split in self.splits else SPLIT_NAMES[split]
-        name = next((name for name in wanted if name in found), None)
+        name = next((name for name in wanted if name in found or is_sliced(name)), None)
         if name is None and (split != "val" or split in self.splits):
-            if Path(self.path).expanduser().is_file():
+            if isinstance(self.path, list) or Path(self.path).expanduser().is_file():
                 hint = f"a file is all train; a folder can hold train.jsonl and {split}.jsonl"
             else:
                 hint = f"name one with the task's `splits: {{{split}: …}}`"
             raise InputError(
-                f"{self.path}: no split is called {' or '.join(map(repr, wanted))}, only "
+                f"{self.name}: no split is called {' or '.join(map(repr, wanted))}, only "
                 f"{', '.join(found)}; {hint}"
             ) from FileNotFoundError(split)
         return name
@@ -165,13 +194,52 @@ def read_files(paths: Sequence[Path]) -> Sequence[Row]:
     Raises:
         InputError: If they are of several kinds, or one cannot be read.
     """
-    endings = sorted({path.suffix for path in paths})
+    endings = sorted({read_ending(path) for path in paths})
     require(
         len(endings) == 1,
         f"{paths[0].parent}: one split has files of several kinds ({', '.join(endings)}); keep one",
     )
     if endings == [".parquet"]:
-        rows: Sequence[Row] = read_parquet(paths)
-        return rows
+        return read_parquet(paths)
     read: Any = {".json": read_json, ".csv": read_csv, ".tsv": read_csv}.get(endings[0], JsonLines)
     return Joined([read(path) for path in paths])
+
+
+def has_glob(path: str) -> bool:
+    """Return whether a path stands for all that match it."""
+    return any(mark in path for mark in "*?[")
+
+
+def find_files(pattern: Path) -> list[Path]:
+    """Return the data files that match a pattern, sorted.
+
+    Raises:
+        InputError: If there is none.
+    """
+    names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207 (a Path globs no absolute ones)
+    files = [Path(name) for name in sorted(names)]
+    files = [path for path in files if path.is_file() and is_data(path)]
+    require(bool(files), f"{pattern}: no data file matches it; expected {', '.join(ENDINGS)}")
+    return files
+
+
+def require_files(names: Sequence[str]) -> list[Path]:
+    """Return the paths of data files, in the order given.
+
+    Raises:
+        InputError: If one is no file, is of no known kind, or stands twice.
+    """
+    paths = [Path(name).expanduser() for name in names]
+    require(bool(paths), "task.path names no file")
+    for path in paths:
+        require(
+            path.is_file(),
+            f"{path}: there is no such file; a list names files, and lit_sft.Mixture joins folders "
+            "and data sets of the Hub",
+        )
+        require(
+            read_ending(path) in ENDINGS,
+            f"{path}: expected one of {', '.join(ENDINGS)}, or one of them and .gz or .zst",
+        )
+        require(paths.count(path) == 1, f"{path}: stands twice in task.path")
+    return paths

@@ -7,11 +7,13 @@ split; else the names of folders, and else those of files; else all files are `t
 
 import glob
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_sft.errors import InputError, require, suggest
+from lit_sft.tasks.plain import read_ending, remove_endings
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -24,6 +26,10 @@ NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "stat
 """What `datasets` writes beside the data."""
 SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
 """What it writes behind a split's name, formerly with a hash."""
+PART = re.compile(r"[-_.]?(part|shard)?[-_.]?\d+$")
+"""A number behind the name of one of several files."""
+HELD_OUT = ("holdout", "heldout")
+"""What `datasets` does not take for the name of a split."""
 LISTED = 8
 
 
@@ -34,6 +40,11 @@ class FoundSplits(NamedTuple):
     """By split."""
     doubts: dict[str, str]
     """Why a split may hold rows of another."""
+
+
+def is_data(path: Path) -> bool:
+    """Return whether a file holds rows, by its name."""
+    return read_ending(path) in ENDINGS and path.name not in NO_DATA
 
 
 def find_splits(folder: Path, subset: str | None, named: Collection[str]) -> FoundSplits:
@@ -70,7 +81,7 @@ def find_splits(folder: Path, subset: str | None, named: Collection[str]) -> Fou
 
 
 def _list_files(base: Path) -> list[Path]:
-    files = [p for p in sorted(base.rglob("*")) if p.suffix in ENDINGS and p.name not in NO_DATA]
+    files = [path for path in sorted(base.rglob("*")) if is_data(path)]
     files = [p for p in files if not any(x.startswith(".") for x in p.relative_to(base).parts)]
     require(bool(files), f"{base}: the folder holds no data file; expected {', '.join(ENDINGS)}")
     return files
@@ -123,7 +134,7 @@ def _resolve(base: Path, data_files: Any) -> dict[str, list[Path]]:
             except FileNotFoundError:
                 continue
             paths |= {base / Path(name).relative_to(base.resolve()) for name in names}
-        files = sorted(p for p in paths if p.suffix in ENDINGS and p.name not in NO_DATA)
+        files = sorted(path for path in paths if is_data(path))
         if files:
             found[str(split)] = files
     return found
@@ -135,23 +146,33 @@ def _find_doubts(base: Path, found: Mapping[str, list[Path]]) -> dict[str, str]:
     for split, files in found.items():
         others = {name for names in SPLIT_NAMES.values() if split not in names for name in names}
         usual = any(split in names for names in SPLIT_NAMES.values())
-        stray = [x for x in files if usual and others & set(_words(x.relative_to(base)))]
-        shards = sorted({SHARD.sub("", x.stem) for x in files if SHARD.search(x.stem)})
+        stray = [x for x in files if usual and _names_another(x.relative_to(base), others)]
+        kinds = sorted({PART.sub("", SHARD.sub("", remove_endings(x))) for x in files})
+        named = [kind for kind in kinds if usual and split in _words(Path(kind))]
+        names = Counter(x.name for x in files)
         if stray:
             doubts[split] = f"{_list_names(base, stray)} may be of another"
-        elif len(shards) > 1:
-            doubts[split] = f"it has shards of {', '.join(shards)}"
+        elif len(named) > 1:
+            doubts[split] = f"it has files of {', '.join(named)}"
+        elif twice := [name for name, count in names.items() if count > 1]:
+            doubts[split] = f"{twice[0]} stands in several folders"
     return doubts
 
 
+def _names_another(path: Path, others: Collection[str]) -> bool:
+    words = set(_words(path))
+    begins = ("test", "eval") if "test" in others else ()
+    return bool({*others, *HELD_OUT} & words) or any(word.startswith(begins) for word in words)
+
+
 def _words(path: Path) -> list[str]:
-    return re.split(r"[^a-z]+", path.with_suffix("").as_posix().lower())
+    return re.split(r"[^a-z]+", (path.parent / remove_endings(path)).as_posix().lower())
 
 
 def _names_of(path: Path) -> set[str]:
     """Return what a file may be asked for by: its own name, its path, or that of its folders."""
     folders = {parent.as_posix() for parent in path.parents}
-    return {SHARD.sub("", path.stem), path.as_posix()} | folders
+    return {SHARD.sub("", remove_endings(path)), path.as_posix()} | folders
 
 
 def _list_names(base: Path, files: Collection[Path]) -> str:

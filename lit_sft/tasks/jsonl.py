@@ -5,8 +5,9 @@ import json
 from array import array
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import accumulate, takewhile
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 from lit_sft.errors import InputError
 from lit_sft.files import replace_file
 from lit_sft.paths import default_cache_dir
+from lit_sft.tasks.formats import COLUMNS
+from lit_sft.tasks.plain import write_out
 
 
 class JsonLines(Sequence[dict[str, Any]]):
@@ -25,7 +28,7 @@ class JsonLines(Sequence[dict[str, Any]]):
     rows; a byte order mark and CRLF are no trouble.
 
     Args:
-        path: A UTF-8 file with one JSON object a line.
+        path: A file with one JSON object a line, in UTF-8, or as `write_out` reads it.
 
     Raises:
         InputError: If the file is missing or empty. Reading a row raises it if the line is not
@@ -35,7 +38,8 @@ class JsonLines(Sequence[dict[str, Any]]):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._starts = _load_index(path)
+            self.plain = write_out(path)
+            self._starts = _load_index(self.plain)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
         if not len(self):
@@ -51,14 +55,14 @@ class JsonLines(Sequence[dict[str, Any]]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         start = self._starts[index % len(self)]
-        with self.path.open("rb") as file:
+        with self.plain.open("rb") as file:
             file.seek(start)
             line = file.readline()
         return self._read(line, start)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Read the file once from front to back, which is faster than row by row."""
-        with self.path.open("rb") as file:
+        with self.plain.open("rb") as file:
             start = 0
             for line in file:
                 if not line.isspace():
@@ -69,32 +73,87 @@ class JsonLines(Sequence[dict[str, Any]]):
         try:
             return _read_object(line.rstrip(b"\r\n").removeprefix(b"" if start else BOM_UTF8))
         except InputError as error:
-            where = f"{self.path}, line {_find_line(self.path, start)}"
+            where = f"{self.path}, line {_find_line(self.plain, start)}"
             is_cut = start == self._starts[-2] and not line.endswith(b"\n")
             hint = "; it is the last line: was the file written to its end?" if is_cut else ""
+            if self.path.suffix != ".json" and line.strip()[:1] in (line.strip(), b"["):
+                hint = "; it reads like JSON over several lines: name the file .json"
             raise InputError(f"{where}: {error}{hint}") from error.__cause__
 
 
 def read_json(path: Path) -> Sequence[dict[str, Any]]:
-    """Return the objects of a JSON file: those of a list, or, without one, of its lines.
+    """Return the objects of a JSON file: of a list, of its lines, or one after the other.
 
     Raises:
-        InputError: As `JsonLines`; for a list, it counts the rows from 0.
+        InputError: As `JsonLines`; for a list, it counts the rows from 0. Also for one object that
+            is no row, such as one that holds the list of rows, or a table by columns.
     """
     try:
-        content = path.read_bytes().removeprefix(BOM_UTF8)
+        plain = write_out(path)
+        with plain.open("rb") as file:
+            first = next((line for line in file if not line.isspace()), b"")
+        first = first.removeprefix(BOM_UTF8).strip()
+        if first.startswith(b"{") and _is_json(first):
+            rows: Sequence[dict[str, Any]] = JsonLines(path)
+        else:
+            rows = _read_whole(path, plain.read_bytes().removeprefix(BOM_UTF8))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if not content.lstrip().startswith(b"["):
-        return JsonLines(path)
+    if len(rows) == 1:
+        _refuse_other_objects(path, rows[0])
+    return rows
+
+
+def _read_whole(path: Path, content: bytes) -> Sequence[dict[str, Any]]:
+    """Return the objects of a list, or those that stand one after the other."""
+    is_list = content.lstrip().startswith(b"[")
     try:
-        rows: list[Any] = _parse(content)
+        rows: list[Any] = _parse(content) if is_list else list(_read_objects(content))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error.__cause__
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise InputError(f"{path}, row {number}: expected an object, found {row!r:.60}")
+    if not rows:
+        raise InputError(f"{path}: holds no rows; expected a list of objects, or one a line")
     return rows
+
+
+def _read_objects(content: bytes) -> Iterator[Any]:
+    """Yield the values that stand one after the other, over any number of lines."""
+    text = _decode(content)
+    at = 0
+    while rest := text[at:].lstrip():
+        at = len(text) - len(rest)
+        value, at = _complain(partial(DECODER.raw_decode, text, at), content)
+        yield value
+
+
+def _refuse_other_objects(path: Path, row: dict[str, Any]) -> None:
+    """Refuse an object that is all there is in a file, unless it may be a row."""
+    turns = {columns[0] for columns in COLUMNS.values() if len(columns) == 1}
+    hint = ""
+    for key, value in row.items():
+        holds_objects = isinstance(value, list) and value and isinstance(value[0], dict)
+        if holds_objects and key not in turns and not {"role", "from"} & value[0].keys():
+            hint = f"; if its rows are the list under {key!r}, save that list"
+    lists = [value for value in row.values() if isinstance(value, list)]
+    is_table = len(lists) == len(row) and not any(isinstance(x, dict) for v in lists for x in v)
+    if is_table:
+        hint = "; if it is a table by columns, write it by rows"
+    if hint:
+        raise InputError(
+            f"{path}: holds one object, with the keys {', '.join(map(repr, row))}, and no rows; "
+            f"expected a list of objects, or one a line{hint}"
+        )
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _read_object(line: bytes) -> dict[str, Any]:
@@ -105,13 +164,24 @@ def _read_object(line: bytes) -> dict[str, Any]:
 
 
 def _parse(content: bytes) -> Any:
+    text = _decode(content)
+    return _complain(lambda: DECODER.decode(text), content)
+
+
+def _decode(content: bytes) -> str:
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"not UTF-8 (byte {content[error.start]:#04x} at column {error.start + 1}); convert "
             "the file to UTF-8"
         ) from error
+
+
+def _complain(read: Callable[[], Any], content: bytes) -> Any:
+    """Return what `read` does, its errors told in words of here."""
+    try:
+        return read()
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column" if error.lineno > 1 else "column"
         nul = "; it holds NUL bytes: it is damaged, or not UTF-8" if b"\0" in content else ""
@@ -130,6 +200,9 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise InputError(f"the key {twice!r} stands twice in one object")
     return row
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_refuse_duplicates)
 
 
 def _load_index(path: Path) -> Sequence[int]:

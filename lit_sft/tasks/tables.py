@@ -2,16 +2,58 @@
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lit_sft.errors import InputError, require
+from lit_sft.tasks.plain import write_out
+
+DELIMITERS = (",", ";", "\t")
+SAVED = ("dataset_dict.json", "state.json")
+"""What `save_to_disk` writes beside the data, of several splits and of one."""
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file (or of one with tabs, `.tsv`), all values as strings.
+class ArrowRows(Sequence[dict[str, Any]]):
+    """The rows of a `datasets.Dataset`, each as it was written.
+
+    Arrow makes one struct of the keys of all rows: in the arguments of a call, the keys of all
+    other calls stand as None. A key of an object that holds None is left out, therefore; a column
+    that does stays.
+
+    Args:
+        table: Whose rows are read when they are asked for.
+    """
+
+    def __init__(self, table: Any) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: Any) -> Any:
+        return _clean(self.table[int(index)])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Read from front to back, which is faster than row by row."""
+        return map(_clean, self.table)
+
+
+def _clean(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: _drop_nulls(value) for key, value in row.items()}
+
+
+def _drop_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _drop_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [_drop_nulls(entry) for entry in value] if isinstance(value, list) else value
+
+
+def read_csv(path: Path) -> list[dict[str, str | None]]:
+    """Return the rows of a CSV file, values as strings, and None for a cell that is empty.
+
+    Commas, semicolons or tabs separate the fields, whichever gives the header the most columns.
 
     Raises:
         InputError: If the file cannot be read, is not UTF-8, has no row, a column twice, an open
@@ -20,11 +62,9 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """
     csv.field_size_limit(sys.maxsize)  # the default of 128 KB is less than a long conversation
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(
-                file, "excel-tab" if path.suffix == ".tsv" else "excel", strict=True
-            )
-            return _read_table(path, reader)
+        with write_out(path).open(encoding="utf-8-sig", newline="") as file:
+            delimiter = _find_delimiter(file)
+            return _read_table(path, csv.reader(file, delimiter=delimiter, strict=True))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -33,8 +73,16 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         ) from error
 
 
-def read_parquet(paths: Sequence[Path]) -> Any:
-    """Return a `datasets.Dataset` of Parquet files, memory-mapped from the cache of `datasets`.
+def _find_delimiter(file: TextIO) -> str:
+    """Return what separates the columns of the header; the file is then read from its start."""
+    header = file.readline()
+    file.seek(0)
+    counts = {x: len(next(csv.reader([header], delimiter=x), [])) for x in DELIMITERS}
+    return max(DELIMITERS, key=lambda x: counts[x])  # the first of those that are equal
+
+
+def read_parquet(paths: Sequence[Path]) -> ArrowRows:
+    """Return the rows of Parquet files, memory-mapped from the cache of `datasets`.
 
     Raises:
         InputError: If a file cannot be read.
@@ -42,15 +90,34 @@ def read_parquet(paths: Sequence[Path]) -> Any:
     from datasets import Dataset
 
     try:
-        return Dataset.from_parquet([str(path) for path in paths])
+        return ArrowRows(Dataset.from_parquet([str(path) for path in paths]))
     except Exception as error:  # Arrow and datasets fail in many types
         reason = f"{type(error).__name__}: {error.__cause__ or error}"
         raise InputError(f"{paths[0]}: cannot be read as Parquet ({reason:.200})") from error
 
 
+def load_saved(folder: Path) -> dict[str, ArrowRows]:
+    """Return the splits of a folder that `save_to_disk` wrote; a set without any is `train`.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(str(folder))
+    except Exception as error:  # Arrow and datasets fail in many types
+        raise InputError(
+            f"{folder}: cannot be read as `save_to_disk` writes ({type(error).__name__}: "
+            f"{error!s:.200})"
+        ) from error
+    splits = found if isinstance(found, DatasetDict) else {"train": found}
+    return {str(name): ArrowRows(rows) for name, rows in splits.items()}
+
+
 @lru_cache(maxsize=8)
-def load_hub(path: str, subset: str | None) -> Any:
-    """Return a `datasets.DatasetDict` of all splits, downloaded once and memory-mapped.
+def load_hub(path: str, subset: str | None) -> dict[str, ArrowRows]:
+    """Return all splits of a data set of the Hub, downloaded once and memory-mapped.
 
     Raises:
         InputError: If it cannot be loaded.
@@ -58,7 +125,8 @@ def load_hub(path: str, subset: str | None) -> Any:
     from datasets import load_dataset
 
     try:
-        return load_dataset(path, subset)
+        found: Any = load_dataset(path, subset)
+        return {str(name): ArrowRows(rows) for name, rows in found.items()}
     except Exception as error:  # the Hub fails in a dozen types, none of them the user's concern
         raise InputError(
             f"the data set {path!r} could not be loaded from the Hub ({type(error).__name__}: "
@@ -67,11 +135,11 @@ def load_hub(path: str, subset: str | None) -> Any:
         ) from error
 
 
-def _read_table(path: Path, reader: Any) -> list[dict[str, str]]:
+def _read_table(path: Path, reader: Any) -> list[dict[str, str | None]]:
     try:
         header: list[str] = next(reader, [])
         require(len(header) == len(set(header)), f"{path}, line 1: a column stands twice: {header}")
-        rows = []
+        rows: list[dict[str, str | None]] = []
         for fields in reader:
             where = f"{path}, line {reader.line_num}"
             if not fields:
@@ -85,7 +153,7 @@ def _read_table(path: Path, reader: Any) -> list[dict[str, str]]:
                 not any("\0" in field for field in fields),
                 f"{where}: holds NUL bytes; the file is damaged, or not UTF-8",
             )
-            rows.append(dict(zip(header, fields, strict=True)))
+            rows.append({key: cell or None for key, cell in zip(header, fields, strict=True)})
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
     require(bool(rows), f"{path}: holds no rows; expected a line of column names, and rows")

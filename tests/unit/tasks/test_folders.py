@@ -86,7 +86,7 @@ def test_shards_with_a_hash_are_of_the_split_they_name(tmp_path):
     folder = lay_out(tmp_path, *LAYOUTS[2])
     assert read(folder, splits={"train": "train_gen"}) == [LAYOUTS[2][1]]
     # The folder inside is not where the Hub looks for shards, and it would take both for `train`.
-    says = r"split 'train' is not certain: it has shards of train_gen, train_sft; name .*splits: \{"
+    says = r"split 'train' is not certain: it has files of train_gen, train_sft; name .*splits: \{"
     with pytest.raises(InputError, match=says):
         read(folder / "data")
     assert read(folder / "data", splits={"train": "train_sft"}) == [
@@ -149,3 +149,30 @@ def test_a_single_file_needs_no_other_library(tmp_path):
         "sys.exit('datasets' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("trainset.jsonl", "testset.jsonl"), "testset.jsonl may be of another"),
+        (("chats.jsonl", "holdout.jsonl"), "holdout.jsonl may be of another"),
+        (("data/train_sft.jsonl", "data/train_gen.jsonl"), "files of train_gen, train_sft"),
+        (("train.jsonl", "backup/train.jsonl"), "train.jsonl stands in several folders"),
+    ],
+)
+def test_files_that_may_not_belong_together_are_not_joined(tmp_path, names, says):
+    with pytest.raises(InputError, match=rf"'train' is not certain: .*{says}"):
+        read(lay_out(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("chats.jsonl", "more.jsonl"),
+        ("train-1.jsonl", "train-2.jsonl"),
+        ("train_part1.jsonl", "train_part2.jsonl"),
+        ("latest.jsonl",),
+    ],
+)
+def test_files_that_belong_together_are_joined(tmp_path, names):
+    assert sorted(read(lay_out(tmp_path, *names))) == sorted(names)

@@ -1,0 +1,90 @@
+"""Parts of a split, written as `datasets` writes them: `train[:1000]`, `train[10%:]`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from lit_sft.errors import InputError, require
+from lit_sft.types import Split
+
+
+class Slice(NamedTuple):
+    """Rows of a split, from one to another."""
+
+    split: str
+    start: int
+    stop: int
+    """Behind the last."""
+
+
+class SlicedRows(Sequence[Any]):
+    """Some of the rows of a sequence, each read when it is asked for.
+
+    Args:
+        rows: Of which.
+        start: The first.
+        stop: Behind the last.
+    """
+
+    def __init__(self, rows: Sequence[Any], start: int, stop: int) -> None:
+        self.rows, self.start, self.stop = rows, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.rows[self.start + int(index)]
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self.rows, self.start, self.stop)
+
+
+def is_sliced(name: str) -> bool:
+    """Return whether a split's name asks for a part of it, or for several."""
+    return "[" in name or "+" in name
+
+
+def read_slices(name: str, lengths: Mapping[str, int]) -> list[Slice]:
+    """Return the parts that a name asks for, in order.
+
+    Args:
+        name: Such as `train[:1000]+validation`.
+        lengths: Rows of each split.
+
+    Raises:
+        InputError: If it cannot be read, or names no split.
+    """
+    from datasets import ReadInstruction
+
+    try:
+        parts = ReadInstruction.from_spec(name).to_absolute(dict(lengths))
+    except (ValueError, AssertionError, KeyError) as error:
+        raise InputError(
+            f"task.splits: {name!r} is no part of {', '.join(lengths)}, such as 'train[:1000]' or "
+            f"'train[:10%]' ({error})"
+        ) from error
+    ends = [lengths[part.splitname] if part.to is None else part.to for part in parts]
+    found = [
+        Slice(part.splitname, part.from_ or 0, end) for part, end in zip(parts, ends, strict=True)
+    ]
+    require(all(x.stop > x.start for x in found), f"task.splits: {name!r} holds no rows")
+    return found
+
+
+def require_apart(slices: Mapping[Split, Sequence[Slice]]) -> None:
+    """Raise `InputError` if rows to be trained on are held out, too.
+
+    Args:
+        slices: Of each of `train`, `val` and `test` that there is.
+    """
+    held_out_splits: tuple[Split, ...] = ("val", "test")
+    for held_out in held_out_splits:
+        for ours in slices.get("train", ()):
+            for other in slices.get(held_out, ()):
+                overlap = min(ours.stop, other.stop) - max(ours.start, other.start)
+                require(
+                    ours.split != other.split or overlap <= 0,
+                    f"task.splits: train and {held_out} share {overlap:,} rows of {ours.split!r}",
+                )
