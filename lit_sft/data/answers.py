@@ -57,10 +57,12 @@ def match_own(message: Message, is_opened: bool) -> re.Match[str] | None:
 
     Args:
         message: Of the assistant.
-        is_opened: Whether its generation prompt opens the thoughts, so that it need not.
+        is_opened: Whether its generation prompt opens the thoughts, so that a content without other
+            thoughts may go on with them, up to the closing mark.
     """
     content = message["content"]
-    return BLOCK.match(content) or (OPENED_BLOCK.match(content) if is_opened else None)
+    may_go_on = is_opened and not _list_thoughts(message)
+    return BLOCK.match(content) or (OPENED_BLOCK.match(content) if may_go_on else None)
 
 
 def list_readings(message: Message, is_opened: bool) -> list[Reading]:
@@ -68,18 +70,18 @@ def list_readings(message: Message, is_opened: bool) -> list[Reading]:
 
     Args:
         message: Of the assistant.
-        is_opened: Whether the generation prompt opens the thoughts, so that its content may go on
-            with them, up to the closing mark.
+        is_opened: As for `match_own`.
     """
     content = message["content"]
-    if own := BLOCK.match(content):
+    if own := match_own(message, is_opened):
         return [Reading(own[1].strip(), content[own.end() :])]
-    thoughts = [str(message.get(key) or "").strip() for key in KEYS]
     # An empty block is what some templates write where there are no thoughts that they know.
-    readings = [Reading(text, content) for text in [*filter(None, thoughts), ""]]
-    if is_opened and (own := OPENED_BLOCK.match(content)):
-        readings.insert(0, Reading(own[1].strip(), content[own.end() :]))
-    return readings
+    return [Reading(thoughts, content) for thoughts in [*_list_thoughts(message), ""]]
+
+
+def _list_thoughts(message: Message) -> list[str]:
+    """Return what the keys for thoughts hold."""
+    return [text for key in KEYS if (text := str(message.get(key) or "").strip())]
 
 
 def list_places(
@@ -119,24 +121,24 @@ def list_bare_places(text: str, start: int, reading: Reading) -> Iterator[tuple[
 def locate_answer(
     text: str, places: Iterable[tuple[int, str]], control: re.Pattern[str]
 ) -> Span | None:
-    """Return the span of an answer alone, at the first place that has it and then a stop token.
+    """Return the first place that has its answer and then a stop token, up to that token.
 
     After the stop token nothing but white space and further control tokens may follow.
     """
-    for at, end in _find_said(text, places):
+    for place, _, end in _find_said(text, places):
         stop = len(text) - len(text[end:].lstrip())
         if control.match(text, stop) and not control.sub("", text[stop:]).strip():
-            return Span(at, stop)
+            return Span(place, stop)
     return None
 
 
-def _find_said(text: str, places: Iterable[tuple[int, str]]) -> Iterator[tuple[int, int]]:
-    """Yield where the answers stand, each of which may be stripped as the template strips it."""
-    for after, answer in places:
+def _find_said(text: str, places: Iterable[tuple[int, str]]) -> Iterator[tuple[int, int, int]]:
+    """Yield the place, the start and the end of answers, which the template may have stripped."""
+    for place, answer in places:
         for said in (answer, answer.rstrip(), answer.lstrip(), answer.strip()):
-            at = text.find(said, after)
-            if at >= 0 and not text[after:at].strip():
-                yield at, at + len(said)
+            at = text.find(said, place)
+            if at >= 0 and not text[place:at].strip():
+                yield place, at, at + len(said)
 
 
 def explain_answer(
@@ -149,7 +151,7 @@ def explain_answer(
     """Return the error of a turn whose text is not the answer and then a stop token."""
     what = f"message {turn} (assistant): expected the answer and then a stop token, but the chat"
     added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
-    for at, end in _find_said(text, places):
+    for _, at, end in _find_said(text, places):
         last = text[end:].strip()
         if at == end or not re.fullmatch(r"\S{1,30}", last):
             continue
