@@ -26,6 +26,8 @@ from lit_sft.types import Message
 
 BREAKER = "\ufdd0"
 """Stands inside a control token that a message spells: a code point that Unicode keeps unused."""
+ASKS_FOR_TODAY = re.compile(r"strftime_now(?!\s+is\s+(not\s+)?defined\b)")
+"""Also by another name: `{% set now = strftime_now %}`."""
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -313,14 +315,15 @@ def render_turns(
 def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.chat_template is None:
         raise InputError("the tokenizer has no chat template; load it with load_tokenizer")
-    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+    named = tokenizer.chat_template
+    if isinstance(named, dict) and "default" not in named:
         raise InputError(
-            f"the tokenizer has the chat templates {', '.join(tokenizer.chat_template)} and no "
-            "default; load it with load_tokenizer, and name one as chat_template"
+            f"the tokenizer has the chat templates {', '.join(sorted(named))} and no default; load "
+            "it with load_tokenizer, and name one as chat_template"
         )
     template = str(tokenizer.get_chat_template())
     require(
-        "strftime_now(" not in template,
+        not ASKS_FOR_TODAY.search(template),
         "the chat template prints today's date, so that a row has other tokens every day; load the "
         "tokenizer with load_tokenizer, which pins it, or write a date into the template",
     )
