@@ -5,25 +5,30 @@ found in them by character offsets, decoded again and compared with what the ass
 for which any of this fails is an error, never a silent mask.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
-from tokenizers import Encoding, Tokenizer, normalizers
+from tokenizers import AddedToken, Encoding, Tokenizer, normalizers
 from transformers import PreTrainedTokenizerBase
 
+from lit_sft.data.answers import Span
 from lit_sft.data.lost import LostField, OnLostField, find_lost_fields, refuse_lost_fields
 from lit_sft.data.render import (
     BREAKER,
     RenderedChat,
-    Span,
     find_control_tokens,
     render_conversation,
     render_prompt,
 )
 from lit_sft.errors import InputError, require
 from lit_sft.types import IGNORE_INDEX, Example, Message
+
+CUT = "\ufdd1"
+"""Parts the tokens of a prompt from those that follow: another unused code point."""
 
 
 class EncodedChat(NamedTuple):
@@ -101,12 +106,12 @@ def encode_and_report(
     examples: list[Example] = []
     spoken: list[list[int]] = []
     for name, chat, encoding in zip(names, chats, encodings, strict=True):
-        input_ids: list[int] = encoding.ids
+        input_ids = _join_cuts(tokenizer, chat, encoding)
         labels = [IGNORE_INDEX] * len(input_ids)
         with naming(name):
             _check_control_ids(tokenizer, chat, input_ids)
             for span in chat.spans:
-                place = _find_tokens(encoding, span)
+                place = _find_tokens(encoding, span, chat.cuts)
                 labels[place] = input_ids[place]
                 spoken.append(input_ids[place])
         examples.append(Example(input_ids, labels))
@@ -148,24 +153,54 @@ def naming(row: str) -> Iterator[None]:
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, chats: Sequence[RenderedChat]) -> list[Encoding]:
-    texts = [chat.text for chat in chats]
-    encodings: list[Encoding] = plain_backend(tokenizer).encode_batch(
-        texts, add_special_tokens=False
-    )
-    for row, chat in enumerate(chats):
-        if chat.is_broken_up:
-            reader = _reader_of_broken_text(tokenizer)
-            encodings[row] = reader.encode(chat.text, add_special_tokens=False)
-    return encodings
+    texts = [_mark_cuts(chat) for chat in chats]
+    readers = [(bool(chat.cuts), chat.is_broken_up) for chat in chats]
+    encodings: list[Encoding | None] = [None] * len(chats)
+    for kind in set(readers):
+        rows = [row for row, own in enumerate(readers) if own == kind]
+        reader = _reader_of_marked_text(tokenizer, *kind) if any(kind) else plain_backend(tokenizer)
+        found = reader.encode_batch([texts[row] for row in rows], add_special_tokens=False)
+        for row, encoding in zip(rows, found, strict=True):
+            encodings[row] = encoding
+    return [encoding for encoding in encodings if encoding is not None]
 
 
-@lru_cache(maxsize=2)
-def _reader_of_broken_text(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Return a copy that drops `BREAKER`: after control tokens are found, before text is read."""
+def _mark_cuts(chat: RenderedChat) -> str:
+    """Return the text with a `CUT` at each place where two tokens have to part."""
+    if not chat.cuts:
+        return chat.text
+    require(CUT not in chat.text, f"a message holds U+{ord(CUT):X}; remove it")
+    edges = [0, *chat.cuts, len(chat.text)]
+    return CUT.join(chat.text[start:stop] for start, stop in pairwise(edges))
+
+
+@lru_cache(maxsize=4)
+def _reader_of_marked_text(
+    tokenizer: PreTrainedTokenizerBase, has_cuts: bool, is_broken_up: bool
+) -> Tokenizer:
+    """Return a copy that knows `CUT` or drops `BREAKER`.
+
+    A `CUT` parts text as any control token does: what follows is read as it would be generated. A
+    `BREAKER` is dropped after control tokens are found, before text is read.
+    """
     reader = Tokenizer.from_str(plain_backend(tokenizer).to_str())
-    own = [reader.normalizer] if reader.normalizer else []
-    reader.normalizer = normalizers.Sequence([normalizers.Replace(BREAKER, ""), *own])
+    if has_cuts:
+        reader.add_special_tokens([AddedToken(CUT, normalized=False)])
+    if is_broken_up:
+        own = [reader.normalizer] if reader.normalizer else []
+        reader.normalizer = normalizers.Sequence([normalizers.Replace(BREAKER, ""), *own])
     return reader
+
+
+def _join_cuts(
+    tokenizer: PreTrainedTokenizerBase, chat: RenderedChat, encoding: Encoding
+) -> list[int]:
+    """Return the token ids without those of `CUT`."""
+    input_ids: list[int] = encoding.ids
+    if not chat.cuts:
+        return input_ids
+    cut = _reader_of_marked_text(tokenizer, True, chat.is_broken_up).token_to_id(CUT)
+    return [token for token in input_ids if token != cut]
 
 
 def _check_control_ids(
@@ -184,15 +219,17 @@ def _check_control_ids(
         )
 
 
-def _find_tokens(encoding: Encoding, span: Span) -> slice:
-    """Return the tokens of a span and its stop token.
+def _find_tokens(encoding: Encoding, span: Span, cuts: Sequence[int]) -> slice:
+    """Return the tokens of a span and its stop token, as they stand without those of `cuts`.
 
     A character of several tokens begins at the first of them, which `char_to_token` returns.
     """
-    first, last = encoding.char_to_token(span.start), encoding.char_to_token(span.stop)
+    passed = bisect_right(cuts, span.start)
+    first = encoding.char_to_token(span.start + passed)
+    last = encoding.char_to_token(span.stop + passed)
     if first is None or last is None:
         raise InputError("the tokenizer drops characters at the edge of an assistant turn")
-    return slice(first, last + 1)
+    return slice(first - passed, last - passed + 1)
 
 
 def _prove_spans(

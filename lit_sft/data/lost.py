@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.render import THOUGHTS, RenderedChat, render_turns
+from lit_sft.data.answers import KEYS as THOUGHTS
+from lit_sft.data.render import RenderedChat, render_turns
 from lit_sft.errors import InputError, require
 from lit_sft.types import Message
 
@@ -61,9 +62,10 @@ def find_lost_fields(tokenizer: PreTrainedTokenizerBase, chat: RenderedChat) -> 
     """Return the fields of a rendered conversation that are not in its text.
 
     A field is written if the template writes what stands in its place, and the field's own words
-    are in the text. The content of a turn that carries loss is proven elsewhere. Two things are no
-    loss: the thoughts of a turn that is only shown, where the template writes those of the last
-    turn alone, as a server would; and a tool turn's name or id that its place among the calls says.
+    are in the text; so are thoughts that are learnt behind a prompt that opens them. The content of
+    a turn that carries loss is proven elsewhere. Two things are no loss: the thoughts of a turn
+    that is only shown, where those of the last turn alone are written or opened by the prompt, as
+    a server would; and a tool turn's name or id that its place among the calls says.
 
     Args:
         tokenizer: With the template that rendered it.
@@ -72,7 +74,7 @@ def find_lost_fields(tokenizer: PreTrainedTokenizerBase, chat: RenderedChat) -> 
     if max(map(len, chat.messages)) == 2 or not any(FIELDS & x.keys() for x in chat.messages):
         roles = tuple([message["role"] for message in chat.messages])
         around = _read_around(tokenizer, str(tokenizer.chat_template), roles)
-        if around and _is_whole(around, chat.messages, chat.text):
+        if around and _is_whole(around, chat.messages, chat.written):
             return []
     messages, leaves = _replace_fields(chat)
     shown = _try_to_render(tokenizer, messages)
@@ -82,8 +84,13 @@ def find_lost_fields(tokenizer: PreTrainedTokenizerBase, chat: RenderedChat) -> 
         # Where a template refuses the words that stand for a field, its own have to do.
         is_written = (shown is None or leaf.probe in shown) and _has_words(text, leaf.text)
         is_learnt = leaf.turn in chat.learnt
-        if not is_written and leaf.is_thought and not is_learnt:
-            is_written = leaf.probe in (_try_to_render(tokenizer, messages[: leaf.turn + 1]) or "")
+        if not is_written and leaf.is_thought and is_learnt:
+            is_written = leaf.text.strip() == chat.added
+        elif not is_written and leaf.is_thought:
+            # A prompt that opens the thoughts had them follow, when it was this turn's.
+            is_written = bool(chat.cuts) or leaf.probe in (
+                _try_to_render(tokenizer, messages[: leaf.turn + 1]) or ""
+            )
         if not is_written:
             role = chat.messages[leaf.turn]["role"]
             lost[leaf.turn, leaf.field] = LostField(leaf.turn, role, leaf.field, is_learnt)

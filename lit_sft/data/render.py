@@ -2,7 +2,8 @@
 
 The chat template decides what an assistant turn is. Where it has `{% generation %}` marks, a turn
 is what stands between them; elsewhere it is what the template adds to its own generation prompt
-when it renders the turn. Either must hold what the message says, and then a stop token.
+when it renders the turn. Either must hold what the message says, and then a stop token. A prompt
+that opens the thoughts goes on with those of the message, also where the template leaves them out.
 
 A message that spells a control token, such as `<|eot_id|>`, could forge a turn. A character that no
 text holds is put inside the spelling before the template sees it, so that the control tokens of
@@ -17,30 +18,21 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from lit_sft.data import answers
+from lit_sft.data.answers import Span
 from lit_sft.data.messages import check_messages, strip_keys
 from lit_sft.errors import InputError, require
 from lit_sft.types import Message
 
 BREAKER = "\ufdd0"
 """Stands inside a control token that a message spells: a code point that Unicode keeps unused."""
-THINKING = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
-"""What Qwen3's template sets before the last answer, empty where there are no thoughts."""
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message that hold the thoughts before its content."""
+ASKS_FOR_TODAY = re.compile(r"strftime_now(?!\s+is\s+(not\s+)?defined\b)")
+"""Also by another name: `{% set now = strftime_now %}`."""
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-class Span(NamedTuple):
-    """Where an assistant turn stands in the rendered text, in characters."""
-
-    start: int
-    """The first character that the model must generate."""
-    stop: int
-    """The first character of the stop token."""
-
-
 class RenderedChat(NamedTuple):
-    """A conversation as the template writes it."""
+    """A conversation as a model sees it."""
 
     text: str
     spans: list[Span]
@@ -51,6 +43,12 @@ class RenderedChat(NamedTuple):
     """What the template was given."""
     learnt: frozenset[int]
     """The numbers of the messages that `spans` are of."""
+    written: str
+    """What the template made of it: `text`, unless the thoughts of the last turn were added."""
+    added: str | None = None
+    """These thoughts, without white space around them."""
+    cuts: Sequence[int] = ()
+    """Where a generation prompt ends that opens the thoughts: no token may reach across."""
 
 
 class ControlTokens(NamedTuple):
@@ -88,23 +86,23 @@ def render_conversation(
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     supervised = [i for i in turns if messages[i].get("weight") != 0]
     require(bool(supervised), "every assistant turn has weight 0, so nothing to learn")
-    control = find_control_tokens(tokenizer).pattern
-    if GENERATION_MARK.search(_template_of(tokenizer)):
-        text, regions = render_turns(tokenizer, safe, marks=True)
+    is_marked = GENERATION_MARK.search(_template_of(tokenizer)) is not None
+    text, regions = render_turns(tokenizer, safe, marks=is_marked)
+    if is_marked:
         require(
             len(regions) == len(turns),
             f"the template's generation marks surround {len(regions)} spans, but the assistant "
             f"speaks {len(turns)} times",
         )
-        spans = [
-            _find_answer(text[:end], start, safe[turn], turn, control)
-            for turn, (start, end) in zip(turns, regions, strict=True)
-            if turn in supervised
-        ]
-    else:
-        text, _ = render_turns(tokenizer, safe)
-        spans = [_find_turn(tokenizer, safe, turn, text, control) for turn in supervised]
-    return RenderedChat(text, spans, safe is not plain, safe, frozenset(supervised))
+    marked = dict(zip(turns, regions, strict=True)) if is_marked else {}
+    chat = RenderedChat(text, [], safe is not plain, safe, frozenset(supervised), text)
+    for turn in supervised:
+        if is_marked and not opens_thoughts(tokenizer, _template_of(tokenizer)):
+            start, end = marked[turn]
+            chat.spans.append(_find_answer(tokenizer, text[:end], start, safe[turn], turn))
+        else:
+            chat = _add_turn(tokenizer, chat, turn, marked.get(turn))
+    return chat
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> RenderedChat:
@@ -118,62 +116,129 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     turns = strip_keys(messages[:last])
     safe = _break_up_control_tokens(tokenizer, turns)
     text, _ = render_turns(tokenizer, safe, add_generation_prompt=True)
-    return RenderedChat(text, [], safe is not turns, safe, frozenset())
+    return RenderedChat(text, [], safe is not turns, safe, frozenset(), text)
 
 
-def _find_turn(
+@lru_cache(maxsize=64)
+def opens_thoughts(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Return whether the generation prompt after a question opens the thoughts.
+
+    The template is an argument for the cache alone: the tokenizer may be given another.
+    """
+    try:
+        prompt, _ = render_turns(tokenizer, [{"role": "user", "content": "a"}], True)
+    except InputError:
+        return False
+    return answers.find_opening(prompt) >= 0
+
+
+def _check_marks(marked: tuple[int, int] | None, span: Span, turn: int) -> None:
+    """Raise `InputError` where the template's marks leave out some of what has to be said."""
+    if marked and not marked[0] <= span.start <= span.stop < marked[1]:
+        raise InputError(
+            f"message {turn} (assistant): the generation prompt opens the thoughts, but the "
+            "template's generation marks do not surround all that follows it; move them around "
+            "the thoughts, the answer and the stop token, or remove them"
+        )
+
+
+def _add_turn(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
+    chat: RenderedChat,
     turn: int,
-    text: str,
-    control: re.Pattern[str],
-) -> Span:
+    marked: tuple[int, int] | None,
+) -> RenderedChat:
     """Find an assistant turn behind the generation prompt that a model would be given for it."""
-    prompt, _ = render_turns(tokenizer, messages[:turn], add_generation_prompt=True)
-    is_last = turn == len(messages) - 1
-    through = text if is_last else render_turns(tokenizer, messages[: turn + 1])[0]
-    rewritten = InputError(
-        f"message {turn} (assistant): the chat template renders it differently once later turns "
-        "follow, or not after its own generation prompt, so what the model must say is not "
-        "defined; give it weight 0, or set another data.chat_template"
-    )
+    message = chat.messages[turn]
+    prompt, _ = render_turns(tokenizer, chat.messages[:turn], add_generation_prompt=True)
+    opening = answers.find_opening(prompt)
+    through = chat.written
+    if turn < len(chat.messages) - 1:
+        through, _ = render_turns(tokenizer, chat.messages[: turn + 1])
+    elif opening >= 0 and not through.startswith(prompt):
+        return _complete(tokenizer, chat, turn, prompt, marked)
     if not through.startswith(prompt):
-        raise rewritten
-    span = _find_answer(through, len(prompt), messages[turn], turn, control)
-    if not text.startswith(through[: span.stop]):
-        raise rewritten
-    return span
+        raise answers.explain_rewriting(message, turn, prompt)
+    span = _find_answer(tokenizer, through, len(prompt), message, turn, opening >= 0)
+    if not chat.written.startswith(through[: span.stop]):
+        raise answers.explain_rewriting(message, turn, prompt)
+    _check_marks(marked, span, turn)
+    chat.spans.append(span)
+    return chat._replace(cuts=[*chat.cuts, len(prompt)]) if opening >= 0 else chat
+
+
+def _complete(
+    tokenizer: PreTrainedTokenizerBase,
+    chat: RenderedChat,
+    turn: int,
+    prompt: str,
+    marked: tuple[int, int] | None,
+) -> RenderedChat:
+    """Set the thoughts between the prompt that opens them and the answer of the last turn.
+
+    The template writes what a server hands on of a turn that is past, without its thoughts. What
+    the model must say is defined all the same: they, what closes them, and the rest as written.
+    """
+    message, written = chat.messages[turn], chat.written
+    head = answers.find_opening(prompt)
+    if not written.startswith(prompt[:head]):
+        raise answers.explain_rewriting(message, turn, prompt)
+    reading = answers.list_readings(message, is_opened=True)[0]
+    require(
+        answers.CLOSING not in reading.thoughts,
+        f"message {turn} (assistant): its thoughts hold {answers.CLOSING}, which would end them; "
+        "remove it",
+    )
+    places = list(answers.list_bare_places(written, head, reading))
+    found = answers.locate_answer(written, places, find_control_tokens(tokenizer).pattern)
+    if found is None:
+        raise answers.explain_answer(tokenizer, written, head, places, turn)
+    _check_marks(marked, found, turn)
+    opened = prompt + reading.thoughts + _ask_what_closes(tokenizer, _template_of(tokenizer))
+    behind = written[found.start :].lstrip("\n")
+    text = opened + behind
+    return chat._replace(
+        text=text,
+        spans=[*chat.spans, Span(len(prompt), len(text) - len(written) + found.stop)],
+        added=reading.thoughts,
+        cuts=[*chat.cuts, len(prompt)],
+    )
+
+
+@lru_cache(maxsize=64)
+def _ask_what_closes(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """Return what the template writes between thoughts and answer where it knows thoughts.
+
+    The template is an argument for the cache alone: the tokenizer may be given another.
+    """
+    ask: Message = {"role": "user", "content": "a"}
+    answer: Any = {"role": "assistant", "content": "zq2", answers.KEYS[0]: "zq1"}
+    try:
+        text, _ = render_turns(tokenizer, [ask, answer])
+    except InputError:
+        return answers.BETWEEN
+    found = re.search(r"zq1(\s*</think>\s*)zq2", text)
+    return found[1] if found else answers.BETWEEN
 
 
 def _find_answer(
-    text: str, start: int, message: Message, turn: int, control: re.Pattern[str]
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    start: int,
+    message: Message,
+    turn: int,
+    is_opened: bool = False,
 ) -> Span:
     """Find what a message says in `text[start:]`, and its stop token.
 
-    The content may be stripped as the template strips it. White space that the template sets around
-    it is the model's to generate, too, and so is a block of the message's thoughts before it. After
-    the stop token nothing but white space and further control tokens may follow.
+    White space that the template sets around the content is the model's to generate, too, and so is
+    a block of the message's thoughts before it, or the rest of one that the prompt opens.
     """
-    content, after = message["content"], start
-    if block := THINKING.match(text, start):
-        own = THINKING.match(content)
-        # An empty block is what some templates write where there are none, or none that they know.
-        thoughts = [own[1]] if own else ["", *(str(message.get(field, "")) for field in THOUGHTS)]
-        if block[1].strip() in [thought.strip() for thought in thoughts]:
-            content, after = content[own.end() if own else 0 :], block.end()
-    for said in (content, content.rstrip(), content.lstrip(), content.strip()):
-        at = text.find(said, after)
-        if at < 0 or text[after:at].strip():
-            continue
-        tail = text[at + len(said) :]
-        stop = len(text) - len(tail.lstrip())
-        if control.match(text, stop) and not control.sub("", text[stop:]).strip():
-            return Span(start, stop)
-    raise InputError(
-        f"message {turn} (assistant): expected the answer and then a stop token, but the chat "
-        f"template renders {text[start:]!r:.120}; use another data.chat_template, or give the turn "
-        "weight 0"
-    )
+    places = list(answers.list_places(text, start, message, is_opened))
+    found = answers.locate_answer(text, places, find_control_tokens(tokenizer).pattern)
+    if found is None:
+        raise answers.explain_answer(tokenizer, text, start, places, turn)
+    return Span(start, found.stop)
 
 
 def _break_up_control_tokens(
@@ -183,9 +248,27 @@ def _break_up_control_tokens(
     control = find_control_tokens(tokenizer).pattern
     if not any(len(x) > 2 or control.search(x["content"]) for x in messages):
         return messages
-    safe: list[Message] = [_break_up(message, control) for message in messages]
+    is_opened = opens_thoughts(tokenizer, _template_of(tokenizer))
+    safe = [_break_up_message(message, control, is_opened) for message in messages]
     if safe == list(messages):
         return messages
+    return safe
+
+
+def _break_up_message(message: Message, control: re.Pattern[str], is_opened: bool) -> Message:
+    """Break up all but the marks around the thoughts that an answer opens with, which are its own.
+
+    Some tokenizers count these marks among their special tokens.
+    """
+    safe: Message = _break_up(message, control)
+    if message["role"] == "assistant" and (block := answers.match_own(message, is_opened)):
+        content = message["content"]
+        safe["content"] = (
+            content[: block.start(1)]
+            + _break_up(block[1], control)
+            + content[block.end(1) : block.end()]
+            + _break_up(content[block.end() :], control)
+        )
     return safe
 
 
@@ -232,9 +315,15 @@ def render_turns(
 def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.chat_template is None:
         raise InputError("the tokenizer has no chat template; load it with load_tokenizer")
+    named = tokenizer.chat_template
+    if isinstance(named, dict) and "default" not in named:
+        raise InputError(
+            f"the tokenizer has the chat templates {', '.join(sorted(named))} and no default; load "
+            "it with load_tokenizer, and name one as chat_template"
+        )
     template = str(tokenizer.get_chat_template())
     require(
-        "strftime_now(" not in template,
+        not ASKS_FOR_TODAY.search(template),
         "the chat template prints today's date, so that a row has other tokens every day; load the "
         "tokenizer with load_tokenizer, which pins it, or write a date into the template",
     )

@@ -40,7 +40,8 @@ class ChatRows:
         task: Where the rows come from, and how a row reads as a conversation: `lit_sft.GSM8K`,
             `lit_sft.ChatFile`, `lit_sft.Mixture`, or a class of your own.
         tokenizer: A Hub id or folder; without one, the base model's own.
-        chat_template: `llama3`, `chatml` or a Jinja file; without one, the tokenizer's own, or
+        chat_template: `llama3`, `chatml`, a Jinja file, or the name of one of the tokenizer's own
+            templates where it has several; without one, the tokenizer's own (its `default`), or
             `llama3` where it has none. Saved with the adapter; today's date in it is pinned to
             26 July 2024.
         batch_size: Rows a device sees at once.

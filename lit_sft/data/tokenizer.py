@@ -23,7 +23,7 @@ TURN_TOKENS = {
 """The templates that come with the package, and the tokens that each writes."""
 PINNED_DATE = date(2024, 7, 26)
 """Today, to a template that asks: what Llama 3.1 and 3.2 print where there is no clock."""
-TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+TODAY = re.compile(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)")
 PAD_TOKENS = (
     "<|finetune_right_pad_id|>",
     "<|pad|>",
@@ -49,8 +49,8 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTok
 
     Args:
         path: A Hub id, or a folder with `tokenizer.json`.
-        chat_template: `llama3`, `chatml`, or a Jinja file; without one, the tokenizer's own, or
-            `llama3` where it has none.
+        chat_template: `llama3`, `chatml`, the name of one of the tokenizer's own templates, or a
+            Jinja file; without one, the tokenizer's own, or `llama3` where it has none.
 
     Raises:
         InputError: If there is no such tokenizer or template, the tokenizer gives no character
@@ -70,13 +70,22 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTok
         bool(getattr(tokenizer, "is_fast", False)),
         f"the tokenizer {path!r} has no fast version, and so gives no character offsets",
     )
-    if chat_template is not None or tokenizer.chat_template is None:
+    own = tokenizer.chat_template
+    named = own if isinstance(own, dict) else {}
+    if chat_template in named and chat_template not in TURN_TOKENS:
+        tokenizer.chat_template = pin_date(named[chat_template])
+    elif chat_template is not None or own is None:
         _install_template(tokenizer, path, chat_template)
-    elif isinstance(tokenizer.chat_template, dict):
-        templates = tokenizer.chat_template.items()
-        tokenizer.chat_template = {name: pin_date(template) for name, template in templates}
+    elif named:
+        require(
+            "default" in named,
+            f"the tokenizer {path!r} has several chat templates and no default; set "
+            f"data.chat_template to one of them ({', '.join(sorted(named))}), to one of "
+            f"{', '.join(TURN_TOKENS)}, or to a Jinja file",
+        )
+        tokenizer.chat_template = {name: pin_date(template) for name, template in named.items()}
     else:
-        tokenizer.chat_template = pin_date(tokenizer.chat_template)
+        tokenizer.chat_template = pin_date(own)
     tokenizer.pad_token = _choose_pad_token(tokenizer, path)
     tokenizer.padding_side = "right"
     return tokenizer
@@ -137,7 +146,10 @@ def _install_template(tokenizer: PreTrainedTokenizerBase, path: str, name: str |
 def _read_template(name: str | None, tokenizer: PreTrainedTokenizerBase, path: str) -> str:
     """Return the text of a named template, or, if it has no name, of the one that stands in."""
     if name is not None and name not in TURN_TOKENS:
-        return _read_template_file(name)
+        own = tokenizer.chat_template
+        return _read_template_file(
+            name, [*TURN_TOKENS, *sorted(own if isinstance(own, dict) else [])]
+        )
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in TURN_TOKENS[name or "llama3"] if token not in vocabulary]
     reason = f"the vocabulary lacks {', '.join(missing)}"
@@ -155,13 +167,13 @@ def _read_template(name: str | None, tokenizer: PreTrainedTokenizerBase, path: s
     return files("lit_sft.data").joinpath(f"templates/{name or 'llama3'}.jinja").read_text()
 
 
-def _read_template_file(name: str) -> str:
+def _read_template_file(name: str, known: list[str]) -> str:
     try:
         return Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"data.chat_template={name}: expected {', '.join(TURN_TOKENS)} or a Jinja file in "
-            f"UTF-8 ({error}).{suggest(name, TURN_TOKENS)}"
+            f"data.chat_template={name}: expected {', '.join(known)} or a Jinja file in "
+            f"UTF-8 ({error}).{suggest(name, known)}"
         ) from error
 
 

@@ -52,6 +52,28 @@ def after_thoughts(content: str, is_last: bool) -> str:
     return NO_THOUGHTS + content.lstrip("\n") if is_last else content
 
 
+def unbroken(content: str, is_last: bool) -> str:
+    return content.lstrip("\n")
+
+
+def thinks(thoughts: str, content: str) -> str:
+    return f"{thoughts}\n</think>\n\n" + content.lstrip("\n")
+
+
+def thinks_stripped(thoughts: str, content: str) -> str:
+    return f"{thoughts}\n</think>\n\n" + content.strip()
+
+
+def thinks_closely(thoughts: str, content: str) -> str:
+    if thoughts:
+        return f"{thoughts}\n</think>\n{content}".rstrip()
+    return "\n</think>\n" + content.lstrip("\n").rstrip()
+
+
+def after_no_thoughts(content: str, is_last: bool) -> str:
+    return "<think></think>" + content.rstrip() if content.strip() else "<think></think>"
+
+
 class Family(NamedTuple):
     template: str
     """The name of a template of the package, or of a file in `templates/`."""
@@ -72,6 +94,9 @@ class Family(NamedTuple):
     eats_space: bool = False
     """Whether control tokens swallow the white space that follows."""
 
+    says: Callable[[str, str], str] | None = None
+    """Where the prompt opens the thoughts: what thoughts and a last answer become behind it."""
+
     @property
     def file(self) -> str:
         path = TEMPLATES / f"{self.template}.jinja"
@@ -90,7 +115,17 @@ CHATML_TOKENS = ["<|im_start|>", "<|im_end|>"]
 GEMMA = by_role("<start_of_turn>{}\n", assistant="<start_of_turn>model\n")
 GEMMA["system"] = GEMMA["user"]
 GEMMA_TOKENS = ["<bos>", "<start_of_turn>", "<end_of_turn>"]
+# A SentencePiece tokenizer cannot say U+2581, which the published tokens have for `_`.
+BAR = "\uff5c"
+R1 = {
+    "system": f"<{BAR}begin_of_sentence{BAR}>",
+    "user": f"<{BAR}User{BAR}>",
+    "assistant": f"<{BAR}Assistant{BAR}>",
+}
+R1_STOP = f"<{BAR}end_of_sentence{BAR}>"
+R1_TOKENS = [*R1.values(), R1_STOP, f"<{BAR}tool_begin{BAR}>", f"<{BAR}tool_end{BAR}>"]
 MISTRAL = {"system": "[INST] ", "user": "[INST] ", "assistant": "[/INST]"}
+BOS_TOKENS = ("<s>", "<bos>", "<|begin_of_text|>", R1["system"])
 FAMILIES = {
     "llama3": Family("llama3", LLAMA3, "<|eot_id|>", LLAMA3_TOKENS, stripped, stripped),
     "llama31": Family(
@@ -122,6 +157,16 @@ FAMILIES = {
     ),
     "phi4": Family(
         "phi4", by_role("<|im_start|>{}<|im_sep|>"), "<|im_end|>", [*CHATML_TOKENS, "<|im_sep|>"]
+    ),
+    "qwen35": Family(
+        *("qwen35", CHATML, "<|im_end|>", CHATML_TOKENS, stripped, stripped), says=thinks_stripped
+    ),
+    "qwq": Family("qwq", CHATML, "<|im_end|>", CHATML_TOKENS, answer=unbroken, says=thinks),
+    "deepseek_r1": Family("deepseek_r1", R1, R1_STOP, R1_TOKENS, says=thinks),
+    "nemotron3": Family(
+        *("nemotron3", CHATML, "<|im_end|>", CHATML_TOKENS),
+        answer=after_no_thoughts,
+        says=thinks_closely,
     ),
 }
 ALL_TOKENS = sorted({token for family in FAMILIES.values() for token in family.tokens})
@@ -180,7 +225,7 @@ def equip(tokenizer: PreTrainedTokenizerBase, family: Family) -> PreTrainedToken
     tokenizer.add_tokens([*added, AddedToken("<pad>", special=True, normalized=False)])
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("<think>", "</think>")])
     first = family.tokens[0]
-    tokenizer.bos_token = first if first in ("<s>", "<bos>", "<|begin_of_text|>") else None
+    tokenizer.bos_token = first if first in BOS_TOKENS else None
     tokenizer.eos_token = family.eos or family.stop
     return tokenizer
 
@@ -207,7 +252,10 @@ def find_messages(
         joined = family.joins_system and number and messages[number - 1]["role"] == "system"
         head = "\n\n" if joined else family.heads[role]
         content = message["content"]
-        if role == "assistant":
+        if role == "assistant" and is_last and family.says:
+            content = family.says(message.get("reasoning_content", ""), content)
+            head += "<think>\n"
+        elif role == "assistant":
             content = family.answer(content, is_last)
         elif not (family.joins_system and role == "system"):
             content = family.user(content, is_last)
@@ -226,11 +274,18 @@ def expect(family: Family, tokenizer: PreTrainedTokenizerBase, messages: list[Me
     """Return ids and labels of a conversation, by characters."""
     shown = [{key: m[key] for key in m if key != "weight"} for m in messages]
     text = tokenizer.apply_chat_template(shown, tokenize=False)
+    if family.says:
+        text = tokenizer.apply_chat_template(shown[:-1], add_generation_prompt=True, tokenize=False)
+        cut = len(text)
+        text += family.says(shown[-1].get("reasoning_content", ""), shown[-1]["content"])
+        text += family.stop + ("\n" if family.stop == "<|im_end|>" else "")
     places, supervised = find_messages(family, text, messages)
     ids, spans, at = [], [], 0
-    control = re.compile("|".join(map(re.escape, family.tokens)) + "|$")
+    # What a prompt ends with is read apart from what follows, as it is when a model generates.
+    edge = rf"(?<=\A[\s\S]{{{cut}}})|" if family.says else ""
+    control = re.compile(edge + "|".join(map(re.escape, family.tokens)) + "|$")
     for found in control.finditer(text):
-        if any(start <= found.start() < stop for start, stop in places):
+        if found[0] and any(start <= found.start() < stop for start, stop in places):
             continue
         while family.eats_space and ids and text[at : at + 1].isspace() and at < found.start():
             spans[-1] = (spans[-1][0], at + 1)

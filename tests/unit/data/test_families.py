@@ -1,5 +1,6 @@
 """Every template family against a mask made by characters alone, and what it refuses."""
 
+import random
 from datetime import date, datetime
 from pathlib import Path
 
@@ -17,7 +18,14 @@ from lit_sft.types import IGNORE_INDEX
 
 STRICT = ("gemma2", "gemma3", "mistral")
 """Families that know of no tools, and refuse roles that do not alternate."""
-WRITE_CALLS = ("llama31", "qwen25", "qwen3")
+WRITE_CALLS = ("llama31", "qwen25", "qwen3", "qwen35")
+THOUGHTS = [
+    "2 and 2",
+    "first\n\nthen 🙂",
+    "<|im_end|>\n<|im_start|>user",
+    "漢字<\uff5cUser\uff5c>",
+    "x\n```",
+]
 CALL = {
     "role": "assistant",
     "content": "",
@@ -54,11 +62,16 @@ def read_learnt(tokenizer, messages, on_lost_field="error") -> str:
 def check_against_characters(family, tokenizer, count: int, seed: int) -> None:
     """Compare conversations; where one is refused, the reference says that it has to be."""
     accepted, expected, refused = [], [], 0
+    draw = random.Random(seed)
     for messages in generate_conversations(seed, count, system=family.template != "gemma2"):
+        if family.says and draw.random() < 0.5:
+            messages[-1]["reasoning_content"] = draw.choice(THOUGHTS)
         wanted = expect(family, tokenizer, messages)
         learnt = [m for m in messages[:-1] if m["role"] == "assistant" and m.get("weight", 1)]
         if family.template == "qwen3" and learnt:
             reason = "renders it differently once later turns follow"
+        elif family.says and learnt:
+            reason = "opens the thoughts .* shows the turn without them once later turns follow"
         elif wanted.is_torn:
             reason = "if the answer starts or ends with white space, strip it"
         else:
@@ -156,12 +169,16 @@ def test_tool_turns_are_shown_and_only_the_answer_is_learnt(family):
         return
     learnt = read_learnt(tokenizer, messages, "drop")
     assert learnt.endswith("It is 3." + family.stop)
-    assert learnt.removeprefix("<think>\n\n</think>\n\n") == "It is 3." + family.stop
+    answer = family.says("", "It is 3.") if family.says else "It is 3."
+    assert learnt.removeprefix("<think>\n\n</think>\n\n") == answer + family.stop
     if family.template not in WRITE_CALLS:
         with pytest.raises(InputError, match=r"message 1 .* does not write its tool_calls"):
             encode_chat(tokenizer, messages)
     else:
         text = tokenizer.decode(encode_chat(tokenizer, messages).input_ids)
+        if family.template == "qwen35":
+            assert "<function=add>\n<parameter=a>\n1\n</parameter>" in text
+            return
         assert '{"name": "add", ' in text
         assert '{"a": 1}' in text
 

@@ -6,6 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from lit_sft.data.encode import encode_chat, encode_prompt
 from lit_sft.data.tokenizer import _load, hash_template, load_tokenizer, pin_date
 from lit_sft.errors import InputError
 
@@ -13,6 +14,8 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+ASK = {"role": "user", "content": "q"}
+SAY = {"role": "assistant", "content": "a"}
 
 
 def save_tokenizer(folder: Path, special: list[str], eos: str, **options: str) -> str:
@@ -114,9 +117,115 @@ def test_a_template_that_does_not_do_is_an_error(
 
 
 def test_a_date_is_pinned_in_the_format_that_the_template_asks_for():
-    template = "{% set a = strftime_now( \"%Y-%m-%d\" ) %}{{ strftime_now('%d %B %Y, %H:%M') }}"
+    template = "{% set a = strftime_now ( \"%Y-%m-%d\" ) %}{{ strftime_now('%d %B %Y, %H:%M') }}"
     assert pin_date(template) == "{% set a = '2024-07-26' %}{{ '26 July 2024, 00:00' }}"
     assert pin_date(CHATML) == CHATML
+
+
+@pytest.fixture
+def several(tmp_path):
+    """A tokenizer with two named templates and no default."""
+    folder = tmp_path / "several"
+    special = ["<|im_start|>", "<|im_end|>", "<|fim_pad|>", "<|endoftext|>"]
+    save_tokenizer(folder, special, "<|endoftext|>")
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("tool_use", "rag"):
+        template = CHATML.replace("m.role }}", f"m.role }}}} {name} {{{{ strftime_now('%Y') }}}}")
+        template = template.replace(
+            "assistant\n", f"assistant {name} {{{{ strftime_now('%Y') }}}}\n"
+        )
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(template)
+    return folder
+
+
+def test_one_of_several_templates_is_chosen_by_name_and_saved_alone(several, tmp_path):
+    tokenizer = load_tokenizer(str(several), "rag")
+    # It was there, so what ends a generation stays; the date is pinned.
+    assert tokenizer.eos_token == "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    server = AutoTokenizer.from_pretrained(tmp_path / "adapter")
+    prompt = server.apply_chat_template([ASK], tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|im_start|>user rag 2024\nq<|im_end|>\n<|im_start|>assistant rag 2024\n"
+    assert server.apply_chat_template([ASK], add_generation_prompt=True)["input_ids"] == (
+        encode_prompt(tokenizer, [ASK, SAY])
+    )
+    again = load_tokenizer(str(tmp_path / "adapter"))
+    assert hash_template(again) == hash_template(tokenizer)
+
+
+def test_several_templates_without_a_default_are_named(several):
+    with pytest.raises(
+        InputError, match=r"no default; set data\.chat_template to one of them \(rag, tool_use\)"
+    ):
+        load_tokenizer(str(several))
+    with pytest.raises(
+        InputError, match=r"^data\.chat_template=rog: expected llama3, .* rag, tool_use .*'rag'\?"
+    ):
+        load_tokenizer(str(several), "rog")
+    assert "tool_use" not in load_tokenizer(str(several), "chatml").chat_template
+    with pytest.raises(InputError, match="the chat templates rag, tool_use and no default"):
+        encode_chat(AutoTokenizer.from_pretrained(several), [ASK, SAY])
+
+
+def test_a_default_among_several_templates_is_used_and_may_be_named(several):
+    (several / "chat_template.jinja").write_text(CHATML)
+    tokenizer = load_tokenizer(str(several))
+    assert set(tokenizer.chat_template) == {"default", "rag", "tool_use"}
+    named = load_tokenizer(str(several), "default")
+    assert named.chat_template == CHATML
+    assert encode_chat(named, [ASK, SAY]) == encode_chat(tokenizer, [ASK, SAY])
+    assert encode_chat(load_tokenizer(str(several), "rag"), [ASK, SAY]) != encode_chat(
+        named, [ASK, SAY]
+    )
+
+
+@pytest.mark.parametrize("file", ["x.jinja", None])
+def test_a_stop_token_that_is_not_special_is_named_and_may_be_marked(tmp_path, file):
+    path = save_tokenizer(
+        tmp_path, ["<|im_start|>", "<|endoftext|>", "<|fim_pad|>"], "<|endoftext|>"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_tokens(["<|end|>"])
+    tokenizer.save_pretrained(path)
+    template = CHATML.replace("<|im_end|>", "<|end|>")
+    (tmp_path / (file or "chat_template.jinja")).write_text(template)
+    name = file and str(tmp_path / file)
+    with pytest.raises(
+        InputError,
+        match=r"ends it with '<\|end\|>', which the tokenizer does not mark as special; mark it so",
+    ):
+        encode_chat(load_tokenizer(path, name), [ASK, SAY])
+    core = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in core["added_tokens"]:
+        token["special"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(core))
+    tokenizer = load_tokenizer(path, name)
+    assert encode_chat(tokenizer, [ASK, SAY]).labels[-2] == tokenizer.convert_tokens_to_ids(
+        "<|end|>"
+    )
+
+
+def test_a_stop_token_that_is_text_is_named(tmp_path):
+    path = save_tokenizer(
+        tmp_path, ["<|im_start|>", "<|endoftext|>", "<|fim_pad|>"], "<|endoftext|>"
+    )
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    with pytest.raises(
+        InputError,
+        match=r"ends it with '<\|im_end\|>', which is text .* such as '<\|endoftext\|>'",
+    ):
+        encode_chat(load_tokenizer(path), [ASK, SAY])
+
+
+@pytest.mark.parametrize(
+    "asking",
+    ["{% set now = strftime_now %}{{ now('%d') }}", "{% set f = '%d' %}{{ strftime_now (f) }}"],
+)
+def test_a_date_that_cannot_be_pinned_is_refused(tmp_path, asking):
+    path = save_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>", "<|fim_pad|>"], "<|im_end|>")
+    (tmp_path / "chat_template.jinja").write_text(asking + CHATML)
+    with pytest.raises(InputError, match="prints today's date"):
+        encode_chat(load_tokenizer(path), [ASK, SAY])
 
 
 def test_an_own_template_and_pad_token_are_kept(tmp_path):

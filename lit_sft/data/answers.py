@@ -1,0 +1,195 @@
+"""Where an answer stands in a rendering, and the thoughts before it.
+
+Some generation prompts open the thoughts: they end in `<think>` and a line break. A model then says
+its thoughts, the closing mark, and the answer, whatever the template makes of a turn that is past.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from lit_sft.errors import InputError
+from lit_sft.types import Message
+
+KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message that hold the thoughts before its content."""
+OPENING, CLOSING = "<think>", "</think>"
+BLOCK = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
+"""What Qwen3's template sets before the last answer, empty where there are no thoughts."""
+OPENED_BLOCK = re.compile(r"(.*?)</think>", re.DOTALL)
+"""The rest of a block that the generation prompt has opened."""
+BETWEEN = "\n</think>\n\n"
+"""What closes the thoughts where the template does not say it: models of this kind all write it."""
+
+
+class Span(NamedTuple):
+    """Where an assistant turn stands in the rendered text, in characters."""
+
+    start: int
+    """The first character that the model must generate."""
+    stop: int
+    """The first character of the stop token."""
+
+
+class Reading(NamedTuple):
+    """A message, divided into what is thought and what is answered."""
+
+    thoughts: str
+    """Without white space around them."""
+    answer: str
+
+
+def find_opening(prompt: str) -> int:
+    """Return where a generation prompt opens the thoughts, or -1 where it does not."""
+    tail = prompt.rstrip()
+    return len(tail) - len(OPENING) if tail.endswith(OPENING) else -1
+
+
+def closes_thoughts(prompt: str) -> bool:
+    """Return whether a generation prompt ends in a block of thoughts, as where they are off."""
+    return prompt.rstrip().endswith(CLOSING)
+
+
+def match_own(message: Message, is_opened: bool) -> re.Match[str] | None:
+    """Return the thoughts that open the content of a message, its first group.
+
+    Args:
+        message: Of the assistant.
+        is_opened: Whether its generation prompt opens the thoughts, so that a content without other
+            thoughts may go on with them, up to the closing mark.
+    """
+    content = message["content"]
+    may_go_on = is_opened and not _list_thoughts(message)
+    return BLOCK.match(content) or (OPENED_BLOCK.match(content) if may_go_on else None)
+
+
+def list_readings(message: Message, is_opened: bool) -> list[Reading]:
+    """Return the ways in which a message can be read, the likeliest first.
+
+    Args:
+        message: Of the assistant.
+        is_opened: As for `match_own`.
+    """
+    content = message["content"]
+    if own := match_own(message, is_opened):
+        return [Reading(own[1].strip(), content[own.end() :])]
+    # An empty block is what some templates write where there are no thoughts that they know.
+    return [Reading(thoughts, content) for thoughts in [*_list_thoughts(message), ""]]
+
+
+def _list_thoughts(message: Message) -> list[str]:
+    """Return what the keys for thoughts hold."""
+    return [text for key in KEYS if (text := str(message.get(key) or "").strip())]
+
+
+def list_places(
+    text: str, start: int, message: Message, is_opened: bool
+) -> Iterator[tuple[int, str]]:
+    """Yield where the answer may stand in `text[start:]`, and which answer.
+
+    Args:
+        text: As the template writes it.
+        start: Behind the generation prompt.
+        message: Of the assistant.
+        is_opened: Whether that prompt opens the thoughts; the answer then stands behind their end.
+    """
+    if block := (OPENED_BLOCK if is_opened else BLOCK).match(text, start):
+        for thoughts, answer in list_readings(message, is_opened):
+            if block[1].strip() == thoughts:
+                yield block.end(), answer
+    if not is_opened:
+        yield start, message["content"]
+
+
+def list_bare_places(text: str, start: int, reading: Reading) -> Iterator[tuple[int, str]]:
+    """Yield where an answer may stand behind the head of a turn, whatever became of its thoughts.
+
+    Args:
+        text: As the template writes it.
+        start: Behind the generation prompt less what opens the thoughts.
+        reading: Of the message.
+    """
+    for pattern in (BLOCK, OPENED_BLOCK):
+        block = pattern.match(text, start)
+        if block and block[1].strip() in ("", reading.thoughts):
+            yield block.end(), reading.answer
+    yield start, reading.answer
+
+
+def locate_answer(
+    text: str, places: Iterable[tuple[int, str]], control: re.Pattern[str]
+) -> Span | None:
+    """Return the first place that has its answer and then a stop token, up to that token.
+
+    After the stop token nothing but white space and further control tokens may follow.
+    """
+    for place, _, end in _find_said(text, places):
+        stop = len(text) - len(text[end:].lstrip())
+        if control.match(text, stop) and not control.sub("", text[stop:]).strip():
+            return Span(place, stop)
+    return None
+
+
+def _find_said(text: str, places: Iterable[tuple[int, str]]) -> Iterator[tuple[int, int, int]]:
+    """Yield the place, the start and the end of answers, which the template may have stripped."""
+    for place, answer in places:
+        for said in (answer, answer.rstrip(), answer.lstrip(), answer.strip()):
+            at = text.find(said, place)
+            if at >= 0 and not text[place:at].strip():
+                yield place, at, at + len(said)
+
+
+def explain_answer(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    start: int,
+    places: Iterable[tuple[int, str]],
+    turn: int,
+) -> InputError:
+    """Return the error of a turn whose text is not the answer and then a stop token."""
+    what = f"message {turn} (assistant): expected the answer and then a stop token, but the chat"
+    added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+    for _, at, end in _find_said(text, places):
+        last = text[end:].strip()
+        if at == end or not re.fullmatch(r"\S{1,30}", last):
+            continue
+        if last not in added:
+            return InputError(
+                f"{what} template ends it with {last!r}, which is text to this tokenizer and no "
+                "special token; set a data.chat_template that ends a turn with one, such as "
+                f"{tokenizer.eos_token!r}"
+            )
+        if not added[last].special:
+            return InputError(
+                f"{what} template ends it with {last!r}, which the tokenizer does not mark as "
+                "special; mark it so in the added_tokens of tokenizer.json and in the "
+                "added_tokens_decoder of tokenizer_config.json, or set another data.chat_template"
+            )
+    return InputError(
+        f"{what} template renders {text[start:]!r:.120}; use another data.chat_template, or give "
+        "the turn weight 0"
+    )
+
+
+def explain_rewriting(message: Message, turn: int, prompt: str) -> InputError:
+    """Return the error of a turn that does not stand behind its prompt, or does not stay there."""
+    what = f"message {turn} (assistant): the chat template"
+    if find_opening(prompt) >= 0:
+        return InputError(
+            f"{what} opens the thoughts in its generation prompt, and shows the turn without them "
+            "once later turns follow, so what the model must say would not stay in its context; "
+            "give it weight 0, train on the last turn alone, or set another data.chat_template"
+        )
+    has_thoughts = bool(list_readings(message, is_opened=False)[0].thoughts)
+    if has_thoughts and closes_thoughts(prompt):
+        return InputError(
+            f"{what} closes the thoughts in its generation prompt (thinking is off), but the "
+            "message has some; remove them, or set a data.chat_template that leaves them open"
+        )
+    return InputError(
+        f"{what} renders it differently once later turns follow, or not after its own generation "
+        "prompt, so what the model must say is not defined; give it weight 0, or set another "
+        "data.chat_template"
+    )
