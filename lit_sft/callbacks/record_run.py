@@ -20,9 +20,21 @@ class RecordRun(pl.Callback):
     sent what it lacks of the rows before.
     """
 
+    def __init__(self) -> None:
+        self._resumed_from = 0
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note the position; the trainer's own is set later, after all of its hooks."""
+        self._resumed_from = checkpoint["global_step"]
+
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hand the record to every logger."""
+        """Hand the record to every logger, and take up the figures.
+
+        A run that has no step left starts no training, and still has what it logged to send.
+        """
         data = trainer.datamodule  # type: ignore[attr-defined]
         config = Path(trainer.default_root_dir) / "config.yaml"
         record: dict[str, Any] = {
@@ -33,15 +45,11 @@ class RecordRun(pl.Callback):
         }
         for logger in trainer.loggers:
             logger.log_hyperparams(record)
-
-    @rank_zero_only
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take up the figures; the position of a resumed run is known only now."""
-        if trainer.global_step == 0:
+        if self._resumed_from == 0:
             return
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
-                logger.resume_from(trainer.global_step)
+                logger.resume_from(self._resumed_from)
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
                 logger.catch_up(Path(trainer.default_root_dir) / METRICS)

@@ -70,7 +70,8 @@ class Summary(pl.Callback):
             )
         root = Path(trainer.default_root_dir)
         print(describe_change(root / "logs" / "metrics.csv"))
-        print(describe_answers(root / "logs" / "generations.jsonl", self.samples), end="")
+        answers = root / "logs" / "generations.jsonl"
+        print(describe_answers(answers, self.samples, trainer.global_step), end="")
         print("\n".join(f"wrote {root / path}" for path in WRITTEN if (root / path).exists()))
 
 
@@ -93,12 +94,16 @@ def describe_change(metrics: Path) -> str:
     )
 
 
-def describe_answers(generations: Path, count: int) -> str:
-    """Return some answers of the last evaluation, each with its question and verdict."""
+def describe_answers(generations: Path, count: int, step: int) -> str:
+    """Return some answers of the last evaluation up to a step, with their questions and verdicts.
+
+    A run may end at an earlier checkpoint than it had come to.
+    """
     if not generations.is_file():
         return ""
     answers = [json.loads(line) for line in generations.read_text(encoding="utf-8").splitlines()]
-    last = [answer for answer in answers if answer["step"] == answers[-1]["step"]]
+    latest = max((answer["step"] for answer in answers if answer["step"] <= step), default=None)
+    last = [answer for answer in answers if answer["step"] == latest]
     texts = [
         f"\n[{answer['verdict']}] {answer['question']}\n{_indent(answer['output'])}\n"
         for answer in last[:count]

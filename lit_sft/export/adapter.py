@@ -32,7 +32,8 @@ def save_adapter(
     """
     config: Any
     for config in model.peft_config.values():
-        config.target_modules = sorted(config.target_modules)
+        if not isinstance(config.target_modules, str):  # a regular expression stays as it is
+            config.target_modules = sorted(config.target_modules)
         config.base_model_name_or_path = name_source(card.base_model)
         config.inference_mode = True
     with replace_folder(folder) as staged:

@@ -11,10 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lit_sft.errors import InputError, require
+from lit_sft.model.adapter_config import name_token_layers
 from lit_sft.model.qlora import Lora
-from lit_sft.model.targets import find_targets, list_adapted
+from lit_sft.model.targets import find_targets
 from lit_sft.model.token_rows import find_frozen_layer
-from lit_sft.paths import is_local, locate, require_folder
+from lit_sft.paths import locate
 
 PROVENANCE = "lit_sft.json"
 """In an adapter's folder: what the adapter was trained on, so that a wrong base is found out."""
@@ -40,7 +41,7 @@ def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = (
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=find_targets(model, lora.target_modules),
-        trainable_token_indices=_name_token_layers(model, token_ids) if token_ids else None,
+        trainable_token_indices=name_token_layers(model, token_ids) if token_ids else None,
         task_type="CAUSAL_LM",
     )
     try:
@@ -51,63 +52,6 @@ def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = (
         if parameter.requires_grad:  # PEFT leaves the token rows in the dtype of the base
             parameter.data = parameter.data.float()
     return adapted
-
-
-def read_adapter_config(adapter: str) -> dict[str, Any]:
-    """Return the config of an adapter's folder or Hub id; no weights are touched.
-
-    Raises:
-        InputError: If there is none.
-    """
-    if is_local(adapter):
-        for name in ("adapter_config.json", "adapter_model.safetensors"):  # never a pickle
-            require_folder(adapter, holding=name, option="model.adapter")
-    from peft import PeftConfig
-
-    try:
-        config: dict[str, Any] = PeftConfig.from_pretrained(locate(adapter)).to_dict()
-    except Exception as error:  # peft raises ValueError, OSError, KeyError, TypeError here
-        raise InputError(
-            f"model.adapter: no adapter could be read from {adapter!r} "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    return config
-
-
-def read_adapter_tokens(adapter: str) -> list[int]:
-    """Return the token ids whose rows an adapter has trained."""
-    layers = read_adapter_config(adapter).get("trainable_token_indices") or []
-    return list(next(iter(layers.values())) if isinstance(layers, dict) else layers)
-
-
-def require_same_lora(
-    adapter: str, config: dict[str, Any], lora: Lora, base: PreTrainedModel
-) -> None:
-    """Raise `InputError` unless an adapter has the shape that the options ask for.
-
-    Args:
-        adapter: Its folder or Hub id.
-        config: Its `adapter_config.json`.
-        lora: The options.
-        base: What it is attached to, with weights or without.
-    """
-    unlike = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
-    extras = [name for name in unlike if config.get(name)]
-    require(
-        not extras, f"model.adapter: {adapter!r} uses {', '.join(extras)}, which is unknown here"
-    )
-    targets, own_targets = config["target_modules"], find_targets(base, lora.target_modules)
-    there: dict[str, Any] = {"r": config["r"], "alpha": config["lora_alpha"]}
-    here: dict[str, Any] = {"r": lora.r, "alpha": lora.alpha}
-    if list_adapted(base, targets) != list_adapted(base, own_targets):
-        there["target_modules"] = targets if isinstance(targets, str) else sorted(targets)
-        here["target_modules"] = own_targets
-    differing = [
-        f"{key} is {there[key]}, model.lora says {here[key]}"
-        for key in here
-        if here[key] != there[key]
-    ]
-    require(not differing, f"model.adapter: of {adapter!r} {'; '.join(differing)}")
 
 
 def load_adapter(model: Any, adapter: str) -> None:
@@ -179,12 +123,3 @@ def _require_same_base(model: Any, adapter: str) -> None:
         f"model.adapter: {adapter!r} was trained on another base, {there.get('base_model')!r} "
         f"(fingerprint {str(there.get('base_sha256'))[:12]}; here it is {here[:12]})",
     )
-
-
-def _name_token_layers(model: PreTrainedModel, token_ids: Sequence[int]) -> dict[str, list[int]]:
-    """Return the layers whose rows are trained; of a tied pair PEFT wraps both for one name."""
-    layers = [model.get_input_embeddings()]
-    if not model.config.tie_word_embeddings:
-        layers.append(model.get_output_embeddings())
-    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
-    return {names[id(layer)]: list(token_ids) for layer in layers}

@@ -6,7 +6,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.errors import require
-from lit_sft.model.adapter import attach_lora, load_adapter, read_adapter_tokens
+from lit_sft.model.adapter import attach_lora, load_adapter
+from lit_sft.model.adapter_config import read_adapter_tokens
 from lit_sft.model.lora import fuse_lora
 from lit_sft.model.qlora import Lora, Quantization, load_base
 from lit_sft.model.recompute import find_layers

@@ -16,7 +16,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from lit_sft.data.prompts import find_stop_ids
 from lit_sft.errors import InputError, require
 from lit_sft.evaluation.generate import Generation, evaluating, generate_greedy
-from lit_sft.model.adapter import read_adapter_config, require_same_lora, require_same_shapes
+from lit_sft.model.adapter import require_same_shapes
+from lit_sft.model.adapter_config import read_adapter_config, require_same_lora
 from lit_sft.model.attention import use_attention
 from lit_sft.model.build import build_model
 from lit_sft.model.determinism import any_kernels, settle, spare_fills

@@ -45,17 +45,20 @@ def find_targets(model: Any, wanted: str | Sequence[str]) -> list[str] | str:
     return _shorten(found, layers)
 
 
-def list_adapted(model: Any, targets: str | Sequence[str]) -> set[str]:
-    """Return the full names of the linear layers that PEFT adapts for what it is told.
+def list_adapted(model: Any, targets: str | Sequence[str], **others: Any) -> set[str]:
+    """Return the full names of the modules that PEFT adapts for what it is told, by its own rule.
 
     Args:
         model: A model of transformers.
         targets: As `find_targets` returns it, or as `adapter_config.json` holds it.
+        others: `exclude_modules`, `layers_to_transform` and `layers_pattern`, likewise.
     """
-    layers = _list_linear_layers(model)
-    if isinstance(targets, str):
-        return {name for name in layers if re.fullmatch(targets, name)}
-    return set().union(*(_select(ending, layers) for ending in targets))
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = LoraConfig(target_modules=targets, **others)  # type: ignore[arg-type]
+    names = (name for name, _ in model.named_modules() if name)
+    return {name for name in names if check_target_module_exists(config, name)}
 
 
 def _list_linear_layers(model: Any) -> list[str]:

@@ -169,3 +169,11 @@ class OutOfMemoryInEvaluation(pl.Callback):
             return generate(*args, **kwargs)
 
         pl_module.generate = fail
+
+
+class KillAtTheEnd(pl.Callback):
+    """After the last checkpoint, before the adapter is written; in a run that was extended."""
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        if trainer.global_step > 6:
+            strike_once(trainer, f"end{trainer.global_step}")

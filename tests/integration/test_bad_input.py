@@ -110,6 +110,23 @@ def test_a_broken_row(fails, data_folder, line, says):
     fails(says=says)
 
 
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"init_lora_weights": "pissa"}, "has init_lora_weights: pissa (PEFT converts one that"),
+        ({"alora_invocation_tokens": [7]}, "has alora_invocation_tokens: [7], which is not compu"),
+        ({"peft_type": "IA3", "r": None}, "has peft_type: IA3"),
+    ],
+)
+def test_an_adapter_that_is_no_plain_lora(fails, tmp_path, config, says):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    plain = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 32, "lora_alpha": 64}
+    (folder / "adapter_config.json").write_text(json.dumps(plain | config))
+    (folder / "adapter_model.safetensors").write_text("not read")
+    fails("--model.adapter", folder, says=says, not_yet="split ")
+
+
 def test_an_empty_split(fails, data_folder):
     (data_folder / "train.jsonl").write_text("")
     fails(says="train.jsonl: holds no rows")

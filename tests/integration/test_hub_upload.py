@@ -12,8 +12,11 @@ from command import ROOT, Outcome, lit_sft_from_scratch
 from hub_server import DROP, VANISH, HubServer, serve_hub
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from safetensors.torch import load
 from small_run import fit_options, isolated
 from transformers import AutoModelForCausalLM
+
+from lit_sft.checkpoint import AtomicCheckpointIO
 
 SEVERAL = """
 import json, sys
@@ -63,6 +66,11 @@ def failed(hub: HubServer, tiny_base: Path, tmp_path_factory) -> dict[str, tuple
     commands = [
         ["fit", *fit_options(tiny_base, root / name), *upload_to(name)] for name in repositories
     ]
+    parts = run_all(commands, root, hub)
+    return {name: (root / name, part) for name, part in zip(repositories, parts, strict=True)}
+
+
+def run_all(commands: list[list[str]], root: Path, hub: HubServer) -> list[Outcome]:
     done = subprocess.run(
         [sys.executable, "-c", SEVERAL, json.dumps(commands)],
         cwd=ROOT,
@@ -73,7 +81,7 @@ def failed(hub: HubServer, tiny_base: Path, tmp_path_factory) -> dict[str, tuple
         timeout=600,
         check=True,
     )
-    return {name: (root / name, part) for name, part in zip(repositories, split(done), strict=True)}
+    return split(done)
 
 
 def upload_to(repository: str) -> list[str]:
@@ -124,6 +132,22 @@ def test_uploaded_card_has_metrics_and_config_and_no_place(hub, uploaded, tiny_b
     assert "val/loss" in names
     assert "max_steps: 4" in card.text
     assert str(tiny_base.parent) not in card.content
+
+
+def test_a_resumed_run_with_no_step_left_uploads_the_adapter_it_ended_with(
+    hub, tiny_base, tmp_path
+):
+    root = tmp_path / "run"
+    earlier = root / "checkpoints" / "previous.ckpt"
+    again = ["fit", *fit_options(tiny_base, root), f"--ckpt_path={earlier}", *upload_to("me/back")]
+    first, second = run_all([["fit", *fit_options(tiny_base, root, 6)], again], tmp_path, hub)
+    assert (first.status, second.status) == (0, 0), second.stderr
+    assert "for 4 optimizer steps" in hub.files["me/back"]["README.md"].decode()
+    uploaded = load(hub.files["me/back"]["adapter_model.safetensors"])
+    state = AtomicCheckpointIO().load_checkpoint(earlier)["state_dict"]
+    for name, weight in uploaded.items():
+        if "lora_" in name:
+            assert weight.equal(state[f"_model.{name.replace('.weight', '.default.weight')}"]), name
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,20 @@ def test_killed_run_goes_on_as_the_same_run_without_gap_or_repetition(killed, ar
     assert sent == pytest.approx({step: losses[step] for step in range(arrived + 1, 8)})
 
 
+def test_a_resumed_run_with_no_step_left_sends_what_was_lost(killed, tmp_path):
+    folder, server, fit = killed
+    root = tmp_path / "run"
+    shutil.copytree(folder, root, symlinks=True)
+    name = (root / "wandb" / "run_id").read_text()
+    server.history[name] = [{"_step": 1}, {"_step": 2}]
+    outcome = fit(root, "--ckpt_path=last", "--trainer.max_steps=4")
+    assert outcome.status == 0, outcome.stderr
+    assert "all 4 steps were taken before" in outcome.stdout
+    assert [row["_step"] for row in server.history[name]] == [1, 2, 3, 4]
+    sent = {row["_step"]: row["train/loss"] for row in server.history[name][2:]}
+    assert sent == pytest.approx({step: read_losses(root)[step] for step in (3, 4)})
+
+
 def test_login_that_the_server_refuses_is_found_before_training(tiny_base, tmp_path):
     with serve_wandb() as server:
         server.status = 401

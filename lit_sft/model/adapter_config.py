@@ -1,0 +1,196 @@
+"""What an adapter says it is, in `adapter_config.json`: computed as said, or refused by name."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from lit_sft.errors import InputError, require
+from lit_sft.model.qlora import Lora
+from lit_sft.model.targets import find_targets, list_adapted
+from lit_sft.paths import is_local, locate, require_folder
+
+CONFIG = "adapter_config.json"
+HONOURED = frozenset({"r", "lora_alpha", "trainable_token_indices"})
+"""Fields that the adapter here is compared with, besides those of `TARGETING`."""
+TARGETING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+"""Fields that say which layers are adapted, all four together."""
+NEUTRAL = frozenset(
+    {
+        *("base_model_name_or_path", "revision", "auto_mapping", "peft_version"),
+        # Of a run, which has its own; of a layer, which PEFT asks for the order of its weights.
+        *("inference_mode", "runtime_config", "lora_dropout", "fan_in_fan_out"),
+        # Read where init_lora_weights, use_qalora or megatron_config turn them on, alone.
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+        *("qalora_group_size", "megatron_core"),
+        # Of layers outside the attention and the MLP, which PEFT ties without it too.
+        "ensure_weight_tying",
+    }
+)
+"""Fields that change no number."""
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Ways to initialise A and B that leave the base as it is, and train both.
+
+`pissa`, `olora`, `corda`, `lora_ga` and `loftq` take a part out of the base's weights, which a file
+of A and B does not hold; `mica` trains A alone. An adapter that PEFT has converted to plain LoRA
+says True.
+"""
+
+
+def read_adapter_config(adapter: str) -> dict[str, Any]:
+    """Return the config of an adapter's folder or Hub id as it stands; no weights are touched.
+
+    PEFT's own reader drops what it does not know.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if is_local(adapter):
+        for name in (CONFIG, "adapter_model.safetensors"):  # never a pickle
+            require_folder(adapter, holding=name, option="model.adapter")
+    try:
+        if is_local(adapter):
+            path = Path(locate(adapter)) / CONFIG
+        else:
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(adapter, CONFIG))
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except Exception as error:  # of the client, of its HTTP library, of the file
+        raise InputError(
+            f"model.adapter: no adapter could be read from {adapter!r} "
+            f"({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
+        ) from error
+    require(
+        isinstance(config, dict),
+        f"model.adapter: expected a JSON object in {CONFIG} of {adapter!r}, found "
+        f"{type(config).__name__}",
+    )
+    return dict(config)
+
+
+def name_token_layers(
+    model: PreTrainedModel, token_ids: Sequence[int], also_tied: bool = False
+) -> dict[str, list[int]]:
+    """Return the layers whose rows are trained, as `trainable_token_indices` names them.
+
+    Args:
+        model: The base, with weights or without.
+        token_ids: The rows.
+        also_tied: Whether the head of a tied pair is named; PEFT wraps both for one name.
+    """
+    layers = [model.get_input_embeddings()]
+    if also_tied or not model.config.tie_word_embeddings:
+        layers.append(model.get_output_embeddings())
+    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+    return {names[id(layer)]: list(token_ids) for layer in layers}
+
+
+def read_adapter_tokens(adapter: str) -> list[int]:
+    """Return the token ids whose rows an adapter has trained, in its order."""
+    layers = read_adapter_config(adapter).get("trainable_token_indices") or []
+    return list(next(iter(layers.values())) if isinstance(layers, dict) else layers)
+
+
+def require_plain_lora(adapter: str, config: Mapping[str, Any]) -> None:
+    """Raise `InputError` unless an adapter is computed as LoRA alone, on the base as it is.
+
+    Whatever is not known to be honoured or to change no number has to have PEFT's default, and what
+    the installed PEFT does not know has to be empty: an adapter of a release to come is refused
+    rather than computed as something else.
+
+    Args:
+        adapter: Its folder or Hub id.
+        config: Its `adapter_config.json`.
+    """
+    kind, task = config.get("peft_type"), config.get("task_type")
+    unlike = [f"peft_type: {kind}"] if kind != "LORA" else []
+    if task not in ("CAUSAL_LM", None):  # PEFT computes what names no task alike
+        unlike.append(f"task_type: {task}")
+    from peft import LoraConfig
+
+    defaults = LoraConfig().to_dict()
+    for name in sorted(config.keys() - {"peft_type", "task_type", "init_lora_weights"}):
+        value, default = config[name], defaults.get(name)
+        is_known = name in HONOURED or name in TARGETING or name in NEUTRAL
+        if not is_known and value != default and (value or default):
+            unlike.append(f"{name}: {json.dumps(value):.60}")
+    start = config.get("init_lora_weights", True)
+    if start not in PLAIN_STARTS:
+        unlike.append(
+            f"init_lora_weights: {start} (PEFT converts one that changed the base to plain LoRA: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...))"
+        )
+    require(
+        not unlike,
+        f"model.adapter: expected plain LoRA of a causal language model, but {adapter!r} has "
+        f"{'; '.join(unlike)}, which is not computed here; train or merge it with PEFT",
+    )
+
+
+def require_same_lora(
+    adapter: str, config: Mapping[str, Any], lora: Lora, base: PreTrainedModel
+) -> None:
+    """Raise `InputError` unless an adapter has the shape that the options ask for.
+
+    Args:
+        adapter: Its folder or Hub id.
+        config: Its `adapter_config.json`.
+        lora: The options.
+        base: What it is attached to, with weights or without.
+    """
+    require_plain_lora(adapter, config)
+    there = {"r": config.get("r", 8), "alpha": config.get("lora_alpha", 8)}  # PEFT's defaults
+    here = {"r": lora.r, "alpha": lora.alpha}
+    differing = [
+        f"{key} is {there[key]}, model.lora says {here[key]}"
+        for key in here
+        if here[key] != there[key]
+    ]
+    targeting = {name: config[name] for name in TARGETING if config.get(name) not in (None, [], "")}
+    own = find_targets(base, lora.target_modules)
+    theirs, ours = _list_theirs(adapter, targeting, base), list_adapted(base, own)
+    if theirs != ours:
+        said = ", ".join(f"{name} {_in_order(value)}" for name, value in targeting.items())
+        differing.append(
+            f"{len(theirs)} layers are adapted ({said or 'no target_modules'}), by model.lora "
+            f"{len(ours)} (target_modules {own}); one that differs is {min(theirs ^ ours)}"
+        )
+    require(not differing, f"model.adapter: of {adapter!r} {'; '.join(differing)}")
+    _require_same_token_layers(adapter, config.get("trainable_token_indices"), base)
+
+
+def _require_same_token_layers(adapter: str, given: Any, base: PreTrainedModel) -> None:
+    """Raise `InputError` unless token rows are trained in the layers where they are here."""
+    if not given:
+        return
+    tokens = list(next(iter(given.values())) if isinstance(given, dict) else given)
+    expected = name_token_layers(base, tokens)
+    rows = given if isinstance(given, dict) else {next(iter(expected)): tokens}
+    rows = {name.rpartition(".")[2]: list(ids) for name, ids in rows.items()}
+    both = name_token_layers(base, tokens, also_tied=True)
+    require(
+        rows in (expected, both),
+        f"model.adapter: of {adapter!r} trainable_token_indices is {json.dumps(given):.120}; "
+        f"expected the same rows of {' and '.join(expected)}",
+    )
+
+
+def _list_theirs(adapter: str, targeting: Mapping[str, Any], base: PreTrainedModel) -> set[str]:
+    """Return the full names of the modules that an adapter says it adapts."""
+    targets, *others = (targeting.get(name) for name in TARGETING)
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        targets = find_targets(base, "all-linear")
+    try:
+        return list_adapted(base, targets or [], **dict(zip(TARGETING[1:], others, strict=True)))
+    except (ValueError, TypeError, re.error) as error:
+        raise InputError(
+            f"model.adapter: {adapter!r} does not say which layers it adapts ({error})"
+        ) from error
+
+
+def _in_order(value: Any) -> Any:
+    return sorted(value) if isinstance(value, list) else value
