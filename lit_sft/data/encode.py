@@ -120,7 +120,7 @@ def encode_and_report(
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Encode what comes before the last assistant turn, ready for the model to answer.
+    """Encode what comes before the answer that ends a conversation, ready for the model to answer.
 
     Returns:
         Token ids `[tokens]`, rendered by the same template as training, generation prompt included.

@@ -22,10 +22,13 @@ from lit_sft.types import Message
 
 OnLostField = Literal["error", "drop"]
 
-CALLS = ("tool_calls", "function_call")
-OTHERS = ("name", "tool_call_id", "tools", "functions", "refusal", "images", "audio")
-FIELDS = frozenset({*CALLS, *THOUGHTS, *OTHERS})
-"""Keys of a message, beside its role and content, whose value says something to the model."""
+CALLS = re.compile(r"calls?$")
+"""In the names of fields that hold calls."""
+MEANING = re.compile(
+    r"call|tool|function|think|thought|reason|refusal|document|context|citation|image|audio|video"
+    r"|^(name|parts)$"
+)
+"""In the names of fields, beside role and content, whose value says something to the model."""
 OPENING_THOUGHTS = re.compile(r"(\s*(?:<think>)?)(.*?)</think>", re.DOTALL)
 """Thoughts before an answer; some templates open them in the prompt."""
 LINKS = ("id", "type", "index")
@@ -41,6 +44,8 @@ class LostField(NamedTuple):
     field: str
     is_learnt: bool
     """Whether it is of an assistant turn that carries loss."""
+    is_alone: bool
+    """Whether the turn has no content beside it."""
 
     @property
     def name(self) -> str:
@@ -71,7 +76,7 @@ def find_lost_fields(tokenizer: PreTrainedTokenizerBase, chat: RenderedChat) -> 
         tokenizer: With the template that rendered it.
         chat: As `render_conversation` returns it.
     """
-    if max(map(len, chat.messages)) == 2 or not any(FIELDS & x.keys() for x in chat.messages):
+    if max(map(len, chat.messages)) == 2 or not any(map(_list_fields, chat.messages)):
         roles = tuple([message["role"] for message in chat.messages])
         around = _read_around(tokenizer, str(tokenizer.chat_template), roles)
         if around and _is_whole(around, chat.messages, chat.written):
@@ -92,22 +97,26 @@ def find_lost_fields(tokenizer: PreTrainedTokenizerBase, chat: RenderedChat) -> 
                 _try_to_render(tokenizer, messages[: leaf.turn + 1]) or ""
             )
         if not is_written:
-            role = chat.messages[leaf.turn]["role"]
-            lost[leaf.turn, leaf.field] = LostField(leaf.turn, role, leaf.field, is_learnt)
+            message = chat.messages[leaf.turn]
+            lost[leaf.turn, leaf.field] = LostField(
+                *(leaf.turn, message["role"], leaf.field, is_learnt),
+                is_alone=not message["content"].strip(),
+            )
     return list(lost.values())
 
 
 def refuse_lost_fields(lost: Sequence[LostField], on_lost_field: OnLostField) -> None:
     """Raise `InputError` for the first field that may not be lost.
 
-    A call of a turn that carries loss never may: without it, the turn would teach to say nothing.
+    Of a turn that carries loss, a call never may, nor what stands without content: without it, the
+    turn would teach to say nothing.
     """
     for found in lost:
         what = f"message {found.turn} ({found.role}): the chat template does not write its"
         require(
-            not (found.field in CALLS and found.is_learnt),
+            not (found.is_learnt and (found.is_alone or CALLS.search(found.field))),
             f"{what} {found.field}, so that the turn would be learnt as silence; give it weight 0, "
-            "or set a data.chat_template that writes calls",
+            "or set a data.chat_template that writes it",
         )
         require(
             on_lost_field == "drop",
@@ -151,6 +160,11 @@ def _is_whole(around: Sequence[str], messages: Sequence[Message], text: str) -> 
                 return False
         at += len(said) + len(behind)
     return at == len(text)
+
+
+def _list_fields(message: Message) -> list[str]:
+    """Return the keys of a message, beside role and content, that say something to the model."""
+    return sorted(key for key in message if len(key) > 3 and MEANING.search(key))
 
 
 class _StandIns:
@@ -208,7 +222,7 @@ def _replace_fields(chat: RenderedChat) -> tuple[list[Message], list[_Leaf]]:
     messages: list[Any] = []
     for turn, message in enumerate(chat.messages):
         replaced: dict[str, Any] = dict(message)
-        for field in sorted(FIELDS & message.keys()):
+        for field in _list_fields(message):
             if (turn, field) not in implied:
                 replaced[field] = stand_ins.put_all(replaced[field], turn, field)
         if turn not in chat.learnt:

@@ -106,14 +106,14 @@ def render_conversation(
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> RenderedChat:
-    """Render what comes before the last assistant turn, generation prompt included.
+    """Render what comes before the answer that ends a conversation, if one does; and the prompt.
 
     Raises:
         InputError: If a message is malformed, or the template refuses the conversation.
     """
-    check_messages(messages)
-    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    turns = strip_keys(messages[:last])
+    check_messages(messages, is_prompt=True)
+    is_answered = messages[-1]["role"] == "assistant"
+    turns = strip_keys(messages[:-1] if is_answered else messages)
     safe = _break_up_control_tokens(tokenizer, turns)
     text, _ = render_turns(tokenizer, safe, add_generation_prompt=True)
     return RenderedChat(text, [], safe is not turns, safe, frozenset(), text)
