@@ -8,7 +8,8 @@ from typing import NamedTuple
 from lit_sft.data.dataset import EncodedRows
 from lit_sft.data.duplicates import Repeat, find_repeats
 from lit_sft.data.encode import encode_chat
-from lit_sft.data.failures import FailedRows, name_error
+from lit_sft.data.failures import FailedRows, describe_failures, name_error
+from lit_sft.data.failures import Failure as RowFailure
 from lit_sft.data.rows import ChatRows
 from lit_sft.data.splits import (
     Conversation,
@@ -125,7 +126,14 @@ def _encode_split(
     failures: list[Failure],
 ) -> _Split:
     unique = data.remove_repeats(conversations, repeats) if split == "train" else conversations
-    encoded, names = _encode_each(data, split, unique, failures)
+    try:
+        encoded, names = _encode_each(data, split, unique, failures)
+    except InputError as error:  # such as that all others are too long
+        failed = [RowFailure(x.row, x.reason) for x in failures if x.split == split]
+        if not failed:
+            raise
+        told = describe_failures(failed, len(conversations))
+        raise InputError(f"{told}; of the others: {error}") from error
     return _Split(conversations, len(conversations) - len(unique), encoded, names)
 
 

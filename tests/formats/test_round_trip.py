@@ -20,7 +20,7 @@ SAID = TEXT.filter(lambda text: text.strip() and text not in ("null", "[]", "{}"
 
 @st.composite
 def conversations(draw):
-    """Turns that alternate after a system prompt or none; an answer may say that it is not learnt."""
+    """Turns that alternate, after a system prompt or none; answers may be marked."""
     turns = []
     for _ in range(draw(st.integers(1, 3))):
         marks = draw(st.sampled_from([{}, {}, {"weight": 0}, {"weight": 1}]))

@@ -10,7 +10,9 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from lit_sft import ChatFile
 from lit_sft.data.rows import ChatRows
+from lit_sft.errors import InputError
 from lit_sft.inspect.collect import Choice, inspect_data
 from lit_sft.inspect.page import render_page
 from lit_sft.inspect.text import print_report, show_whitespace
@@ -181,3 +183,17 @@ def test_rows_that_training_does_not_see_say_why(tiny_tokenizer, tmp_path):
     assert (ledger.rows, ledger.kept, ledger.dropped, ledger.duplicates) == (4, 1, 1, 2)
     assert report.splits["train"].too_long == ["train row 0"]
     assert [row.name for row in report.rows] == ["train row 1"]
+
+
+def test_all_reasons_are_told_where_nothing_is_left(tiny_tokenizer, tmp_path):
+    """Nine rows have no answer, and the tenth is too long: its length alone would mislead."""
+    rows = [{"question": "q"}] * 9 + [{"question": "q" * 900, "answer": "a"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ChatRows(
+        ChatFile(str(path)), tokenizer=str(tiny_tokenizer), cache_dir=str(tmp_path), val_rows=0
+    )
+    with pytest.raises(InputError) as caught:
+        inspect_data(data, Choice())
+    assert "9 of 10 rows fail: 8 more so (train row 1, train row 2" in str(caught.value)
+    assert "of the others: all 1 rows, from train row 9 on, are longer" in str(caught.value)
