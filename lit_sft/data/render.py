@@ -131,6 +131,7 @@ def render_conversation(
             f"the template's generation marks surround {len(regions)} spans, but the assistant "
             f"speaks {len(turns)} times",
         )
+        _check_marked_prompt(tokenizer, _template_of(tokenizer))
     marked = dict(zip(turns, regions, strict=True)) if is_marked else {}
     chat = RenderedChat(text, [], safe is not plain, safe, frozenset(supervised), text)
     for turn in supervised:
@@ -167,6 +168,26 @@ def opens_thoughts(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
     except InputError:
         return False
     return answers.find_opening(prompt) >= 0
+
+
+@lru_cache(maxsize=64)
+def _check_marked_prompt(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    """Raise `InputError` where a marked turn does not stand behind the generation prompt.
+
+    The template is an argument for the cache alone: the tokenizer may be given another.
+    """
+    turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        text, _ = render_turns(tokenizer, turns)
+        prompt, _ = render_turns(tokenizer, turns[:1], add_generation_prompt=True)
+    except InputError:  # some want a system turn
+        return
+    require(
+        text.startswith(prompt) or answers.find_opening(prompt) >= 0,
+        f"the chat template's generation prompt ends in {prompt[-40:]!r}, but it writes "
+        f"{text[-60:]!r} for an answer, so a model would be asked by another prompt than it has "
+        "learnt; make them alike in the template, or set another data.chat_template",
+    )
 
 
 def _check_marks(marked: tuple[int, int] | None, span: Span, turn: int) -> None:
