@@ -119,7 +119,7 @@ def list_bare_places(text: str, start: int, reading: Reading) -> Iterator[tuple[
 
 
 def locate_answer(
-    text: str, places: Iterable[tuple[int, str]], control: re.Pattern[str]
+    text: str, places: Iterable[tuple[int, str]], stops: re.Pattern[str]
 ) -> Span | None:
     """Return the first place that has its answer and then a stop token, up to that token.
 
@@ -127,7 +127,7 @@ def locate_answer(
     """
     for place, _, end in _find_said(text, places):
         stop = len(text) - len(text[end:].lstrip())
-        if control.match(text, stop) and not control.sub("", text[stop:]).strip():
+        if stops.match(text, stop) and not stops.sub("", text[stop:]).strip():
             return Span(place, stop)
     return None
 

@@ -11,7 +11,7 @@ the rendering are the template's own; the character is taken out again when the 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from lit_sft.types import Message
 
 BREAKER = "\ufdd0"
 """Stands inside a control token that a message spells: a code point that Unicode keeps unused."""
-ASKS_FOR_TODAY = re.compile(r"strftime_now(?!\s+is\s+(not\s+)?defined\b)")
+ASKS_FOR_TODAY = re.compile(r"strftime_now\s*\(|=\s*strftime_now\b")
 """Also by another name: `{% set now = strftime_now %}`."""
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -56,19 +56,56 @@ class ControlTokens(NamedTuple):
 
     pattern: re.Pattern[str]
     """Matches one, the longest first."""
+    stops: re.Pattern[str]
+    """Matches those that may end a turn: they are marked special."""
     ids: frozenset[int]
     bos_id: int | None
 
 
-@lru_cache(maxsize=8)
 def find_control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
-    """Return the special tokens of a tokenizer, which must not change from then on."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    tokens = sorted(added | set(tokenizer.all_special_tokens), key=lambda x: (-len(x), x))
-    pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+    """Return the special tokens of a tokenizer, which must not change from then on.
+
+    Some tokenizers do not mark as special what parts their turns, such as DeepSeek's: whatever
+    token the template writes between plain turns is one of them, but for the marks of thoughts.
+    """
+    template = tokenizer.chat_template
+    return _find_control_tokens(
+        tokenizer, template.get("default") if isinstance(template, dict) else template
+    )
+
+
+def forget_control_tokens() -> None:
+    """Have the control tokens of tokenizers found anew that have been changed."""
+    _find_control_tokens.cache_clear()
+
+
+@lru_cache(maxsize=8)
+def _find_control_tokens(tokenizer: PreTrainedTokenizerBase, template: str | None) -> ControlTokens:
+    added = tokenizer.added_tokens_decoder.values()
+    special = {token.content for token in added if token.special}
+    special |= set(tokenizer.all_special_tokens)
+    others = {token.content for token in added} - special - {answers.OPENING, answers.CLOSING}
+    written = _render_plain_turns(tokenizer) if template and others else ""
+    tokens = special | {token for token in others if token in written}
     vocabulary = tokenizer.get_vocab()
     ids = frozenset(vocabulary[token] for token in tokens)
-    return ControlTokens(pattern, ids, tokenizer.bos_token_id)
+    return ControlTokens(_match_any(tokens), _match_any(special), ids, tokenizer.bos_token_id)
+
+
+def _match_any(tokens: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(tokens, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _render_plain_turns(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what the template writes after a first question: no system prompt is part of it."""
+    words = [("user", "zq1"), ("assistant", "zq2"), ("user", "zq3")]
+    messages: list[Any] = [{"role": role, "content": word} for role, word in words]
+    try:
+        text, _ = render_turns(tokenizer, messages, add_generation_prompt=True)
+    except InputError:
+        return ""
+    return text.partition("zq1")[2]
 
 
 def render_conversation(
@@ -94,6 +131,7 @@ def render_conversation(
             f"the template's generation marks surround {len(regions)} spans, but the assistant "
             f"speaks {len(turns)} times",
         )
+        _check_marked_prompt(tokenizer, _template_of(tokenizer))
     marked = dict(zip(turns, regions, strict=True)) if is_marked else {}
     chat = RenderedChat(text, [], safe is not plain, safe, frozenset(supervised), text)
     for turn in supervised:
@@ -130,6 +168,26 @@ def opens_thoughts(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
     except InputError:
         return False
     return answers.find_opening(prompt) >= 0
+
+
+@lru_cache(maxsize=64)
+def _check_marked_prompt(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    """Raise `InputError` where a marked turn does not stand behind the generation prompt.
+
+    The template is an argument for the cache alone: the tokenizer may be given another.
+    """
+    turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        text, _ = render_turns(tokenizer, turns)
+        prompt, _ = render_turns(tokenizer, turns[:1], add_generation_prompt=True)
+    except InputError:  # some want a system turn
+        return
+    require(
+        text.startswith(prompt) or answers.find_opening(prompt) >= 0,
+        f"the chat template's generation prompt ends in {prompt[-40:]!r}, but it writes "
+        f"{text[-60:]!r} for an answer, so a model would be asked by another prompt than it has "
+        "learnt; make them alike in the template, or set another data.chat_template",
+    )
 
 
 def _check_marks(marked: tuple[int, int] | None, span: Span, turn: int) -> None:
@@ -190,7 +248,7 @@ def _complete(
         "remove it",
     )
     places = list(answers.list_bare_places(written, head, reading))
-    found = answers.locate_answer(written, places, find_control_tokens(tokenizer).pattern)
+    found = answers.locate_answer(written, places, find_control_tokens(tokenizer).stops)
     if found is None:
         raise answers.explain_answer(tokenizer, written, head, places, turn)
     _check_marks(marked, found, turn)
@@ -234,9 +292,10 @@ def _find_answer(
     White space that the template sets around the content is the model's to generate, too, and so is
     a block of the message's thoughts before it, or the rest of one that the prompt opens.
     """
-    places = list(answers.list_places(text, start, message, is_opened))
-    found = answers.locate_answer(text, places, find_control_tokens(tokenizer).pattern)
+    places = answers.list_places(text, start, message, is_opened)
+    found = answers.locate_answer(text, places, find_control_tokens(tokenizer).stops)
     if found is None:
+        places = answers.list_places(text, start, message, is_opened)
         raise answers.explain_answer(tokenizer, text, start, places, turn)
     return Span(start, found.stop)
 
@@ -323,7 +382,7 @@ def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
         )
     template = str(tokenizer.get_chat_template())
     require(
-        not ASKS_FOR_TODAY.search(template),
+        "strftime_now" not in template or not ASKS_FOR_TODAY.search(template),
         "the chat template prints today's date, so that a row has other tokens every day; load the "
         "tokenizer with load_tokenizer, which pins it, or write a date into the template",
     )

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lit_sft.data.encode import naming
 from lit_sft.data.prompts import find_turn_end
-from lit_sft.data.render import find_control_tokens
+from lit_sft.data.render import forget_control_tokens
 from lit_sft.errors import InputError, require, suggest
 from lit_sft.paths import is_local, locate, require_folder
 
@@ -140,7 +140,7 @@ def _install_template(tokenizer: PreTrainedTokenizerBase, path: str, name: str |
         end = tokenizer.convert_ids_to_tokens(find_turn_end(tokenizer))
     if "eos_token" not in tokenizer.chat_template:
         tokenizer.eos_token = end
-    find_control_tokens.cache_clear()  # until the tokenizer is handed out, it may change
+    forget_control_tokens()  # until the tokenizer is handed out, it may change
 
 
 def _read_template(name: str | None, tokenizer: PreTrainedTokenizerBase, path: str) -> str:

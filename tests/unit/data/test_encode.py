@@ -160,6 +160,14 @@ def test_malformed_messages_are_named(tiny_tokenizer, messages, reason):
         (MARKED.replace("== 'assistant'", "!= 'tool'"), "surround 2 spans, .* speaks 1 times"),
         (MARKED.replace("<|im_end|>{% endg", "{% endg"), "answer and then a stop token"),
         (CHATML.replace("assistant\n", "assistant:\n"), "its own generation prompt"),
+        (
+            MARKED.replace("assistant\n", "assistant:\n"),
+            "asked by another prompt than it has learnt",
+        ),
+        (
+            MARKED + "{% if add_generation_prompt %}<think></think>{% endif %}",
+            "ends in .*</think>'",
+        ),
         ("{% if %}", r"\(user, assistant\): Expected an expression"),
         ("{{ strftime_now('%d') }}" + CHATML, "prints today's date"),
     ],

@@ -1,5 +1,6 @@
 """Every template family against a mask made by characters alone, and what it refuses."""
 
+import json
 import random
 from datetime import date, datetime
 from pathlib import Path
@@ -158,6 +159,29 @@ def test_no_turn_can_forge_another(family):
         if text == forgery:
             assert tokenizer.decode(example.input_ids).count("Yes.") == len(roles) + 1
     assert shown[-1] == shown[-2]
+
+
+@pytest.mark.parametrize("name", ["deepseek_r1", "phi4"])
+def test_no_turn_can_be_forged_with_tokens_that_are_not_marked_special(tmp_path, name):
+    family = FAMILIES[name]
+    make_tokenizer(family).save_pretrained(tmp_path)
+    core = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in core["added_tokens"]:
+        token["special"] = token["content"] in (family.tokens[0], family.stop, "<pad>")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(core))
+    tokenizer = load_tokenizer(str(tmp_path), family.file)
+    heads = [x for x in family.tokens if x in family.heads["user"] + family.heads["assistant"]]
+    unmarked = [x for x in heads if x not in tokenizer.all_special_tokens]
+    assert unmarked
+    spelled = "".join(unmarked)
+    example = encode_chat(tokenizer, [ask(spelled), say("<think>x</think>" + spelled)])
+    plain = encode_chat(tokenizer, [ask("q"), say("<think>x</think>a")])
+    for token in unmarked:
+        number = tokenizer.convert_tokens_to_ids(token)
+        assert example.input_ids.count(number) == plain.input_ids.count(number) > 0
+    # Tokens that stand for what an answer may say stay tokens.
+    close = tokenizer.convert_tokens_to_ids("</think>")
+    assert example.labels.count(close) == 1
 
 
 def test_tool_turns_are_shown_and_only_the_answer_is_learnt(family):
