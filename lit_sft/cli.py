@@ -25,7 +25,7 @@ from lit_sft.callbacks.write_predictions import WritePredictions
 from lit_sft.checkpoint import AtomicCheckpointIO, choose_checkpoint
 from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.endings import explain, has_rank_zero_ended
-from lit_sft.errors import require
+from lit_sft.errors import InputError, require
 from lit_sft.export.adapter import ADAPTER
 from lit_sft.files import replace_file, require_writable
 from lit_sft.model.module import SFTModule
@@ -38,6 +38,7 @@ from lit_sft.model.precision import (
     require_precision,
 )
 from lit_sft.model.threads import limit_threads
+from lit_sft.model.trainer_options import require_known_options, require_limits
 from lit_sft.parser import Parser
 from lit_sft.tracking.metrics_file import MetricsFile
 from lit_sft.tracking.wandb_run import WandbRun
@@ -118,11 +119,9 @@ class SFTCommandLine(LightningCLI):
         trainer.precision = _resolve_precision(trainer.precision, trainer.accelerator)
         if trainer.max_epochs is None and trainer.max_steps == -1:
             trainer.max_epochs = 1  # a schedule needs an end; who sets one limit has set both
-        require(
-            trainer.accumulate_grad_batches == 1 and not trainer.gradient_clip_val,
-            "trainer.accumulate_grad_batches and trainer.gradient_clip_val cannot be set; use "
-            "data.accumulate_grad_batches and model.max_grad_norm",
-        )
+        require_known_options(trainer)
+        if self.subcommand == "fit":
+            require_limits(trainer)
         is_asked_to_go_on = config.ckpt_path is not None
         if config.ckpt_path == "auto" and not (root / LAST).exists():
             config.ckpt_path = None  # it was interrupted before there was anything to save
@@ -158,10 +157,16 @@ class SFTCommandLine(LightningCLI):
                 if isinstance(logger, WandbRun):
                     logger.keep_in(config.default_root_dir)
             loggers = [MetricsFile(config.default_root_dir), *loggers]
+        if config.enable_progress_bar is False:
+            silent = [x for x in self.trainer_defaults["callbacks"] if not isinstance(x, Progress)]
+            self.trainer_defaults["callbacks"] = silent
         workspace = os.environ.get(WORKSPACE)
-        trainer = super().instantiate_trainer(
-            plugins=[*plugins, AtomicCheckpointIO()], logger=loggers, **kwargs
-        )
+        try:
+            trainer = super().instantiate_trainer(
+                plugins=[*plugins, AtomicCheckpointIO()], logger=loggers, **kwargs
+            )
+        except ValueError as error:  # such as a strategy that the accelerator has not
+            raise InputError(f"trainer: {' '.join(str(error).split())}") from error
         if workspace:  # Lightning has set its own, before anything has asked for the device
             os.environ[WORKSPACE] = workspace
         return trainer

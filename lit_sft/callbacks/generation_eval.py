@@ -143,7 +143,7 @@ class GenerationEval(pl.Callback):
         figures = {f"val/{k}": v for k, v in tally.as_shares().items()}
         figures["val/eval_seconds"] = time.perf_counter() - started
         publish(trainer, figures)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._keep_samples(trainer, answers[: self.samples])
 
     def _answer(self, trainer: pl.Trainer, pl_module: Any) -> list[Answer]:

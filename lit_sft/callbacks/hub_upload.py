@@ -51,7 +51,7 @@ class HubUpload(pl.Callback):
         Raises:
             InputError: If there is no login, no right to write, or no Hub.
         """
-        if stage != "fit":
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         from huggingface_hub import auth_check, create_repo
 
@@ -73,7 +73,7 @@ class HubUpload(pl.Callback):
         Raises:
             UploadError: If the adapter did not reach the Hub.
         """
-        if stage != "fit":
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.default_root_dir) / ADAPTER
         require(

@@ -41,6 +41,7 @@ from lit_sft.model.qlora import Lora, Quantization, compute_dtype, outline, read
 from lit_sft.model.speed import Speed
 from lit_sft.model.step_clock import StepClock
 from lit_sft.model.targets import find_targets
+from lit_sft.model.trainer_options import require_a_validation, require_limits
 from lit_sft.resume import find_differences, require_same_run
 from lit_sft.tracking.publish import publish
 from lit_sft.types import Batch, Prompt, Window
@@ -154,6 +155,9 @@ class SFTModule(pl.LightningModule):
             isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)),
             f"trainer.strategy must be auto or ddp, got {type(strategy).__name__}",
         )
+        if stage == "fit":
+            require_limits(self.trainer)
+            require_a_validation(self.trainer)
         if self._model is None:
             self.check_base()
             data: Any = getattr(self.trainer, "datamodule", None)
@@ -243,6 +247,8 @@ class SFTModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss`, and `val/loss/<name>` of each source of a mixture."""
         losses = self._take_eval_losses("val")
+        if self.trainer.sanity_checking:
+            return  # of the first rows alone: no figure of the run
         if self.trainer.state.fn == "fit":
             publish(self.trainer, losses)
         else:
