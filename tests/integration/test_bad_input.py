@@ -225,7 +225,7 @@ def test_a_folder_without_a_certain_split(fails, tmp_path):
         (folder / f"{name}.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
     fails(
         *("--data.task", "lit_sft.ChatFile", "--data.task.path", folder),
-        says="'train' is not certain: it has shards of train_gen, train_sft; name what to read",
+        says="'train' is not certain: it has files of train_gen, train_sft; name what to read",
     )
 
 

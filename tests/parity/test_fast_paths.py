@@ -49,7 +49,7 @@ def build(tied: bool, fused_lora: bool, dtype: torch.dtype):
     if fused_lora:
         fuse_lora(model)
         fuse_token_rows(model)
-    return model
+    return model.double() if dtype == torch.float64 else model
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def models():
             (tied, fused, dtype): build(tied, fused, dtype)
             for tied in (True, False)
             for fused in (True, False)
-            for dtype in (torch.float32, torch.bfloat16)
+            for dtype in (torch.float64, torch.float32, torch.bfloat16)
         }
     )
 
@@ -98,12 +98,13 @@ def rows(draw):
     recomputed=st.integers(0, 3),
 )
 def test_the_fast_way_equals_the_plain_one(models, window, tied, budget, recomputed):
+    """To the rounding of float32, which a steep random model makes hundreds of times as large."""
     loss, gradients = run_fast(models, window, tied, budget, recomputed, torch.float32)
-    plain_loss, plain = run_plain(models, window, tied, torch.float32)
+    plain_loss, plain = run_plain(models, window, tied, torch.float64)
     assert abs(loss - plain_loss) <= 2e-5 * max(1, abs(plain_loss))
     scale = max(1.0, *(gradient.abs().max() for gradient in plain.values()))
     for name, gradient in gradients.items():
-        assert (gradient - plain[name]).abs().max() <= 2e-5 * scale, name
+        assert (gradient - plain[name]).abs().max() <= 5e-5 * scale, name
 
 
 @pytest.mark.parametrize("tied", [True, False])
