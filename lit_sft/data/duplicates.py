@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
-from lit_sft.data.render import check_messages
+from lit_sft.data.messages import check_messages
 from lit_sft.data.splits import Conversation
 from lit_sft.errors import InputError
 from lit_sft.types import Message, Split

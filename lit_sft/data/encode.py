@@ -16,11 +16,10 @@ from tokenizers import AddedToken, Encoding, Tokenizer, normalizers
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.answers import Span
+from lit_sft.data.control_tokens import BREAKER, find_control_tokens
 from lit_sft.data.lost import LostField, OnLostField, find_lost_fields, refuse_lost_fields
 from lit_sft.data.render import (
-    BREAKER,
     RenderedChat,
-    find_control_tokens,
     render_conversation,
     render_prompt,
 )

@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.answers import KEYS as THOUGHTS
-from lit_sft.data.render import RenderedChat, render_turns
+from lit_sft.data.render import RenderedChat
+from lit_sft.data.template import render_turns
 from lit_sft.errors import InputError, require
 from lit_sft.types import Message
 

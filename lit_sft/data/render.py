@@ -11,24 +11,19 @@ the rendering are the template's own; the character is taken out again when the 
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from lit_sft.data import answers
 from lit_sft.data.answers import Span
+from lit_sft.data.control_tokens import break_up_control_tokens, find_control_tokens
 from lit_sft.data.messages import check_messages, strip_keys
+from lit_sft.data.template import GENERATION_MARK, opens_thoughts, render_turns, template_of
 from lit_sft.errors import InputError, require
 from lit_sft.types import Message
-
-BREAKER = "\ufdd0"
-"""Stands inside a control token that a message spells: a code point that Unicode keeps unused."""
-ASKS_FOR_TODAY = re.compile(r"strftime_now\s*\(|=\s*strftime_now\b")
-"""Also by another name: `{% set now = strftime_now %}`."""
-GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class RenderedChat(NamedTuple):
@@ -51,63 +46,6 @@ class RenderedChat(NamedTuple):
     """Where a generation prompt ends that opens the thoughts: no token may reach across."""
 
 
-class ControlTokens(NamedTuple):
-    """The tokens that no message may write."""
-
-    pattern: re.Pattern[str]
-    """Matches one, the longest first."""
-    stops: re.Pattern[str]
-    """Matches those that may end a turn: they are marked special."""
-    ids: frozenset[int]
-    bos_id: int | None
-
-
-def find_control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
-    """Return the special tokens of a tokenizer, which must not change from then on.
-
-    Some tokenizers do not mark as special what parts their turns, such as DeepSeek's: whatever
-    token the template writes between plain turns is one of them, but for the marks of thoughts.
-    """
-    template = tokenizer.chat_template
-    return _find_control_tokens(
-        tokenizer, template.get("default") if isinstance(template, dict) else template
-    )
-
-
-def forget_control_tokens() -> None:
-    """Have the control tokens of tokenizers found anew that have been changed."""
-    _find_control_tokens.cache_clear()
-
-
-@lru_cache(maxsize=8)
-def _find_control_tokens(tokenizer: PreTrainedTokenizerBase, template: str | None) -> ControlTokens:
-    added = tokenizer.added_tokens_decoder.values()
-    special = {token.content for token in added if token.special}
-    special |= set(tokenizer.all_special_tokens)
-    others = {token.content for token in added} - special - {answers.OPENING, answers.CLOSING}
-    written = _render_plain_turns(tokenizer) if template and others else ""
-    tokens = special | {token for token in others if token in written}
-    vocabulary = tokenizer.get_vocab()
-    ids = frozenset(vocabulary[token] for token in tokens)
-    return ControlTokens(_match_any(tokens), _match_any(special), ids, tokenizer.bos_token_id)
-
-
-def _match_any(tokens: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted(tokens, key=lambda token: (-len(token), token))
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-
-def _render_plain_turns(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what the template writes after a first question: no system prompt is part of it."""
-    words = [("user", "zq1"), ("assistant", "zq2"), ("user", "zq3")]
-    messages: list[Any] = [{"role": role, "content": word} for role, word in words]
-    try:
-        text, _ = render_turns(tokenizer, messages, add_generation_prompt=True)
-    except InputError:
-        return ""
-    return text.partition("zq1")[2]
-
-
 def render_conversation(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 ) -> RenderedChat:
@@ -119,11 +57,11 @@ def render_conversation(
     """
     check_messages(messages)
     plain = strip_keys(messages)
-    safe = _break_up_control_tokens(tokenizer, plain)
+    safe = break_up_control_tokens(tokenizer, plain)
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     supervised = [i for i in turns if messages[i].get("weight") != 0]
     require(bool(supervised), "every assistant turn has weight 0, so nothing to learn")
-    is_marked = GENERATION_MARK.search(_template_of(tokenizer)) is not None
+    is_marked = GENERATION_MARK.search(template_of(tokenizer)) is not None
     text, regions = render_turns(tokenizer, safe, marks=is_marked)
     if is_marked:
         require(
@@ -131,11 +69,11 @@ def render_conversation(
             f"the template's generation marks surround {len(regions)} spans, but the assistant "
             f"speaks {len(turns)} times",
         )
-        _check_marked_prompt(tokenizer, _template_of(tokenizer))
+        _check_marked_prompt(tokenizer, template_of(tokenizer))
     marked = dict(zip(turns, regions, strict=True)) if is_marked else {}
     chat = RenderedChat(text, [], safe is not plain, safe, frozenset(supervised), text)
     for turn in supervised:
-        if is_marked and not opens_thoughts(tokenizer, _template_of(tokenizer)):
+        if is_marked and not opens_thoughts(tokenizer, template_of(tokenizer)):
             start, end = marked[turn]
             chat.spans.append(_find_answer(tokenizer, text[:end], start, safe[turn], turn))
         else:
@@ -152,22 +90,9 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     check_messages(messages, is_prompt=True)
     is_answered = messages[-1]["role"] == "assistant"
     turns = strip_keys(messages[:-1] if is_answered else messages)
-    safe = _break_up_control_tokens(tokenizer, turns)
+    safe = break_up_control_tokens(tokenizer, turns)
     text, _ = render_turns(tokenizer, safe, add_generation_prompt=True)
     return RenderedChat(text, [], safe is not turns, safe, frozenset(), text)
-
-
-@lru_cache(maxsize=64)
-def opens_thoughts(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
-    """Return whether the generation prompt after a question opens the thoughts.
-
-    The template is an argument for the cache alone: the tokenizer may be given another.
-    """
-    try:
-        prompt, _ = render_turns(tokenizer, [{"role": "user", "content": "a"}], True)
-    except InputError:
-        return False
-    return answers.find_opening(prompt) >= 0
 
 
 @lru_cache(maxsize=64)
@@ -252,7 +177,7 @@ def _complete(
     if found is None:
         raise answers.explain_answer(tokenizer, written, head, places, turn)
     _check_marks(marked, found, turn)
-    opened = prompt + reading.thoughts + _ask_what_closes(tokenizer, _template_of(tokenizer))
+    opened = prompt + reading.thoughts + _ask_what_closes(tokenizer, template_of(tokenizer))
     behind = written[found.start :].lstrip("\n")
     text = opened + behind
     return chat._replace(
@@ -298,92 +223,3 @@ def _find_answer(
         places = answers.list_places(text, start, message, is_opened)
         raise answers.explain_answer(tokenizer, text, start, places, turn)
     return Span(start, found.stop)
-
-
-def _break_up_control_tokens(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
-) -> Sequence[Message]:
-    """Return `messages` itself, or, where they spell control tokens, a copy with `BREAKER`s."""
-    control = find_control_tokens(tokenizer).pattern
-    if not any(len(x) > 2 or control.search(x["content"]) for x in messages):
-        return messages
-    is_opened = opens_thoughts(tokenizer, _template_of(tokenizer))
-    safe = [_break_up_message(message, control, is_opened) for message in messages]
-    if safe == list(messages):
-        return messages
-    return safe
-
-
-def _break_up_message(message: Message, control: re.Pattern[str], is_opened: bool) -> Message:
-    """Break up all but the marks around the thoughts that an answer opens with, which are its own.
-
-    Some tokenizers count these marks among their special tokens.
-    """
-    safe: Message = _break_up(message, control)
-    if message["role"] == "assistant" and (block := answers.match_own(message, is_opened)):
-        content = message["content"]
-        safe["content"] = (
-            content[: block.start(1)]
-            + _break_up(block[1], control)
-            + content[block.end(1) : block.end()]
-            + _break_up(content[block.end() :], control)
-        )
-    return safe
-
-
-def _break_up(value: Any, control: re.Pattern[str]) -> Any:
-    if isinstance(value, str):
-        require(BREAKER not in value, f"a message holds U+{ord(BREAKER):X}; remove it")
-        return control.sub(lambda found: found[0][0] + BREAKER + found[0][1:], value)
-    if isinstance(value, dict):
-        return {_break_up(k, control): _break_up(entry, control) for k, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_break_up(entry, control) for entry in value]
-    return value
-
-
-def render_turns(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    add_generation_prompt: bool = False,
-    marks: bool = False,
-) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text of a conversation, and with `marks` the regions of its generation marks.
-
-    Raises:
-        InputError: If there is no template, or it refuses the conversation.
-    """
-    try:
-        # Annotated as a string, it returns a pair of lists.
-        render: Any = render_jinja_template
-        texts, regions = render(
-            [list(messages)],
-            chat_template=_template_of(tokenizer),
-            add_generation_prompt=add_generation_prompt,
-            return_assistant_tokens_mask=marks,
-            **tokenizer.special_tokens_map,
-        )
-    except InputError:
-        raise
-    except Exception as error:  # a template is a program of somebody else's, in Jinja
-        roles = ", ".join(message["role"] for message in messages)
-        raise InputError(f"the chat template rejects the turns ({roles}): {error}") from error
-    return texts[0], regions[0] if marks else []
-
-
-def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    if tokenizer.chat_template is None:
-        raise InputError("the tokenizer has no chat template; load it with load_tokenizer")
-    named = tokenizer.chat_template
-    if isinstance(named, dict) and "default" not in named:
-        raise InputError(
-            f"the tokenizer has the chat templates {', '.join(sorted(named))} and no default; load "
-            "it with load_tokenizer, and name one as chat_template"
-        )
-    template = str(tokenizer.get_chat_template())
-    require(
-        "strftime_now" not in template or not ASKS_FOR_TODAY.search(template),
-        "the chat template prints today's date, so that a row has other tokens every day; load the "
-        "tokenizer with load_tokenizer, which pins it, or write a date into the template",
-    )
-    return template

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from lit_sft.data.control_tokens import forget_control_tokens
 from lit_sft.data.encode import naming
 from lit_sft.data.prompts import find_turn_end
-from lit_sft.data.render import forget_control_tokens
 from lit_sft.errors import InputError, require, suggest
 from lit_sft.paths import is_local, locate, require_folder
 

@@ -1,0 +1,82 @@
+"""What a chat template makes of a conversation, and of which template."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from lit_sft.data import answers
+from lit_sft.errors import InputError, require
+from lit_sft.types import Message
+
+ASKS_FOR_TODAY = re.compile(r"strftime_now\s*\(|=\s*strftime_now\b")
+"""Also by another name: `{% set now = strftime_now %}`."""
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+def render_turns(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = False,
+    marks: bool = False,
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of a conversation, and with `marks` the regions of its generation marks.
+
+    Raises:
+        InputError: If there is no template, or it refuses the conversation.
+    """
+    try:
+        # Annotated as a string, it returns a pair of lists.
+        render: Any = render_jinja_template
+        texts, regions = render(
+            [list(messages)],
+            chat_template=template_of(tokenizer),
+            add_generation_prompt=add_generation_prompt,
+            return_assistant_tokens_mask=marks,
+            **tokenizer.special_tokens_map,
+        )
+    except InputError:
+        raise
+    except Exception as error:  # a template is a program of somebody else's, in Jinja
+        roles = ", ".join(message["role"] for message in messages)
+        raise InputError(f"the chat template rejects the turns ({roles}): {error}") from error
+    return texts[0], regions[0] if marks else []
+
+
+@lru_cache(maxsize=64)
+def opens_thoughts(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Return whether the generation prompt after a question opens the thoughts.
+
+    The template is an argument for the cache alone: the tokenizer may be given another.
+    """
+    try:
+        prompt, _ = render_turns(tokenizer, [{"role": "user", "content": "a"}], True)
+    except InputError:
+        return False
+    return answers.find_opening(prompt) >= 0
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the template of a tokenizer that `load_tokenizer` has prepared.
+
+    Raises:
+        InputError: If there is none, or it prints today's date.
+    """
+    if tokenizer.chat_template is None:
+        raise InputError("the tokenizer has no chat template; load it with load_tokenizer")
+    named = tokenizer.chat_template
+    if isinstance(named, dict) and "default" not in named:
+        raise InputError(
+            f"the tokenizer has the chat templates {', '.join(sorted(named))} and no default; load "
+            "it with load_tokenizer, and name one as chat_template"
+        )
+    template = str(tokenizer.get_chat_template())
+    require(
+        "strftime_now" not in template or not ASKS_FOR_TODAY.search(template),
+        "the chat template prints today's date, so that a row has other tokens every day; load the "
+        "tokenizer with load_tokenizer, which pins it, or write a date into the template",
+    )
+    return template
