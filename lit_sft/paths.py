@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,9 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What transformers reads, the first that is there; or an index of that name and its shards."""
 EMBEDDED_BASE = "lit_sft/tiny"
 """Names the small base model inside this package, wherever that is installed."""
+
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def default_cache_dir() -> Path:
@@ -29,13 +33,13 @@ def locate(path: str) -> str:
 def is_local(path: str) -> bool:
     """Return whether `path` names this machine rather than the Hub.
 
-    A Hub id reads `owner/name`; whatever exists here, starts like a path, or has another number of
-    parts is local.
+    A Hub id reads `owner/name`; whatever exists here, starts like a path, has another number of
+    parts or characters that no id has, such as those of a glob, is local.
     """
     return (
         path == EMBEDDED_BASE
         or path.startswith((".", "/", "~"))
-        or len(Path(path).parts) != 2
+        or not HUB_ID.fullmatch(path)
         or Path(path).expanduser().exists()
     )
 

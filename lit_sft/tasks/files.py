@@ -70,8 +70,9 @@ class ChatFile(ChatTask):
         system_prompt: str | None = None,
         train_on: Literal["all", "last"] = "all",
     ) -> None:
-        self.path, self.subset, self.splits = path, subset, splits or {}
-        self.name = path if isinstance(path, str) else ", ".join(path)
+        self.path = path if isinstance(path, str) else ", ".join(path)
+        self._listed = None if isinstance(path, str) else path
+        self.subset, self.splits = subset, splits or {}
         for split in self.splits:
             hint = suggest(split, SPLIT_NAMES)
             known = split in SPLIT_NAMES
@@ -92,7 +93,7 @@ class ChatFile(ChatTask):
             rows = self._slice(split, name, found)
         else:
             rows = self._read(split, name, found)
-        require(len(rows) > 0, f"{self.name}: the split {name!r} holds no rows")
+        require(len(rows) > 0, f"{self.path}: the split {name!r} holds no rows")
         self._look_at(rows)
         return rows
 
@@ -118,7 +119,7 @@ class ChatFile(ChatTask):
             return ""
         counts = ", ".join(f"{name} ({rows:,})" for name, rows in sorted(self._unread.items()))
         unread = f"; not read: {counts}" if counts else ""
-        return f"{self.name}: read as {self.format.name} ({', '.join(self.format.columns)}){unread}"
+        return f"{self.path}: read as {self.format.name} ({', '.join(self.format.columns)}){unread}"
 
     def _look_at(self, rows: Sequence[Row]) -> None:
         """Decide how rows read: as the first that has a format, which all others must have."""
@@ -129,17 +130,17 @@ class ChatFile(ChatTask):
         is_prompt = self.format.columns[0] not in missing and missing == [self.format.columns[-1]]
         require(
             not missing or (is_prompt and self.format.name in COLUMNS),
-            f"{self.name}: there is no column {', '.join(map(repr, missing))}, which the task's "
+            f"{self.path}: there is no column {', '.join(map(repr, missing))}, which the task's "
             f"format or columns name; there are {', '.join(rows[0])}",
         )
 
     def _find(self) -> Mapping[str, Any]:
         """Return what there is of each split: rows, or the files that hold them."""
-        if not isinstance(self.path, str):
-            return {"train": require_files(self.path)}
+        if self._listed is not None:
+            return {"train": require_files(self._listed)}
         path = Path(self.path).expanduser()
         # `data/chats.jsonl` has two parts, as a Hub id has.
-        if not is_local(self.path) and read_ending(path) not in ENDINGS and not has_glob(self.path):
+        if not is_local(self.path) and read_ending(path) not in ENDINGS:
             return load_hub(self.path, self.subset)
         if has_glob(self.path) and not path.exists():
             return {"train": find_files(path)}
@@ -156,7 +157,7 @@ class ChatFile(ChatTask):
     def _read(self, split: Split, name: str, found: Mapping[str, Any]) -> Sequence[Row]:
         require(
             name not in self._doubts,
-            f"{self.name}: the split {name!r} is not certain: {self._doubts.get(name)}; name what "
+            f"{self.path}: the split {name!r} is not certain: {self._doubts.get(name)}; name what "
             f"to read, a split, a file or a folder, with the task's `splits: {{{split}: …}}`",
         )
         rows: Sequence[Row] = found[name]
@@ -177,12 +178,12 @@ class ChatFile(ChatTask):
         wanted = (self.splits[split],) if split in self.splits else SPLIT_NAMES[split]
         name = next((name for name in wanted if name in found or is_sliced(name)), None)
         if name is None and (split != "val" or split in self.splits):
-            if isinstance(self.path, list) or Path(self.path).expanduser().is_file():
+            if self._listed or Path(self.path).expanduser().is_file():
                 hint = f"a file is all train; a folder can hold train.jsonl and {split}.jsonl"
             else:
                 hint = f"name one with the task's `splits: {{{split}: …}}`"
             raise InputError(
-                f"{self.name}: no split is called {' or '.join(map(repr, wanted))}, only "
+                f"{self.path}: no split is called {' or '.join(map(repr, wanted))}, only "
                 f"{', '.join(found)}; {hint}"
             ) from FileNotFoundError(split)
         return name

@@ -1,13 +1,14 @@
 """Several data sets as one, each with its share."""
 
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from lit_sft.errors import require
 from lit_sft.tasks.base import ChatTask, Row
+from lit_sft.tasks.plain import remove_endings
 from lit_sft.types import Message, Split
 
 StoppingStrategy = Literal["first_exhausted", "all_exhausted"]
@@ -108,7 +109,8 @@ def name_tasks(tasks: Sequence[ChatTask]) -> dict[str, ChatTask]:
     Raises:
         InputError: If two have one name.
     """
-    names = [PurePath(getattr(task, "path", "")).stem or type(task).__name__ for task in tasks]
+    paths = [Path(getattr(task, "path", "")) for task in tasks]
+    names = [remove_endings(x) or type(y).__name__ for x, y in zip(paths, tasks, strict=True)]
     require(
         len(set(names)) == len(names),
         f"Mixture.tasks: the names {', '.join(names)} are not distinct; give the tasks as a "

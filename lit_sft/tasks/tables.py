@@ -27,7 +27,7 @@ class ArrowRows(Sequence[dict[str, Any]]):
     """
 
     def __init__(self, table: Any) -> None:
-        self.table = table
+        self.table = table.with_format(None)  # one that was saved as `torch` would give tensors
 
     def __len__(self) -> int:
         return len(self.table)

@@ -39,7 +39,7 @@ def build(tied: bool, fused_lora: bool, dtype: torch.dtype):
         num_attention_heads=4,
         num_key_value_heads=2,
         tie_word_embeddings=tied,
-        initializer_range=0.3,
+        initializer_range=0.1,
     )
     base = LlamaForCausalLM(config).to(dtype).requires_grad_(False)
     model = attach_lora(base, LORA, TOKEN_IDS)
@@ -98,13 +98,13 @@ def rows(draw):
     recomputed=st.integers(0, 3),
 )
 def test_the_fast_way_equals_the_plain_one(models, window, tied, budget, recomputed):
-    """To the rounding of float32, which a steep random model makes hundreds of times as large."""
+    """To the rounding of float32; a steeper random model makes that a hundred times as large."""
     loss, gradients = run_fast(models, window, tied, budget, recomputed, torch.float32)
     plain_loss, plain = run_plain(models, window, tied, torch.float64)
     assert abs(loss - plain_loss) <= 2e-5 * max(1, abs(plain_loss))
     scale = max(1.0, *(gradient.abs().max() for gradient in plain.values()))
     for name, gradient in gradients.items():
-        assert (gradient - plain[name]).abs().max() <= 5e-5 * scale, name
+        assert (gradient - plain[name]).abs().max() <= 2e-5 * scale, name
 
 
 @pytest.mark.parametrize("tied", [True, False])
