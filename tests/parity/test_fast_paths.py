@@ -49,7 +49,7 @@ def build(tied: bool, fused_lora: bool, dtype: torch.dtype):
     if fused_lora:
         fuse_lora(model)
         fuse_token_rows(model)
-    return model.double() if dtype == torch.float64 else model
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def models():
             (tied, fused, dtype): build(tied, fused, dtype)
             for tied in (True, False)
             for fused in (True, False)
-            for dtype in (torch.float64, torch.float32, torch.bfloat16)
+            for dtype in (torch.float32, torch.bfloat16)
         }
     )
 
@@ -100,7 +100,7 @@ def rows(draw):
 def test_the_fast_way_equals_the_plain_one(models, window, tied, budget, recomputed):
     """To the rounding of float32; a steeper random model makes that a hundred times as large."""
     loss, gradients = run_fast(models, window, tied, budget, recomputed, torch.float32)
-    plain_loss, plain = run_plain(models, window, tied, torch.float64)
+    plain_loss, plain = run_plain(models, window, tied, torch.float32)
     assert abs(loss - plain_loss) <= 2e-5 * max(1, abs(plain_loss))
     scale = max(1.0, *(gradient.abs().max() for gradient in plain.values()))
     for name, gradient in gradients.items():
