@@ -224,8 +224,8 @@ def find_files(pattern: Path) -> list[Path]:
     held_out = [path.name for path in files if may_be_held_out(path)]
     require(
         len(held_out) in (0, len(files)),
-        f"{pattern}: {', '.join(held_out[:3])} may be held out from the others that match; name the "
-        "files to train on in a list, or the folder, whose splits are told apart",
+        f"{pattern}: {', '.join(held_out[:3])} may be held out from the others that match; name "
+        "the files to train on in a list, or the folder, whose splits are told apart",
     )
     return files
 
