@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lit_sft.errors import InputError, require, suggest
 from lit_sft.paths import is_local
 from lit_sft.tasks.base import ChatTask, Row, read_text
-from lit_sft.tasks.folders import ENDINGS, SPLIT_NAMES, find_splits, is_data
+from lit_sft.tasks.folders import ENDINGS, SPLIT_NAMES, find_splits, is_data, may_be_held_out
 from lit_sft.tasks.formats import (
     COLUMNS,
     FormatName,
@@ -215,12 +215,18 @@ def find_files(pattern: Path) -> list[Path]:
     """Return the data files that match a pattern, sorted.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is none, or some may be held out from the others.
     """
     names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207 (a Path globs no absolute ones)
     files = [Path(name) for name in sorted(names)]
     files = [path for path in files if path.is_file() and is_data(path)]
     require(bool(files), f"{pattern}: no data file matches it; expected {', '.join(ENDINGS)}")
+    held_out = [path.name for path in files if may_be_held_out(path)]
+    require(
+        len(held_out) in (0, len(files)),
+        f"{pattern}: {', '.join(held_out[:3])} may be held out from the others that match; name "
+        "the files to train on in a list, or the folder, whose splits are told apart",
+    )
     return files
 
 

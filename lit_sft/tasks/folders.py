@@ -47,6 +47,12 @@ def is_data(path: Path) -> bool:
     return read_ending(path) in ENDINGS and path.name not in NO_DATA
 
 
+def may_be_held_out(path: Path) -> bool:
+    """Return whether the name of a file says that it is of another split than `train`."""
+    names = {name for split in ("val", "test") for name in SPLIT_NAMES[split]}
+    return _names_another(Path(path.name), names)
+
+
 def find_splits(folder: Path, subset: str | None, named: Collection[str]) -> FoundSplits:
     """Return the data files of a folder by split.
 

@@ -68,6 +68,17 @@ def test_plain_files_are_not_copied(tmp_path):
     assert write_out(path) == path
 
 
+def test_a_glob_does_not_train_on_what_is_held_out(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(LINES)
+    with pytest.raises(InputError, match=r"test\.jsonl may be held out from the others"):
+        ChatFile(str(tmp_path / "*.jsonl")).rows("train")
+    both = ChatFile([str(tmp_path / f"{name}.jsonl") for name in ("train", "test")])
+    assert len(both.rows("train")) == 6
+    with pytest.raises(InputError, match="no data file matches it"):
+        ChatFile(str(tmp_path / "*.csv")).rows("train")
+
+
 def test_a_folder_of_packed_files_has_the_usual_splits(tmp_path):
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress(LINES.encode()))
