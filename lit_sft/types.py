@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict
 
@@ -12,6 +13,12 @@ IGNORE_INDEX = -100
 """The label of a position that carries no loss; `torch.nn.functional.cross_entropy`'s own."""
 
 ROLES = ("system", "user", "assistant", "tool")
+
+MEANING = re.compile(
+    r"call|tool|function|think|thought|reason|refusal|document|context|citation|image|audio|video"
+    r"|^(name|parts)$"
+)
+"""In the names of a message's fields, beside role and content, that say something to the model."""
 
 Split = Literal["train", "val", "test"]
 

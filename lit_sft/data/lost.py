@@ -19,17 +19,12 @@ from lit_sft.data.answers import KEYS as THOUGHTS
 from lit_sft.data.render import RenderedChat
 from lit_sft.data.template import render_turns
 from lit_sft.errors import InputError, require
-from lit_sft.types import Message
+from lit_sft.types import MEANING, Message
 
 OnLostField = Literal["error", "drop"]
 
 CALLS = re.compile(r"calls?$")
 """In the names of fields that hold calls."""
-MEANING = re.compile(
-    r"call|tool|function|think|thought|reason|refusal|document|context|citation|image|audio|video"
-    r"|^(name|parts)$"
-)
-"""In the names of fields, beside role and content, whose value says something to the model."""
 OPENING_THOUGHTS = re.compile(r"(\s*(?:<think>)?)(.*?)</think>", re.DOTALL)
 """Thoughts before an answer; some templates open them in the prompt."""
 LINKS = ("id", "type", "index")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_sft.errors import InputError, require, suggest
-from lit_sft.types import ROLES, Message
+from lit_sft.types import MEANING, ROLES, Message
 
 
 def check_messages(messages: Sequence[Message], is_prompt: bool = False) -> None:
@@ -78,9 +78,9 @@ def refuse_silence(messages: Sequence[Message]) -> None:
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") != "assistant":
             continue
-        says = {key for key, value in message.items() if value and str(value).strip()}
+        says = [x for x in message if x == "content" or MEANING.search(x)]
         require(
-            message.get("weight") == 0 or bool(says - {"role", "weight"}),
+            message.get("weight") == 0 or any(str(message[x] or "").strip() for x in says),
             f"message {number} (assistant): the answer is empty, and silence would be learnt; "
             "remove the row, or give the turn weight 0",
         )

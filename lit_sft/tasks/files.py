@@ -27,12 +27,12 @@ from lit_sft.tasks.plain import read_ending
 from lit_sft.tasks.slices import SlicedRows, is_sliced, read_slices, require_apart
 from lit_sft.tasks.tables import SAVED, load_hub, load_saved, read_csv, read_parquet
 from lit_sft.tasks.turns import is_missing
-from lit_sft.types import Message, Split
+from lit_sft.types import MEANING, Message, Split
 
 LOOKED_AT = 64
 """Rows whose columns tell the format, the first that has them all."""
 TURN_KEYS = {"role", "content", "weight"}
-"""What is read of every turn; templates may know others."""
+"""What is read of every turn; whether a template writes what else has a meaning is asked later."""
 
 
 class ChatFile(ChatTask):
@@ -110,7 +110,8 @@ class ChatFile(ChatTask):
             messages = [{"role": "system", "content": self.system_prompt}, *messages]
         read = {*layout.reads(row), self.system_column}
         self._unread.update(x for x in row if x not in read and not is_missing(row[x]))
-        self._unread.update(f"{x} of turns" for turn in messages for x in turn.keys() - TURN_KEYS)
+        keys = [key for turn in messages for key in turn.keys() - TURN_KEYS]
+        self._unread.update(f"{key} of turns" for key in keys if not MEANING.search(key))
         return mark_all_but_last(messages) if self.train_on == "last" else messages
 
     def describe(self) -> str:
@@ -248,5 +249,6 @@ def require_files(names: Sequence[str]) -> list[Path]:
             read_ending(path) in ENDINGS,
             f"{path}: expected one of {', '.join(ENDINGS)}, or one of them and .gz or .zst",
         )
-        require(paths.count(path) == 1, f"{path}: stands twice in task.path")
+        is_repeated = sum(path.samefile(other) for other in paths if other.is_file()) > 1
+        require(not is_repeated, f"{path}: stands twice in task.path")
     return paths

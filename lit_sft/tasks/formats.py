@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import Row, read_text
-from lit_sft.tasks.turns import is_missing, read_history, read_turns
+from lit_sft.tasks.turns import MARKS, is_missing, read_history, read_turns
 from lit_sft.types import Message
 
 FormatName = Literal[
@@ -105,11 +105,6 @@ def recognise_format(row: Row) -> Format:
         f"the row has {shown}, which may be {' or '.join(found)}; set the task's `format` to one "
         "of them",
     )
-    require(
-        not isinstance(row.get("label"), bool) or len(COLUMNS[found[0]]) == 1,
-        f"the row has {shown}: answers labelled good and bad, which KTO trains on; remove the bad "
-        "ones and the column 'label'",
-    )
     return Format(found[0], COLUMNS[found[0]])
 
 
@@ -169,6 +164,24 @@ def refuse_unread_columns(row: Row, layout: Format) -> None:
         row: In a format that was recognised.
         layout: Which tells what is read.
     """
+    for column in ("label", "kto_tag"):
+        require(
+            str(row.get(column)).lower() not in ("true", "false", "0", "1"),
+            f"column {column!r} labels answers good and bad, which KTO trains on; remove the bad "
+            f"ones, and the column",
+        )
+    is_pair = not is_missing(row.get("rejected")) and "messages" not in row
+    require(
+        not is_pair and is_missing(row.get("rejected_response")),
+        "the row holds preferences (a rejected answer), which DPO trains on; set the task's "
+        "`columns` to learn the chosen ones",
+    )
+    unlearnt = [x for x in MARKS if row.get(x) in (0, "false", "False")]
+    require(
+        not unlearnt,
+        f"column {', '.join(map(repr, unlearnt))} says that the row is not to be learnt; remove "
+        "the row, or name what to read with the task's `columns`",
+    )
     read = layout.reads(row)
     about = "what the question is about; write rows of `messages` to have it read"
     unread = UNREAD | (dict.fromkeys(CONTEXTS, about) if len(layout.columns) == 2 else {})
@@ -244,8 +257,8 @@ def _read_sides(row: Row, layout: Format, read: set[str]) -> list[Message]:
             turns[-1]["content"] += "\n" + read_text(row, context)
     if "history" in read and not is_missing(row["history"]):
         turns = read_history(row["history"], "history") + turns
-    if row.get(answered) in (None, ""):  # an empty cell of a table
-        return turns
+    if row.get(answered) in (None, "", []):  # an empty cell of a table
+        return [{**x, "weight": 0} if x["role"] == "assistant" else x for x in turns]
     return turns + _read_side(row, answered, "assistant")
 
 

@@ -17,7 +17,7 @@ from lit_sft.errors import InputError
 from lit_sft.files import replace_file
 from lit_sft.paths import default_cache_dir
 from lit_sft.tasks.formats import COLUMNS
-from lit_sft.tasks.plain import write_out
+from lit_sft.tasks.plain import read_ending, write_out
 
 
 class JsonLines(Sequence[dict[str, Any]]):
@@ -76,8 +76,8 @@ class JsonLines(Sequence[dict[str, Any]]):
             where = f"{self.path}, line {_find_line(self.plain, start)}"
             is_cut = start == self._starts[-2] and not line.endswith(b"\n")
             hint = "; it is the last line: was the file written to its end?" if is_cut else ""
-            if self.path.suffix != ".json" and line.strip()[:1] in (line.strip(), b"["):
-                hint = "; it reads like JSON over several lines: name the file .json"
+            if read_ending(self.path) != ".json" and line.strip()[:1] in (line.strip(), b"["):
+                hint = "; if the file is one list, or JSON over several lines, name it .json"
             raise InputError(f"{where}: {error}{hint}") from error.__cause__
 
 
@@ -136,9 +136,10 @@ def _refuse_other_objects(path: Path, row: dict[str, Any]) -> None:
     for key, value in row.items():
         holds_objects = isinstance(value, list) and value and isinstance(value[0], dict)
         if holds_objects and key not in turns and not {"role", "from"} & value[0].keys():
-            hint = f"; if its rows are the list under {key!r}, save that list"
+            hint = hint or f"; if its rows are the list under {key!r}, save that list"
     lists = [value for value in row.values() if isinstance(value, list)]
     is_table = len(lists) == len(row) and not any(isinstance(x, dict) for v in lists for x in v)
+    is_table |= bool(row) and all(isinstance(value, dict) for value in row.values())  # pandas' own
     if is_table:
         hint = "; if it is a table by columns, write it by rows"
     if hint:

@@ -27,12 +27,16 @@ PIECE = 2**20
 
 def read_ending(path: Path) -> str:
     """Return the ending that tells the kind of a file: `.jsonl` of `a.jsonl.gz`."""
-    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    return (Path(path.stem) if _is_packed(path) else path).suffix.lower()
 
 
 def remove_endings(path: Path) -> str:
     """Return the name of a file without its endings: `a` of `a.jsonl.gz`."""
-    return Path(path.stem).stem if path.suffix in COMPRESSED else path.stem
+    return Path(path.stem).stem if _is_packed(path) else path.stem
+
+
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() in COMPRESSED
 
 
 def write_out(path: Path) -> Path:
@@ -49,7 +53,7 @@ def write_out(path: Path) -> Path:
         with _open(path) as source:
             head = source.read(4)
         encoding = next((name for mark, name in MARKS if head.startswith(mark)), None)
-        if path.suffix not in COMPRESSED and encoding is None:
+        if not _is_packed(path) and encoding is None:
             return path
         key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
         folder = default_cache_dir() / "plain"
@@ -65,7 +69,7 @@ def write_out(path: Path) -> Path:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: the archive is damaged, or cut ({error})") from error
     except OSError as error:
-        if path.suffix in COMPRESSED and error.errno is None:  # what Arrow raises of an archive
+        if _is_packed(path) and error.errno is None:  # what Arrow raises of an archive
             raise InputError(f"{path}: the archive is damaged, or cut ({error})") from error
         is_own = error.filename == str(path)
         what = "cannot be read" if is_own else "cannot be written out into the cache"
@@ -83,10 +87,10 @@ def _read_pieces(source: Any, encoding: str | None) -> Iterator[bytes]:
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     """Open a file to read the bytes that it holds once it is unpacked."""
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         with gzip.open(path) as file:
             yield file
-    elif path.suffix == ".zst":
+    elif path.suffix.lower() == ".zst":
         import pyarrow
 
         with pyarrow.input_stream(str(path), compression="zstd") as stream:

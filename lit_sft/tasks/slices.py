@@ -70,7 +70,15 @@ def read_slices(name: str, lengths: Mapping[str, int]) -> list[Slice]:
         Slice(part.splitname, part.from_ or 0, end) for part, end in zip(parts, ends, strict=True)
     ]
     require(all(x.stop > x.start for x in found), f"task.splits: {name!r} holds no rows")
+    repeated = [x for i, x in enumerate(found) if any(count_shared(x, y) for y in found[:i])]
+    require(not repeated, f"task.splits: {name!r} holds rows twice")
     return found
+
+
+def count_shared(one: Slice, other: Slice) -> int:
+    """Return how many rows two slices have in common."""
+    shared = min(one.stop, other.stop) - max(one.start, other.start)
+    return max(0, shared) if one.split == other.split else 0
 
 
 def require_apart(slices: Mapping[Split, Sequence[Slice]]) -> None:
@@ -83,8 +91,8 @@ def require_apart(slices: Mapping[Split, Sequence[Slice]]) -> None:
     for held_out in held_out_splits:
         for ours in slices.get("train", ()):
             for other in slices.get(held_out, ()):
-                overlap = min(ours.stop, other.stop) - max(ours.start, other.start)
+                shared = count_shared(ours, other)
                 require(
-                    ours.split != other.split or overlap <= 0,
-                    f"task.splits: train and {held_out} share {overlap:,} rows of {ours.split!r}",
+                    not shared,
+                    f"task.splits: train and {held_out} share {shared:,} rows of {ours.split!r}",
                 )

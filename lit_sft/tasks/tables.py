@@ -1,6 +1,7 @@
 """Read tables, CSV and Parquet, and data sets of the Hub, as rows."""
 
 import csv
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -10,6 +11,8 @@ from typing import Any, TextIO
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.plain import write_out
 
+EXCEL_SEPARATOR = re.compile(r"sep=(.)\r?\n")
+"""What Excel writes before the header, where it is asked to."""
 DELIMITERS = (",", ";", "\t")
 SAVED = ("dataset_dict.json", "state.json")
 """What `save_to_disk` writes beside the data, of several splits and of one."""
@@ -74,8 +77,10 @@ def read_csv(path: Path) -> list[dict[str, str | None]]:
 
 
 def _find_delimiter(file: TextIO) -> str:
-    """Return what separates the columns of the header; the file is then read from its start."""
-    header = file.readline()
+    """Return what separates the columns of the header, and leave the file before that."""
+    header = next((line for line in iter(file.readline, "") if line.strip(",;\t \r\n")), "")
+    if stated := EXCEL_SEPARATOR.match(header):
+        return stated[1]  # the next line is the header
     file.seek(0)
     counts = {x: len(next(csv.reader([header], delimiter=x), [])) for x in DELIMITERS}
     return max(DELIMITERS, key=lambda x: counts[x])  # the first of those that are equal
@@ -137,13 +142,17 @@ def load_hub(path: str, subset: str | None) -> dict[str, ArrowRows]:
 
 def _read_table(path: Path, reader: Any) -> list[dict[str, str | None]]:
     try:
-        header: list[str] = next(reader, [])
+        header = [name.strip() for name in next((x for x in reader if any(x)), [])]
+        while header and not header[-1]:  # columns of a sheet that were never used
+            header.pop()
         require(len(header) == len(set(header)), f"{path}, line 1: a column stands twice: {header}")
         rows: list[dict[str, str | None]] = []
         for fields in reader:
             where = f"{path}, line {reader.line_num}"
-            if not fields:
-                continue  # a blank line
+            if not any(fields):
+                continue  # a blank line, or an empty row of a sheet
+            if not any(fields[len(header) :]):
+                fields = fields[: len(header)]
             require(
                 len(fields) == len(header),
                 f"{where}: the row has {len(fields)} fields, but the header has {len(header)} "

@@ -1,6 +1,7 @@
 """Turns as published rows write them, to messages. Pure."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,20 +16,31 @@ ROLES = {
     "bard": "assistant",
     "model": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "developer": "system",
     "function": "tool",
     "observation": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
 }
 """Other names of the roles, as ShareGPT and OpenAI have used them."""
-MARKS = ("weight", "train", "loss", "loss_weight")
-"""Whether a turn is learnt, as OpenAI, Axolotl and ms-swift write it."""
+MARKS = (
+    "weight", "train", "training", "trainable", "loss", "loss_weight", "loss_scale",
+    "output_with_loss",
+)  # fmt: skip
+"""Whether a turn is learnt, as OpenAI, Axolotl, ms-swift and XTuner write it."""
+MARKLIKE = re.compile(r"loss|train|learn|mask|weight")
+"""In the names of other keys that may say so."""
+PART_TYPES = (None, "text", "input_text", "output_text")
+CALLS = ("tool_calls", "function_call")
 PARTIAL_MARKS = ("train_detail", "training_detail")
 """Which characters of a turn are learnt, as Axolotl writes it."""
 
 
 def read_turns(value: Any, column: str) -> list[Message]:
     """Return turns written as `role`/`content`, as `from`/`value`, or as `input`/`output` pairs.
+
+    Strings alone are the user's and the assistant's in turn.
 
     Their other keys stay. A list of text parts as content is joined. Keys that hold None are left
     out: that is how tables write a key that a turn does not have. A list that a table holds as JSON
@@ -43,6 +55,9 @@ def read_turns(value: Any, column: str) -> list[Message]:
         f"column {column!r} must hold a list of messages, but holds {value!r:.60}",
     )
     turns: list[Message] = []
+    if all(isinstance(turn, str) for turn in value):  # as LIMA has them
+        roles = ("user", "assistant")
+        return [{"role": roles[number % 2], "content": turn} for number, turn in enumerate(value)]
     for number, turn in enumerate(value):
         if not isinstance(turn, dict):
             raise InputError(f"{column}[{number}]: expected a message, got {turn!r:.60}")
@@ -120,11 +135,11 @@ def _read_turn(turn: Mapping[str, Any], where: str) -> Message:
     role = ROLES.get(role, role)
     where = f"{where} ({role})"
     others |= _read_weight(others, where)
-    for key in ("tool_calls", "function_call"):
+    for key in CALLS:
         if key in others:
             others[key] = _parse_calls(others[key])
-    if content is None and role == "assistant" and {"tool_calls", "function_call"} & others.keys():
-        content = ""  # OpenAI leaves it out where the assistant only calls a tool
+    if content is None and role == "assistant" and {*CALLS, "refusal"} & others.keys():
+        content = ""  # OpenAI leaves it out where the assistant only calls a tool, or refuses
     message: Any = {"role": role, "content": _join_parts(content, where), **others}
     return message
 
@@ -143,6 +158,12 @@ def _read_weight(others: dict[str, Any], where: str) -> dict[str, int]:
             mark in (0, 1),  # as are False, True, 0.0 and 1.0
             f"{where}: {key} must be 0 or false (only show the turn), or 1 or true (learn it), got "
             f"{mark!r:.40}",
+        )
+    for key, mark in others.items():
+        require(
+            not (MARKLIKE.search(key) and isinstance(mark, bool | int | float)),
+            f"{where}: {key!r} may say whether the turn is learnt, and is unknown here; write it "
+            "as a weight of 0 or 1, or remove it",
         )
     learnt = {int(mark) for mark in marks.values()}
     require(len(learnt) < 2, f"{where}: {' and '.join(marks)} contradict each other")
@@ -173,8 +194,14 @@ def _join_parts(content: Any, where: str) -> str:
         return content
     if not isinstance(content, list):
         raise InputError(f"{where}: content must be a string, but is {content!r:.60}")
-    texts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in content]
-    for part, text in zip(content, texts, strict=True):
-        if not isinstance(text, str):
-            raise InputError(f"{where}: content may hold parts of text alone, but has {part!r:.60}")
+    texts = []
+    for part in content:
+        text, others = part, {}
+        if isinstance(part, dict):
+            text = part.get("text")
+            others = {k: x for k, x in part.items() if k not in ("type", "text") and x is not None}
+            others |= {} if part.get("type") in PART_TYPES else {"type": part["type"]}
+        if not isinstance(text, str) or others:
+            raise InputError(f"{where}: content may hold parts of text alone, but has {part!r:.90}")
+        texts.append(text)
     return "".join(texts)

@@ -88,7 +88,6 @@ def test_all_turns_but_the_last_are_marked_and_own_weights_stay():
         ({"text": "x"}, "plain text without turns"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, r"preferences \(a chosen and a rejected"),
         ({"prompt": "q", "completions": ["a"], "labels": [True]}, "labelled steps"),
-        ({"prompt": "q", "completion": "a", "label": False}, "answers labelled good and bad"),
         ({}, "no columns"),
         ({"messages": [], "prompt": "", "completion": ""},
          "may be messages or prompt_completion; set the task's `format`"),
