@@ -78,9 +78,9 @@ def refuse_silence(messages: Sequence[Message]) -> None:
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") != "assistant":
             continue
-        says = [x for x in message if x == "content" or MEANING.search(x)]
+        says = [x for key, x in message.items() if key == "content" or MEANING.search(key)]
         require(
-            message.get("weight") == 0 or any(str(message[x] or "").strip() for x in says),
+            message.get("weight") == 0 or any(str(value or "").strip() for value in says),
             f"message {number} (assistant): the answer is empty, and silence would be learnt; "
             "remove the row, or give the turn weight 0",
         )

@@ -199,7 +199,7 @@ def _join_parts(content: Any, where: str) -> str:
         text, others = part, {}
         if isinstance(part, dict):
             text = part.get("text")
-            others = {k: x for k, x in part.items() if k not in ("type", "text") and x is not None}
+            others = {k: x for k, x in part.items() if not (k in ("type", "text") or is_missing(x))}
             others |= {} if part.get("type") in PART_TYPES else {"type": part["type"]}
         if not isinstance(text, str) or others:
             raise InputError(f"{where}: content may hold parts of text alone, but has {part!r:.90}")
