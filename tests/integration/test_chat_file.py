@@ -121,3 +121,25 @@ def test_a_row_that_breaks_a_stream_ends_in_one_line(tmp_path):
     assert outcome.status == 2, outcome
     assert f"train row {broken}: there is no answer" in outcome.stderr
     assert "Traceback" not in outcome.stderr
+
+
+def test_prompts_are_enough_to_predict_from(tmp_path):
+    """A question alone, one with an empty answer, and a conversation that waits for one."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for name, rows in {
+        "pairs": [{"question": "q"}, {"question": "r", "answer": ""}],
+        "turns": [{"messages": [*turns, turns[0]]}],
+    }.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        outcome = lit_sft_in_process(
+            *("predict", "--model.base_model", "lit_sft/tiny", "--data.task", "lit_sft.ChatFile"),
+            *("--data.task.path", f"{name}.jsonl", "--data.task.splits", "{test: train}"),
+            *("--model.max_new_tokens", 4, "--trainer.default_root_dir", "run"),
+            *("--trainer.accelerator", "cpu"),
+            cwd=tmp_path,
+        )
+        assert outcome.status == 0, outcome.stderr
+        lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+        asked = [json.loads(line)["messages"] for line in lines]
+        assert [messages[-1]["role"] for messages in asked] == ["user"] * len(rows)
+        assert all(json.loads(line)["output"] for line in lines)
