@@ -120,6 +120,7 @@ def test_a_pickled_adapter_is_never_opened(base, adapter):
     assert "has no adapter_model.safetensors" in outcome.stderr
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickled_base_is_never_opened(base):
     (base / "model.safetensors").unlink()
     (base / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(str(base.parent / "ran"))))

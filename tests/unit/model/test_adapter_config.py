@@ -160,6 +160,7 @@ def test_every_field_of_the_installed_peft_is_refused_unless_it_is_known():
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set", "ignore:You have requested `ensure_w")
 def test_what_is_accepted_has_the_logits_of_plain_peft(tiny_base, tmp_path, fields, targets):
     adapter = publish(tiny_base, tmp_path / "adapter", **fields)
     module = make_module(
