@@ -16,6 +16,7 @@ EMBEDDED_BASE = "lit_sft/tiny"
 
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+"""How an id of the Hub reads: `owner/name`."""
 
 
 def default_cache_dir() -> Path:

@@ -160,7 +160,7 @@ def _is_whole(around: Sequence[str], messages: Sequence[Message], text: str) -> 
 
 def _list_fields(message: Message) -> list[str]:
     """Return the keys of a message, beside role and content, that say something to the model."""
-    return sorted(key for key in message if len(key) > 3 and MEANING.search(key))
+    return sorted(key for key in message if MEANING.search(key))
 
 
 class _StandIns:

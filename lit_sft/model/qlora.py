@@ -150,7 +150,7 @@ def load_base(
     )
     model.requires_grad_(False)
     model.config.use_cache = False
-    _forbid_packing(model)
+    forbid_packing(model)
     base: PreTrainedModel = model
     return base
 
@@ -172,12 +172,15 @@ def _without_progress_bar() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _forbid_packing(model: PreTrainedModel) -> None:
+def forbid_packing(model: Any) -> None:
     """Keep bitsandbytes from packing the weights of a CPU model for inference.
 
     On a CPU with AVX512-BF16 the first forward in eval mode packs them in a layout that has no
     backward: from then on training drops the gradient through every quantised layer, silently.
+
+    Args:
+        model: However it was loaded.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            module.support_avx512bf16_for_cpu = False

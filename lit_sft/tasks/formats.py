@@ -52,12 +52,9 @@ UNREAD = {
     "video": "a film, and this trains on text",
 }
 """Columns that say something to a model, and that nothing here reads unless a format does."""
+NO_SFT = "which DPO trains on; set the task's `columns` to learn the chosen ones"
 OTHER_KINDS = {
-    (
-        "chosen",
-        "rejected",
-    ): "preferences (a chosen and a rejected answer), which DPO trains on; "
-    "set the task's `columns` to learn the chosen ones",
+    ("chosen", "rejected"): f"preferences (a chosen and a rejected answer), {NO_SFT}",
     ("completions", "labels"): "labelled steps, which train a reward model",
     ("text",): "plain text without turns, which pre-training takes; set the task's `columns` if "
     "another column asks",
@@ -164,24 +161,7 @@ def refuse_unread_columns(row: Row, layout: Format) -> None:
         row: In a format that was recognised.
         layout: Which tells what is read.
     """
-    for column in ("label", "kto_tag"):
-        require(
-            str(row.get(column)).lower() not in ("true", "false", "0", "1"),
-            f"column {column!r} labels answers good and bad, which KTO trains on; remove the bad "
-            f"ones, and the column",
-        )
-    is_pair = not is_missing(row.get("rejected")) and "messages" not in row
-    require(
-        not is_pair and is_missing(row.get("rejected_response")),
-        "the row holds preferences (a rejected answer), which DPO trains on; set the task's "
-        "`columns` to learn the chosen ones",
-    )
-    unlearnt = [x for x in MARKS if row.get(x) in (0, "false", "False")]
-    require(
-        not unlearnt,
-        f"column {', '.join(map(repr, unlearnt))} says that the row is not to be learnt; remove "
-        "the row, or name what to read with the task's `columns`",
-    )
+    _refuse_verdicts(row)
     read = layout.reads(row)
     about = "what the question is about; write rows of `messages` to have it read"
     unread = UNREAD | (dict.fromkeys(CONTEXTS, about) if len(layout.columns) == 2 else {})
@@ -236,6 +216,27 @@ def mark_all_but_last(messages: list[Message]) -> list[Message]:
     return [
         unlearnt | message if i in turns[:-1] else message for i, message in enumerate(messages)
     ]
+
+
+def _refuse_verdicts(row: Row) -> None:
+    """Raise `InputError` for a row that says of itself that it, or an answer in it, is bad."""
+    for column in ("label", "kto_tag"):
+        require(
+            str(row.get(column)).lower() not in ("true", "false", "0", "1"),
+            f"column {column!r} labels answers good and bad, which KTO trains on; remove the bad "
+            f"ones, and the column",
+        )
+    is_pair = not is_missing(row.get("rejected")) and "messages" not in row
+    require(
+        not is_pair and is_missing(row.get("rejected_response")),
+        f"the row holds preferences (a rejected answer), {NO_SFT}",
+    )
+    unlearnt = [x for x in MARKS if row.get(x) in (0, "false", "False")]
+    require(
+        not unlearnt,
+        f"column {', '.join(map(repr, unlearnt))} says that the row is not to be learnt; remove "
+        "the row, or name what to read with the task's `columns`",
+    )
 
 
 def _complete(row: Row) -> list[str]:

@@ -1,6 +1,5 @@
 """Read JSON and JSON lines, and name the line that cannot be read."""
 
-import hashlib
 import json
 from array import array
 from codecs import BOM_UTF8
@@ -15,9 +14,8 @@ from typing import Any
 
 from lit_sft.errors import InputError
 from lit_sft.files import replace_file
-from lit_sft.paths import default_cache_dir
 from lit_sft.tasks.formats import COLUMNS
-from lit_sft.tasks.plain import read_ending, write_out
+from lit_sft.tasks.plain import name_cached, read_ending, write_out
 
 
 class JsonLines(Sequence[dict[str, Any]]):
@@ -208,12 +206,10 @@ DECODER = json.JSONDecoder(object_pairs_hook=_refuse_duplicates)
 
 def _load_index(path: Path) -> Sequence[int]:
     """Return the byte at which each row starts, and, last, the size of the file."""
-    state = path.stat()
-    key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
-    cached = default_cache_dir() / "lines" / hashlib.sha256(key.encode()).hexdigest()
+    cached, size = name_cached(path, "lines"), path.stat().st_size
     with suppress(OSError, ValueError, TypeError):  # there is none, or it is damaged
         mapped = _map_numbers(cached)
-        if mapped[-1] == state.st_size:
+        if mapped[-1] == size:
             return mapped
     starts = _find_rows(path)
     with suppress(OSError):  # a cache that cannot be written costs memory, never a run

@@ -39,6 +39,22 @@ def _is_packed(path: Path) -> bool:
     return path.suffix.lower() in COMPRESSED
 
 
+def name_cached(path: Path, folder: str, ending: str = "") -> Path:
+    """Return where the cache keeps what is made of a file of a certain size and time of change.
+
+    Args:
+        path: The file.
+        folder: Of the cache.
+        ending: Of the name.
+
+    Raises:
+        OSError: If there is no such file.
+    """
+    state = path.stat()
+    key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+    return default_cache_dir() / folder / (hashlib.sha256(key.encode()).hexdigest() + ending)
+
+
 def write_out(path: Path) -> Path:
     """Return a file that holds the same as plain UTF-8: itself, or a copy in the cache.
 
@@ -48,16 +64,13 @@ def write_out(path: Path) -> Path:
         InputError: If the file is damaged, or the copy cannot be written.
         OSError: If the file cannot be opened.
     """
-    state = path.stat()
+    copy = name_cached(path, "plain", read_ending(path))
     try:
         with _open(path) as source:
             head = source.read(4)
         encoding = next((name for mark, name in MARKS if head.startswith(mark)), None)
         if not _is_packed(path) and encoding is None:
             return path
-        key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
-        folder = default_cache_dir() / "plain"
-        copy = folder / (hashlib.sha256(key.encode()).hexdigest() + read_ending(path))
         if not copy.is_file():
             with replace_file(copy) as staged, _open(path) as source, staged.open("wb") as target:
                 for piece in _read_pieces(source, encoding):

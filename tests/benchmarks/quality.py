@@ -23,7 +23,7 @@ from lit_sft.data.prompts import decode_answer, find_stop_ids, make_prompts
 from lit_sft.evaluation.generate import evaluating, generate_greedy
 from lit_sft.evaluation.report import Tally
 from lit_sft.model.precision import choose_precision, describe_device
-from lit_sft.model.qlora import compute_dtype
+from lit_sft.model.qlora import compute_dtype, forbid_packing
 from lit_sft.paths import locate
 
 CONFIG = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
@@ -61,9 +61,7 @@ def run_plain(seed: int) -> dict[str, float]:
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=DTYPE, quantization_config=quantization
     )
-    for module in model.modules():  # bitsandbytes would pack the weights at the first evaluation
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    forbid_packing(model)  # at the first evaluation
     data = SFTDataModule(
         WordProblems(), tokenizer=base, max_length=256, batching="padded", seed=seed
     )

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from lit_sft import ChatTask, Lora, SFTDataModule, SFTModule
 from lit_sft.model.adapter import attach_lora
 from lit_sft.model.probe import probe_model
+from lit_sft.model.qlora import forbid_packing
 from lit_sft.types import IGNORE_INDEX
 
 
@@ -62,9 +63,7 @@ def load_plain(base, adapter):
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.float32, quantization_config=quantization
     )
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes would pack the weights,
-            module.support_avx512bf16_for_cpu = False  # in bf16 and not for every width
+    forbid_packing(model)  # which takes bf16, and not every width
     return PeftModel.from_pretrained(model, adapter, is_trainable=True).eval()
 
 

@@ -11,6 +11,16 @@ from lit_sft.model.adapter import attach_lora
 from lit_sft.model.head import LogitScale
 from lit_sft.model.probe import choose_logit_scale, probe_model, require_fixed_positions
 
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+
 
 class LeakyLayer(LlamaDecoderLayer):
     """Adds a trace of the token before, whatever row that is of, as a convolution does."""
@@ -41,15 +51,7 @@ class UnknownLogits(LlamaForCausalLM):
 
 def build(kind=LlamaForCausalLM, layer=None, dtype=torch.float32, token_ids=()):
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-    )
+    config = LlamaConfig(**SIZES)
     base = kind(config)
     if layer is not None:
         for own in base.model.layers:
@@ -135,15 +137,9 @@ def build_phimoe():
     """Its window is in its mask alone, and packed attention is given no mask."""
     torch.manual_seed(0)
     config = PhimoeConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **SIZES,
         num_local_experts=2,
         sliding_window=32,
-        initializer_range=0.3,
     )
     base = PhimoeForCausalLM(config).requires_grad_(False)
     return attach_lora(base, Lora(r=4, alpha=8, target_modules=("q_proj", "v_proj")))
