@@ -8,7 +8,7 @@ from typing import NamedTuple
 from lit_sft.data.dataset import EncodedRows
 from lit_sft.data.duplicates import Repeat, find_repeats
 from lit_sft.data.encode import encode_chat
-from lit_sft.data.failures import FailedRows, describe_failures, name_error
+from lit_sft.data.failures import FailedRows, describe_failures
 from lit_sft.data.failures import Failure as RowFailure
 from lit_sft.data.rows import ChatRows
 from lit_sft.data.splits import (
@@ -161,27 +161,14 @@ def _encode_each(
     """Encode all rows, or, if the proof of one fails, the others, under their names."""
     proven = list(conversations)
     encoded: EncodedRows | None = None
-    try:
-        if proven:
+    while proven and encoded is None:
+        try:
             encoded, _ = data.encode(proven)
-    except InputError:
-        failed: dict[str, Failure] = {}
-        for name, messages in conversations:
-            try:
-                encode_chat(data.tokenizer, messages, data.on_lost_field)
-            except InputError as error:
-                failed[name] = _describe(split, name, error)
-        if not failed:
-            raise
-        failures += failed.values()
-        proven = [row for row in conversations if row[0] not in failed]
-        if proven:
-            encoded, _ = data.encode(proven)
+        except FailedRows as error:  # of the first of a large set; the next round tells the next
+            failures += [Failure(split, *failure) for failure in error.failures]
+            failed = {failure.name for failure in error.failures}
+            proven = [row for row in proven if row[0] not in failed]
     return encoded, [name for name, _ in proven]
-
-
-def _describe(split: Split, name: str, error: InputError) -> Failure:
-    return Failure(split, *name_error(name, error))
 
 
 def _count_sources(data: ChatRows, rows: Sequence[NamedRow]) -> dict[str, int]:

@@ -197,3 +197,16 @@ def test_all_reasons_are_told_where_nothing_is_left(tiny_tokenizer, tmp_path):
         inspect_data(data, Choice())
     assert "9 of 10 rows fail: 8 more so (train row 1, train row 2" in str(caught.value)
     assert "of the others: all 1 rows, from train row 9 on, are longer" in str(caught.value)
+
+
+def test_an_empty_answer_is_a_failure_among_rows_that_are_proven(tiny_tokenizer, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": x}]}
+            for x in ("a", "", "b")]  # fmt: skip
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ChatRows(
+        ChatFile(str(path)), tokenizer=str(tiny_tokenizer), cache_dir=str(tmp_path), val_rows=0
+    )
+    report = inspect_data(data, Choice())
+    assert [failure.row for failure in report.failures] == ["train row 1"]
+    assert report.splits["train"].ledger.kept == 2
