@@ -45,7 +45,7 @@ def build(tied: bool, fused_lora: bool, dtype: torch.dtype):
     model = attach_lora(base, LORA, TOKEN_IDS)
     for parameter in model.parameters():
         if parameter.requires_grad:  # where the adapter starts, B is zero and A has no gradient
-            parameter.data = torch.randn_like(parameter) * 0.3
+            parameter.data = torch.randn_like(parameter) * 0.1
     if fused_lora:
         fuse_lora(model)
         fuse_token_rows(model)
@@ -98,7 +98,8 @@ def rows(draw):
     recomputed=st.integers(0, 3),
 )
 def test_the_fast_way_equals_the_plain_one(models, window, tied, budget, recomputed):
-    """To the rounding of float32; a steeper random model makes that a hundred times as large."""
+    """To the rounding of float32: 7e-7 was the most in 250 draws, with adapters of three times the
+    size 2e-5, as a steeper model multiplies every rounding."""
     loss, gradients = run_fast(models, window, tied, budget, recomputed, torch.float32)
     plain_loss, plain = run_plain(models, window, tied, torch.float32)
     assert abs(loss - plain_loss) <= 2e-5 * max(1, abs(plain_loss))
