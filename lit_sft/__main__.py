@@ -4,6 +4,8 @@ import gc
 import os
 import sys
 
+from lit_sft.signals import SIGNALS
+
 COMMANDS = ("fit", "validate", "test", "predict", "inspect")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How a user says what a thread does while it waits for another; by default it spins, and takes the
@@ -30,6 +32,8 @@ The config that a command line makes:        lit-sft COMMAND ... --print_config
 def main() -> None:
     """Run the command line; the exit status is 0, 1 for a failed run, 2 for a wrong input."""
     arguments = sys.argv[1:]
+    is_fit = arguments[:1] == ["fit"]
+    SIGNALS.own_process("no step was taken, and the run is as it was" if is_fit else "stopped")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return

@@ -40,6 +40,7 @@ from lit_sft.model.precision import (
 from lit_sft.model.threads import limit_threads
 from lit_sft.model.trainer_options import require_known_options, require_limits
 from lit_sft.parser import Parser
+from lit_sft.signals import SIGNALS
 from lit_sft.tracking.metrics_file import MetricsFile
 from lit_sft.tracking.wandb_run import WandbRun
 
@@ -204,7 +205,8 @@ def run(arguments: Sequence[str]) -> int:
             raise
         status, text = ending
         print(text, file=sys.stderr)
-        return status
+        # What fails behind a signal, such as for a rank that is gone, most likely fails for it.
+        return 128 + SIGNALS.received if SIGNALS.received else status
     return 0
 
 

@@ -44,6 +44,8 @@ MESSAGES = {
     ),
     # every checkpoint is loaded with weights_only=True, whatever Lightning is told
     "lightning.pytorch.trainer.connectors.checkpoint_connector": (r"`weights_only` was not set",),
+    # for a moment before the first step, it listens beside lit_sft.signals
+    "lightning.pytorch.trainer.connectors.signal_connector": (r".*Received SIGTERM",),
     "lightning.fabric.utilities.seed": (r"Seed set to",),
     # what is missing is an error here
     "transformers.modeling_utils": (r"[\s\S]*LOAD REPORT[\s\S]*MISSING",),

@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lit_sft.errors import InterruptedRun, require
 from lit_sft.model.distributed import max_over_ranks
+from lit_sft.signals import SIGNALS
 
 LAST = Path("checkpoints") / "last.ckpt"
 """Under the run's folder."""
@@ -27,27 +26,33 @@ class LastCheckpoint(Checkpoint):
     validation that follows a step is done before the step is saved, so that a resumed run neither
     repeats nor misses one. Lightning's `ModelCheckpoint` beside it keeps the best by a metric.
 
-    On SIGTERM or Ctrl-C the run goes on to the next such moment, saves, and ends with
-    `InterruptedRun`; a second signal ends the process at once.
+    On SIGTERM, Ctrl-C or SIGHUP the run goes on to the next such moment, saves, and ends with
+    `InterruptedRun`; before the first step and behind the last, a command ends at once, as there is
+    nothing to save. A second signal, two seconds later or more, ends it at once, too.
 
     Args:
         every_n_steps: Optimizer steps between two checkpoints, besides those after each validation
             and at the end.
+        grace_seconds: How long a command goes on after a signal to come to that moment. An
+            evaluation that takes longer is cut off, and the run goes on from the checkpoint before
+            it. Schedulers send SIGKILL half a minute after SIGTERM, unless told otherwise.
     """
 
-    def __init__(self, every_n_steps: int = 50) -> None:
+    def __init__(self, every_n_steps: int = 50, grace_seconds: float = 20.0) -> None:
         require(every_n_steps > 0, f"checkpoint.every_n_steps must be positive: {every_n_steps}")
-        self.every_n_steps = every_n_steps
+        require(grace_seconds > 0, f"checkpoint.grace_seconds must be positive: {grace_seconds}")
+        self.every_n_steps, self.grace_seconds = every_n_steps, grace_seconds
         self._saved_at = 0
         self._last_is_good = False
-        self._signal = 0
-        self._earlier_handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals from Lightning, which would stop in the middle of a window."""
         self._last_is_good = trainer.ckpt_path == str(Path(trainer.default_root_dir) / LAST)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._earlier_handlers[number] = signal.signal(number, self._receive)
+        SIGNALS.take()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Let signals wait from the first step on."""
+        SIGNALS.hold(self.grace_seconds)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         """Save between validations, and at the last step, from where a longer run can go on."""
@@ -65,23 +70,23 @@ class LastCheckpoint(Checkpoint):
             _stop(self._received_on_any_rank(pl_module.device))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save a run that ended early, such as by `trainer.max_time`."""
+        """Save a run that ended early, such as by `trainer.max_time`; from here, nothing waits."""
         self._save(trainer)
+        SIGNALS.release(
+            "all steps are saved; --ckpt_path last does what is left, such as an upload"
+        )
+        _stop(self._received_on_any_rank(pl_module.device))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
-        self._give_signals_back()
+        SIGNALS.give_back()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Give the signals back; there is no teardown after an error."""
-        self._give_signals_back()
-
-    def _give_signals_back(self) -> None:
-        for number, handler in self._earlier_handlers.items():
-            signal.signal(number, handler)
-        self._earlier_handlers = {}
+        SIGNALS.release("the run had failed before")
+        SIGNALS.give_back()
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.fast_dev_run or trainer.global_step == self._saved_at:  # type: ignore[attr-defined]
@@ -95,15 +100,9 @@ class LastCheckpoint(Checkpoint):
             held.replace(previous)
         self._saved_at, self._last_is_good = trainer.global_step, True
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._signal:
-            os._exit(128 + number)
-        self._signal = number
-        print("finishing this step and saving; once more to stop at once", flush=True)
-
     def _received_on_any_rank(self, device: torch.device) -> int:
         """Return the signal, the same on all ranks: they leave the loop together or not at all."""
-        return max_over_ranks(self._signal, device)
+        return max_over_ranks(SIGNALS.received, device)
 
 
 def _stop(received: int) -> None:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -82,6 +83,41 @@ class Signal(pl.Callback):
                     os.kill(worker.pid, self.number)
                 name = f"signal{self.number}-rank{trainer.global_rank}-{time}"
                 strike_once(trainer, name, self.number)
+
+
+class Halt(pl.Callback):
+    """Stays in a phase of the run, on all ranks or one; in a window, for two seconds only."""
+
+    def __init__(self, phase: str, rank: int | None = None) -> None:
+        self.phase, self.rank = phase, rank
+
+    def _halt(self, trainer: pl.Trainer, phase: str, seconds: float = 600) -> None:
+        mark = Path(trainer.default_root_dir) / f".halted-{phase}-{trainer.global_rank}"
+        if phase == self.phase and self.rank in (None, trainer.global_rank) and not mark.exists():
+            mark.parent.mkdir(exist_ok=True)
+            mark.touch()
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                time.sleep(0.1)
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        self._halt(trainer, "setup")
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        def halt(module, args) -> None:
+            if not torch.is_grad_enabled():
+                self._halt(trainer, "evaluation" if trainer.global_step else "first_evaluation")
+
+        layer = pl_module.model.get_base_model().model.layers[0]
+        layer.register_forward_pre_hook(halt)
+        self._halt(trainer, "first_evaluation")
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == 3:
+            self._halt(trainer, "window", 2)
+
+    def teardown(self, trainer, pl_module, stage) -> None:
+        self._halt(trainer, "end")
 
 
 class CrashWorker(pl.Callback):

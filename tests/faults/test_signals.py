@@ -1,0 +1,257 @@
+"""A signal at any time: the right exit status, a line of what it found, and no process left."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command import ROOT
+from test_interrupted_runs import make_config, read_result, run
+
+from lit_sft.callbacks.checkpoint import LAST
+
+LIMIT = 30.0
+"""Seconds that a scheduler leaves between SIGTERM and SIGKILL."""
+
+
+class Run(subprocess.Popen):
+    """A command in a process group of its own, with what it prints as it comes."""
+
+    def __init__(self, folder: Path, base: Path, *arguments: object, callbacks: str = "", **more):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yaml").write_text(make_config(base, callbacks))
+        self.out = folder / "out.txt"
+        env = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}",
+            "LIT_SFT_CACHE": str(folder / "cache"),
+        }
+        with self.out.open("w") as out:
+            super().__init__(
+                [sys.executable, "-u", "-m", "lit_sft", "fit", "--config", "config.yaml"]
+                + [str(argument) for argument in arguments],
+                **{"cwd": folder, "env": env, "stdout": out, "stderr": out} | more,
+                start_new_session=True,
+            )
+
+    def wait_for(self, path: Path, timeout: float = 120.0) -> None:
+        deadline = time.monotonic() + timeout
+        while not path.exists():
+            assert self.poll() is None, self.out.read_text()
+            assert time.monotonic() < deadline, self.out.read_text()
+            time.sleep(0.01)
+
+    def end(self) -> tuple[int, float]:
+        """Its exit status, and the seconds until the last process of the group was gone."""
+        started = time.monotonic()
+        status = self.wait(2 * LIMIT)
+        while _is_group_alive(self.pid):
+            assert time.monotonic() < started + 2 * LIMIT, "a process of the run is left"
+            time.sleep(0.05)
+        return status, time.monotonic() - started
+
+
+def _is_group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def halt(phase: str, rank: int | None = None) -> str:
+    """A callback that stays in a phase until it is killed, once a folder, and leaves a mark."""
+    arguments = f"{{phase: {phase}, rank: {'null' if rank is None else rank}}}"
+    return f"    - {{class_path: killers.Halt, init_args: {arguments}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("phase", "number", "says"),
+    [
+        ("setup", signal.SIGTERM, "SIGTERM received: no step was taken"),
+        ("setup", signal.SIGINT, "SIGINT received: no step was taken"),
+        ("first_evaluation", signal.SIGTERM, "SIGTERM received: no step was taken"),
+        ("first_evaluation", signal.SIGINT, "SIGINT received: no step was taken"),
+        ("end", signal.SIGTERM, "SIGTERM received: all steps are saved; --ckpt_path last"),
+        ("end", signal.SIGINT, "SIGINT received: all steps are saved; --ckpt_path last"),
+        ("end", signal.SIGHUP, "SIGHUP received: all steps are saved; --ckpt_path last"),
+    ],
+)
+def test_where_nothing_waits_a_signal_ends_the_run_at_once(
+    tiny_base, tmp_path, phase, number, says
+):
+    process = Run(tmp_path, tiny_base, callbacks=halt(phase))
+    process.wait_for(tmp_path / "run" / f".halted-{phase}-0")
+    process.send_signal(number)
+    status, seconds = process.end()
+    printed = process.out.read_text()
+    assert (status, printed.count(says)) == (128 + number, 1), printed
+    assert "Traceback" not in printed
+    assert seconds < 10
+    assert (tmp_path / "run" / LAST).exists() == (phase == "end")
+
+
+def test_a_run_cut_off_in_its_end_is_completed(tiny_base, tmp_path):
+    assert run(tmp_path / "whole", tiny_base).status == 0
+    process = Run(tmp_path, tiny_base, callbacks=halt("end"))
+    process.wait_for(tmp_path / "run" / ".halted-end-0")
+    process.send_signal(signal.SIGTERM)
+    assert process.end()[0] == 143
+    assert run(tmp_path, tiny_base, "--ckpt_path", "last").status == 0
+    assert read_result(tmp_path) == read_result(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("command", ["fit", "inspect"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_while_a_command_imports(tiny_base, tmp_path, command, number):
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "lit_sft", command],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "lit_sft.notices" in line:
+            break
+    process.send_signal(number)
+    printed = process.stderr.read()
+    assert process.wait(10) == 128 + number
+    assert f"{signal.Signals(number).name} received: " in printed
+    assert "Traceback" not in printed
+
+
+def test_signals_that_come_together_are_one(tiny_base, tmp_path):
+    """`timeout` sends SIGTERM to its child, and then to the child's group."""
+    process = Run(tmp_path, tiny_base, callbacks=halt("window"))
+    process.wait_for(tmp_path / "run" / ".halted-window-0")
+    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
+    status, _ = process.end()
+    printed = process.out.read_text()
+    assert status == 143, printed
+    assert "SIGTERM received: the run is saved" in printed
+    assert (tmp_path / "run" / LAST).exists()
+
+
+def test_a_second_signal_by_hand_ends_the_run_at_once(tiny_base, tmp_path):
+    process = Run(
+        tmp_path, tiny_base, "--checkpoint.grace_seconds", 1000, callbacks=halt("evaluation")
+    )
+    process.wait_for(tmp_path / "run" / ".halted-evaluation-0")
+    process.send_signal(signal.SIGINT)
+    time.sleep(2.5)
+    assert process.poll() is None, process.out.read_text()
+    process.send_signal(signal.SIGINT)
+    status, seconds = process.end()
+    assert status == 130
+    assert seconds < 2
+    assert process.out.read_text().count("once more to stop at once") == 1
+
+
+def test_an_evaluation_that_takes_too_long_is_cut_off_and_done_again(tiny_base, tmp_path):
+    assert run(tmp_path / "whole", tiny_base).status == 0
+    process = Run(
+        tmp_path, tiny_base, "--checkpoint.grace_seconds", 1, callbacks=halt("evaluation")
+    )
+    process.wait_for(tmp_path / "run" / ".halted-evaluation-0")
+    process.send_signal(signal.SIGTERM)
+    status, seconds = process.end()
+    printed = process.out.read_text()
+    assert status == 143
+    assert "SIGTERM received: what was running took over 1 s more" in printed
+    assert seconds < 5
+    assert run(tmp_path, tiny_base, "--ckpt_path", "last").status == 0
+    assert read_result(tmp_path) == read_result(tmp_path / "whole")
+
+
+def test_a_terminal_that_hangs_up_lets_the_run_save(tiny_base, tmp_path):
+    ours, theirs = pty.openpty()
+    process = Run(
+        tmp_path, tiny_base, callbacks=halt("window"), stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    process.wait_for(tmp_path / "run" / ".halted-window-0")
+    process.send_signal(signal.SIGHUP)
+    os.close(ours)
+    assert process.end()[0] == 129
+    assert (tmp_path / "run" / LAST).exists()
+
+
+def test_a_signal_that_was_ignored_stays_so(tiny_base, tmp_path):
+    """As under `nohup`."""
+    process = Run(
+        tmp_path,
+        tiny_base,
+        callbacks=halt("window"),
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    process.wait_for(tmp_path / "run" / ".halted-window-0")
+    process.send_signal(signal.SIGHUP)
+    assert process.end()[0] == 0, process.out.read_text()
+
+
+TWO_RANKS = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu")
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("phase", "halted", "to"),
+    [
+        ("setup", None, "group"),
+        ("setup", 0, "second"),
+        ("first_evaluation", None, "first"),
+        ("end", None, "second"),
+        pytest.param("setup", None, "first", marks=slow),
+        pytest.param("setup", None, "second", marks=slow),
+        pytest.param("setup", 0, "group", marks=slow),
+        pytest.param("setup", 0, "first", marks=slow),
+        pytest.param("setup", 1, "group", marks=slow),
+        pytest.param("setup", 1, "first", marks=slow),
+        pytest.param("setup", 1, "second", marks=slow),
+        pytest.param("first_evaluation", None, "group", marks=slow),
+        pytest.param("first_evaluation", None, "second", marks=slow),
+        pytest.param("evaluation", 1, "group", marks=slow),
+        pytest.param("evaluation", 1, "first", marks=slow),
+        pytest.param("end", None, "group", marks=slow),
+        pytest.param("end", None, "first", marks=slow),
+    ],
+)
+def test_two_ranks_end_together(tiny_base, tmp_path, phase, halted, to):
+    """Both in the same phase, or one of them while the other waits for it."""
+    process = Run(
+        tmp_path,
+        tiny_base,
+        *TWO_RANKS,
+        "--checkpoint.grace_seconds",
+        3,
+        callbacks=halt(phase, halted),
+    )
+    for rank in (0, 1) if halted is None else (halted,):
+        process.wait_for(tmp_path / "run" / f".halted-{phase}-{rank}")
+    (second,) = _find_ranks(process.pid)
+    if to == "group":
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        os.kill(process.pid if to == "first" else second, signal.SIGTERM)
+    status, seconds = process.end()
+    printed = process.out.read_text()
+    assert status == 143, printed
+    assert printed.count("SIGTERM") == 1, printed
+    assert "Traceback" not in printed
+    assert seconds < LIMIT
+
+
+def _find_ranks(launcher: int) -> list[int]:
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return [int(child) for child in children if b"lit_sft" in _command(child)]
+
+
+def _command(process: str) -> bytes:
+    return Path(f"/proc/{process}/cmdline").read_bytes()
