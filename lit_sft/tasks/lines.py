@@ -14,7 +14,7 @@ from lit_sft.files import replace_file
 from lit_sft.tasks.plain import FileState, name_cached, read_state
 
 PIECE = 2**16
-"""Bytes of lines that are read at once: as objects of Python, short ones take several times that."""
+"""Bytes of lines read at once; as objects of Python, short ones take several times that."""
 HASH_BYTES = 32
 """Of a SHA-256, which the file of the cache opens with."""
 
