@@ -114,6 +114,7 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
             run["trainer.limit_train_batches"] = steps if steps < windows else "all"
         if self.streamed is not None:  # whose fingerprint is of a sample
             run |= {"data.max_length": self.max_length, "data.on_overlength": self.on_overlength}
+            run |= {"data.contents": self.contents} if self.contents else {}
         return run
 
     def name_rows(self, epoch: int, window: int) -> list[str]:
@@ -168,6 +169,7 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
             rows, sample = len(self.streamed), self.ledgers["train"].rows
             texts.append(
                 f"train is streamed: of its {rows:,} rows, these are the figures of {sample:,}"
+                + ("" if self.contents else ", which alone are compared when the run is resumed")
             )
         for split in splits:
             if groups := self.sources.get(split):

@@ -29,6 +29,7 @@ from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError, require
 from lit_sft.paths import default_cache_dir
 from lit_sft.tasks.base import ChatTask
+from lit_sft.tasks.contents import hash_contents
 from lit_sft.tasks.mixture import Mixture
 from lit_sft.types import Split
 
@@ -128,6 +129,7 @@ class ChatRows:
         self._encoded: dict[Split, EncodedRows] = {}
         self.dedup = dedup
         self.streamed: Sequence[NamedRow] | None = None
+        self.contents: str | None = None
         self.sources: dict[Split, dict[str, np.ndarray]] = {}
         self.repeats: dict[Split, list[Repeat]] = {}
         self.overlength: dict[Split, str] = {}
@@ -164,7 +166,9 @@ class ChatRows:
             if split not in self.ledgers
         }
         if self.streaming and "train" in rows:
-            self.streamed, rows["train"] = rows["train"], take_sample(rows["train"])
+            self.streamed = rows["train"]
+            self.contents = hash_contents(self.streamed)  # and from now on, they must not change
+            rows["train"] = take_sample(self.streamed)
         chats = {split: self._read_all(rows[split]) for split in rows}
         removed = 0
         if (train := chats.get("train")) and self.streamed is None:

@@ -11,6 +11,7 @@ from lit_sft.data.encode import naming
 from lit_sft.data.failures import FailedRows, Failure, name_error
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask, Row
+from lit_sft.tasks.contents import hash_contents, join_hashes
 from lit_sft.tasks.joined import Joined
 from lit_sft.tasks.mixture import Mixture
 from lit_sft.types import Message, Split
@@ -84,6 +85,10 @@ class SplitRows(Sequence[NamedRow]):
                 yield self._name(number, row)
                 wanted = next(numbers, None)
 
+    def hash_contents(self) -> str | None:
+        """Return a hash of all rows of the task's split, and of how many are held out of them."""
+        return join_hashes([hash_contents(self.rows)], str(len(self)))
+
     def _name(self, number: int, row: Row) -> NamedRow:
         return f"{self.split} row {number}", row
 
@@ -106,6 +111,11 @@ class MixedRows(Sequence[NamedRow]):
         part, number = self.joined.locate(int(self.picks[index]))
         name, row = self.joined.parts[part][number]
         return f"{self.names[part]} {name}", {"source": self.names[part], "row": row}
+
+    def hash_contents(self) -> str | None:
+        """Return a hash of all rows of the sources, and of which are picked, in order."""
+        picks = self.picks.astype("<i8", copy=False).tobytes()
+        return join_hashes(map(hash_contents, self.joined.parts), picks)
 
     def sources(self) -> list[str]:
         """Return the name of the source of each row; none is read."""

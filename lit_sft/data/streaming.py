@@ -6,10 +6,16 @@ workers without overlap or loss, by the same code as rows in memory.
 
 The other way would have been to encode all rows once, in chunks, into a file that is mapped into
 memory. For a JSON-lines file of 2 GB, 3.6 million rows, that is 17 minutes of a core and 3 GB on
-the disk before the first step; here it is 5 seconds to find where the lines start, and 1 on the
-next start (`tests/benchmarks/streaming.py`). The price: a row whose mask cannot be proven is found
-when its turn comes, though 1,024 rows are looked at before training, and a row that is too long
-leaves a gap in its window. What a task holds in memory, such as the rows of CSV, stays there.
+the disk before the first step; here it is 3 seconds to find where the lines start and to hash them,
+and 0.2 on the next start (`tests/benchmarks/streaming.py`). The price: a row whose mask cannot be
+proven is found when its turn comes, though 1,024 rows are looked at before training, and a row that
+is too long leaves a gap in its window. What a task holds in memory, such as the rows of CSV, stays
+there.
+
+Rows that stay on the disk can change there. All of them are hashed when they are first looked at
+(`lit_sft.tasks.contents`): a run is resumed on the rows it had, wherever their files lie by then,
+and one that reads a file when it is changed ends. Of rows that a task makes one by one, in a
+sequence of its own without a method `hash_contents`, a sample is compared, and that is said.
 """
 
 import os

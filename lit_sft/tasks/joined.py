@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
 from typing import Any
 
+from lit_sft.tasks.contents import hash_contents, join_hashes
+
 
 class Joined(Sequence[Any]):
     """The items of several sequences, one after the other; what is lazy stays lazy.
@@ -26,6 +28,10 @@ class Joined(Sequence[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return chain.from_iterable(self.parts)
+
+    def hash_contents(self) -> str | None:
+        """Return a hash of all rows, as `lit_sft.tasks.contents` has it."""
+        return join_hashes(map(hash_contents, self.parts))
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return in which part an item is, and where within it.

@@ -1,78 +1,104 @@
 """Read JSON and JSON lines, and name the line that cannot be read."""
 
 import json
-from array import array
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
-from itertools import accumulate, takewhile
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from lit_sft.errors import InputError
-from lit_sft.files import replace_file
+from lit_sft.errors import InputError, require
 from lit_sft.tasks.formats import COLUMNS
-from lit_sft.tasks.plain import name_cached, read_ending, write_out
+from lit_sft.tasks.lines import find_line, index_lines
+from lit_sft.tasks.plain import read_ending, read_state, write_out
 
 
 class JsonLines(Sequence[dict[str, Any]]):
     """The objects of a JSON-lines file, each read from the disk when it is asked for.
 
     Only where the lines start is kept, at 8 bytes a row, in a file of the cache that is mapped into
-    memory: it is made once for a file of a certain size and time of change. Blank lines are no
+    memory: it is made once for a file of a certain size and times of change. Blank lines are no
     rows; a byte order mark and CRLF are no trouble.
 
     Args:
         path: A file with one JSON object a line, in UTF-8, or as `write_out` reads it.
 
     Raises:
-        InputError: If the file is missing or empty. Reading a row raises it if the line is not
-            UTF-8, not JSON, not an object or has a key twice; the message names file and line.
+        InputError: If the file is missing or empty, or is being written. Reading a row raises it if
+            the line is not UTF-8, not JSON, not an object or has a key twice, when the message
+            names file and line, and if the file has been changed meanwhile.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             self.plain = write_out(path)
-            self._starts = _load_index(self.plain)
+            self._index = index_lines(self.plain)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        self._contents = self._index.digest
         if not len(self):
             raise InputError(f"{path}: holds no rows; expected one JSON object a line")
 
     def __reduce__(self) -> Any:
-        return JsonLines, (self.path,)  # a loader worker maps the index for itself
+        # A loader worker maps the index for itself, and must find the same rows.
+        return JsonLines, (self.path,), self._contents
+
+    def __setstate__(self, contents: str) -> None:
+        self._contents = contents
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self._index.starts) - 1
 
     def __getitem__(self, index: Any) -> Any:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        start = self._starts[index % len(self)]
-        with self.plain.open("rb") as file:
+        with self._open() as file:
+            start = self._index.starts[index % len(self)]
             file.seek(start)
             line = file.readline()
         return self._read(line, start)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Read the file once from front to back, which is faster than row by row."""
-        with self.plain.open("rb") as file:
+        with self._open() as file:
             start = 0
             for line in file:
                 if not line.isspace():
                     yield self._read(line, start)
                 start += len(line)
 
+    def hash_contents(self) -> str:
+        """Return a SHA-256 over the rows, as `LineIndex` has it."""
+        return self._contents
+
+    def _open(self) -> BinaryIO:
+        """Open the file, which must hold the rows that it held; looked at in a microsecond.
+
+        One that was touched, or put in place once more, is indexed again.
+        """
+        try:
+            file = self.plain.open("rb")
+            while (read_state(file.fileno()), self._contents) != self._index[:2]:
+                file.close()
+                self._index = index_lines(self.plain)
+                require(
+                    self._index.digest == self._contents,
+                    f"{self.path}: the file has been changed, and its rows are no longer those "
+                    "that were read before; put back what it held, or start anew",
+                )
+                file = self.plain.open("rb")
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error.strerror})") from error
+        return file
+
     def _read(self, line: bytes, start: int) -> dict[str, Any]:
         try:
             return _read_object(line.rstrip(b"\r\n").removeprefix(b"" if start else BOM_UTF8))
         except InputError as error:
-            where = f"{self.path}, line {_find_line(self.plain, start)}"
-            is_cut = start == self._starts[-2] and not line.endswith(b"\n")
+            where = f"{self.path}, line {find_line(self.plain, start)}"
+            is_cut = start == self._index.starts[-2] and not line.endswith(b"\n")
             hint = "; it is the last line: was the file written to its end?" if is_cut else ""
             if read_ending(self.path) != ".json" and line.strip()[:1] in (line.strip(), b"["):
                 hint = "; if the file is one list, or JSON over several lines, name it .json"
@@ -202,41 +228,3 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_refuse_duplicates)
-
-
-def _load_index(path: Path) -> Sequence[int]:
-    """Return the byte at which each row starts, and, last, the size of the file."""
-    cached, size = name_cached(path, "lines"), path.stat().st_size
-    with suppress(OSError, ValueError, TypeError):  # there is none, or it is damaged
-        mapped = _map_numbers(cached)
-        if mapped[-1] == size:
-            return mapped
-    starts = _find_rows(path)
-    with suppress(OSError):  # a cache that cannot be written costs memory, never a run
-        with replace_file(cached) as staged, staged.open("wb") as file:
-            starts.tofile(file)
-        return _map_numbers(cached)
-    return starts
-
-
-def _map_numbers(path: Path) -> memoryview:
-    with path.open("rb") as file:
-        return memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)).cast("q")
-
-
-def _find_line(path: Path, start: int) -> int:
-    """Return the number, from 1, of the line that begins at a byte."""
-    with path.open("rb") as file:
-        ends = accumulate(len(line) for line in file)
-        return 1 + sum(1 for _ in takewhile(lambda end: end <= start, ends))
-
-
-def _find_rows(path: Path) -> "array[int]":
-    starts, start = array("q"), 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.isspace():
-                starts.append(start)
-            start += len(line)
-    starts.append(start)
-    return starts

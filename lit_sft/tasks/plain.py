@@ -3,11 +3,12 @@
 import codecs
 import gzip
 import hashlib
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lit_sft.errors import InputError
 from lit_sft.files import replace_file
@@ -39,8 +40,31 @@ def _is_packed(path: Path) -> bool:
     return path.suffix.lower() in COMPRESSED
 
 
+class FileState(NamedTuple):
+    """What changes with the content of a file, as the system tells it without reading the file.
+
+    The time of its last modification alone can be set back: unpacked from archives, two versions of
+    a file may have one size and one time.
+    """
+
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+
+def read_state(file: Path | int) -> FileState:
+    """Return the state of a file, by its path or its open descriptor.
+
+    Raises:
+        OSError: If there is no such file.
+    """
+    state = os.stat(file)  # noqa: PTH116 (a Path has none for descriptors)
+    return FileState(state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
 def name_cached(path: Path, folder: str, ending: str = "") -> Path:
-    """Return where the cache keeps what is made of a file of a certain size and time of change.
+    """Return where the cache keeps what is made of a file of a certain size and times of change.
 
     Args:
         path: The file.
@@ -50,15 +74,27 @@ def name_cached(path: Path, folder: str, ending: str = "") -> Path:
     Raises:
         OSError: If there is no such file.
     """
-    state = path.stat()
-    key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+    return name_cached_of([path], folder, ending)
+
+
+def name_cached_of(paths: Sequence[Path], folder: str, ending: str = "", what: str = "") -> Path:
+    """Return where the cache keeps what is made of several files, as `name_cached` does.
+
+    Args:
+        paths: The files, in order.
+        folder: Of the cache.
+        ending: Of the name.
+        what: Is made of them, where one may make several things.
+    """
+    states = [f"{path.resolve()} {' '.join(map(str, read_state(path)))}" for path in paths]
+    key = "\n".join([*states, what])
     return default_cache_dir() / folder / (hashlib.sha256(key.encode()).hexdigest() + ending)
 
 
 def write_out(path: Path) -> Path:
     """Return a file that holds the same as plain UTF-8: itself, or a copy in the cache.
 
-    The copy is made once for a file of a certain size and time of change.
+    The copy is made once for a file of a certain size and times of change.
 
     Raises:
         InputError: If the file is damaged, or the copy cannot be written.

@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from lit_sft.errors import InputError, require
+from lit_sft.tasks.contents import hash_contents, join_hashes
 from lit_sft.types import Split
 
 
@@ -39,6 +40,10 @@ class SlicedRows(Sequence[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return islice(self.rows, self.start, self.stop)
+
+    def hash_contents(self) -> str | None:
+        """Return a hash of all rows that these are of, and which they are."""
+        return join_hashes([hash_contents(self.rows)], f"{self.start}:{self.stop}")
 
 
 def is_sliced(name: str) -> bool:

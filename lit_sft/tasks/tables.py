@@ -3,12 +3,13 @@
 import csv
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
 from lit_sft.errors import InputError, require
+from lit_sft.tasks.arrow import ArrowRows
 from lit_sft.tasks.plain import write_out
 
 EXCEL_SEPARATOR = re.compile(r"sep=(.)\r?\n")
@@ -16,41 +17,6 @@ EXCEL_SEPARATOR = re.compile(r"sep=(.)\r?\n")
 DELIMITERS = (",", ";", "\t")
 SAVED = ("dataset_dict.json", "state.json")
 """What `save_to_disk` writes beside the data, of several splits and of one."""
-
-
-class ArrowRows(Sequence[dict[str, Any]]):
-    """The rows of a `datasets.Dataset`, each as it was written.
-
-    Arrow makes one struct of the keys of all rows: in the arguments of a call, the keys of all
-    other calls stand as None. A key of an object that holds None is left out, therefore; a column
-    that does stays.
-
-    Args:
-        table: Whose rows are read when they are asked for.
-    """
-
-    def __init__(self, table: Any) -> None:
-        self.table = table.with_format(None)  # one that was saved as `torch` would give tensors
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: Any) -> Any:
-        return _clean(self.table[int(index)])
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Read from front to back, which is faster than row by row."""
-        return map(_clean, self.table)
-
-
-def _clean(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: _drop_nulls(value) for key, value in row.items()}
-
-
-def _drop_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _drop_nulls(entry) for key, entry in value.items() if entry is not None}
-    return [_drop_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
 def read_csv(path: Path) -> list[dict[str, str | None]]:

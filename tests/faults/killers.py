@@ -147,6 +147,17 @@ class CrashWorker(pl.Callback):
                 os.kill(worker.pid, signal.SIGKILL)
 
 
+class ChangeFile(pl.Callback):
+    """Writes a line less into a file that the run reads, in the middle of a step."""
+
+    def __init__(self, step: int, path: str) -> None:
+        self.step, self.path = step, Path(path)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.step:
+            self.path.write_bytes(b"".join(self.path.read_bytes().splitlines(keepends=True)[:-1]))
+
+
 class Poison(pl.Callback):
     """Puts a NaN into the adapter before a step."""
 

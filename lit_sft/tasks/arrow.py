@@ -1,0 +1,141 @@
+"""The rows of an Arrow table, as they were written, and their hash."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_sft.errors import require
+from lit_sft.files import replace_file
+from lit_sft.tasks.plain import FileState, name_cached_of, read_state
+
+HASHED_ROWS = 8192
+"""Rows of a table that are hashed at once; another number gives another hash."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class ArrowRows(Sequence[dict[str, Any]]):
+    """The rows of a `datasets.Dataset`, each as it was written.
+
+    Arrow makes one struct of the keys of all rows: in the arguments of a call, the keys of all
+    other calls stand as None. A key of an object that holds None is left out, therefore; a column
+    that does stays.
+
+    Args:
+        table: Whose rows are read when they are asked for.
+    """
+
+    def __init__(self, table: Any) -> None:
+        self.table = table.with_format(None)  # one that was saved as `torch` would give tensors
+        self._contents: str | None = None
+        self._states: dict[Path, FileState] = {}
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: Any) -> Any:
+        self._require_unchanged()
+        return _clean(self.table[int(index)])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Read from front to back, which is faster than row by row."""
+        return map(_clean, self.table)
+
+    def hash_contents(self) -> str:
+        """Return a SHA-256 over all rows, in hexadecimal, made once for files of certain states.
+
+        Reading a row raises `InputError` from then on if what the files hold has been changed.
+        """
+        if self._contents is None:
+            files = [Path(file["filename"]) for file in self.table.cache_files]
+            self._states = {file: read_state(file) for file in files}
+            self._contents = _load_hash(self.table, files)
+        return self._contents
+
+    def _require_unchanged(self) -> None:
+        """Look at the files, a microsecond each; if one was touched, hash the rows again."""
+        for path, state in self._states.items():
+            try:
+                now = read_state(path)
+            except OSError:
+                continue  # what was removed or replaced is still mapped here
+            if now == state or now.inode != state.inode:
+                continue
+            # To read behind the end of a mapped file that was cut would kill the process.
+            is_same = now.size == state.size and hash_table(self.table) == self._contents
+            require(
+                is_same,
+                f"{path}: the file has been changed, and its rows are no longer those that were "
+                "read before; put back what it held, or start anew",
+            )
+            self._states[path] = now
+
+
+def hash_table(table: Any) -> str:
+    """Return a SHA-256 over the columns and rows of a `datasets.Dataset`.
+
+    It is the same for all ways to lay out a table in files, chunks and buffers.
+    """
+    digest = hashlib.sha256(json.dumps(table.column_names).encode())
+    for part in table.with_format("arrow").iter(batch_size=HASHED_ROWS):
+        for column in part.combine_chunks().columns:
+            for array in column.chunks:
+                _hash_array(digest, array)
+    return digest.hexdigest()
+
+
+def _hash_array(digest: Any, array: Any) -> None:
+    """Add the values of an array to a hash: its buffers may hold others beside them."""
+    import pyarrow as pa
+
+    types, kind = pa.types, array.type
+    if types.is_string(kind) or types.is_large_string(kind):
+        digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)))
+        texts = array.fill_null("").cast(pa.large_binary())
+        first, last = texts.offset, texts.offset + len(texts) + 1
+        offsets = np.frombuffer(texts.buffers()[1], np.int64)[first:last]
+        digest.update(np.diff(offsets))
+        if texts.buffers()[2] is not None:
+            digest.update(memoryview(texts.buffers()[2])[offsets[0] : offsets[-1]])
+    elif types.is_list(kind) or types.is_large_list(kind):
+        digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)))
+        digest.update(array.value_lengths().fill_null(0).cast(pa.int64()).to_numpy())
+        _hash_array(digest, array.flatten())
+    elif types.is_struct(kind):
+        digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)))
+        digest.update(json.dumps([field.name for field in kind]).encode())
+        for child in array.flatten():
+            _hash_array(digest, child)
+    else:
+        digest.update(repr(array.to_pylist()).encode())
+
+
+def _load_hash(table: Any, files: Sequence[Path]) -> str:
+    """Return `hash_table` from the cache, which has it for a table of files in certain states."""
+    if not files:  # a table in memory
+        return hash_table(table)
+    # The fingerprint tells two tables of one file from each other.
+    cached = name_cached_of(files, "tables", what=str(getattr(table, "_fingerprint", "")))
+    with suppress(OSError, UnicodeDecodeError):
+        known = cached.read_text()
+        if SHA256.fullmatch(known):
+            return known
+    digest = hash_table(table)
+    with suppress(OSError), replace_file(cached) as staged:  # it is made again then
+        staged.write_text(digest)
+    return digest
+
+
+def _clean(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: _drop_nulls(value) for key, value in row.items()}
+
+
+def _drop_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _drop_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [_drop_nulls(entry) for entry in value] if isinstance(value, list) else value
