@@ -4,6 +4,11 @@ import gc
 import os
 import sys
 
+HERE = os.getcwd()  # noqa: PTH109 (pathlib would be searched there, too)
+if __name__ == "__main__" and not sys.flags.safe_path and sys.path[0] in ("", HERE):
+    # `python -m` searches the working folder first: a file in it would stand in for a package.
+    del sys.path[0]
+
 COMMANDS = ("fit", "validate", "test", "predict", "inspect")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How a user says what a thread does while it waits for another; by default it spins, and takes the
