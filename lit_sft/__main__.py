@@ -4,10 +4,10 @@ import gc
 import os
 import sys
 
-HERE = os.getcwd()  # noqa: PTH109 (pathlib would be searched there, too)
-if __name__ == "__main__" and not sys.flags.safe_path and sys.path[0] in ("", HERE):
+if __name__ == "__main__" and not sys.flags.safe_path:
     # `python -m` searches the working folder first: a file in it would stand in for a package.
-    del sys.path[0]
+    here = os.getcwd()  # noqa: PTH109 (pathlib would be searched there, too)
+    sys.path[:1] = [path for path in sys.path[:1] if path not in ("", here)]
 
 COMMANDS = ("fit", "validate", "test", "predict", "inspect")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
