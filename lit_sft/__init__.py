@@ -1,9 +1,11 @@
 """Supervised fine-tuning of chat models with QLoRA, on PyTorch Lightning."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # `python -m` looks for `typing` in the working folder, until `__main__` runs
 if TYPE_CHECKING:
+    from typing import Any
+
     from lit_sft.callbacks.generation_eval import GenerationEval
     from lit_sft.callbacks.gradient_checkpointing import GradientCheckpointing
     from lit_sft.callbacks.hub_upload import HubUpload
@@ -74,7 +76,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -4,7 +4,10 @@ import gc
 import os
 import sys
 
-from lit_sft.signals import SIGNALS
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # `python -m` searches the working folder first: a file in it would stand in for a package.
+    here = os.getcwd()  # noqa: PTH109 (pathlib would be searched there, too)
+    sys.path[:1] = [path for path in sys.path[:1] if path not in ("", here)]
 
 COMMANDS = ("fit", "validate", "test", "predict", "inspect")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -31,6 +34,8 @@ The config that a command line makes:        lit-sft COMMAND ... --print_config
 
 def main() -> None:
     """Run the command line; the exit status is 0, 1 for a failed run, 2 for a wrong input."""
+    from lit_sft.signals import SIGNALS  # not before the path is in order
+
     arguments = sys.argv[1:]
     is_fit = arguments[:1] == ["fit"]
     SIGNALS.own_process("no step was taken, and the run is as it was" if is_fit else "stopped")

@@ -1,65 +1,86 @@
-"""Limit whose code a config may run, before any of it is imported."""
+"""Limit what a config may import: whose code, and where it is found.
+
+Nothing is searched for in configs, which have many ways to say the same. The parser asks before it
+imports a path that came as a value, and once more, when it has the object, where that is defined.
+"""
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from lit_sft.errors import require
+from lit_sft.errors import InputError
 
 VARIABLE = "LIT_SFT_ALLOWED_PACKAGES"
-CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-"""What a config may name a class by, at any place in it."""
-CONFIG_ENDINGS = (".yaml", ".yml", ".json")
+OWN = ("lightning", "lit_sft")
+"""Packages that are always allowed: a run consists of them."""
+REFUSAL = re.compile(r"Importing '([\w.]+)' is not allowed")
+"""What jsonargparse says of a path that it was told not to import."""
 
 
-def require_allowed_packages(arguments: Sequence[str]) -> None:
-    """Refuse a command line that names a class of a package that is not allowed.
+def limit_imports() -> None:
+    """Let this process import what a config may name, and nothing else.
 
-    Naming a class imports its module, which runs its code. The environment variable
-    `LIT_SFT_ALLOWED_PACKAGES` lists, with commas, the packages that may be named; without it, all.
-
-    Args:
-        arguments: Of the command line; the files that `--config` names are read too.
+    The environment variable `LIT_SFT_ALLOWED_PACKAGES` lists, with commas, the packages that may
+    be named beside `lit_sft` and `lightning`; where it is not set, all may. The working folder is
+    searched last, so that no file in it stands in for an installed package; and where there is a
+    list, only if it holds a package of that list.
 
     Raises:
-        InputError: With the class paths that are not allowed.
+        InputError: If the variable holds something else than names.
     """
-    allowed = {name.strip() for name in os.environ.get(VARIABLE, "").split(",")} - {""}
-    if not allowed:
-        return
-    named = {path for value in _read_values(arguments) for path in _find_class_paths(value)}
-    refused = sorted(path for path in named if path.split(".")[0] not in allowed)
-    require(
-        not refused,
-        f"{', '.join(refused)} may not be imported: {VARIABLE} allows {', '.join(sorted(allowed))}",
+    from jsonargparse import set_parsing_settings
+
+    allowed, here = read_allowed_packages(), str(Path.cwd())  # the parser changes folders
+    if allowed is not None:
+        try:
+            set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed)
+        except ValueError as error:
+            raise InputError(
+                f"{VARIABLE}: expected names of packages with commas between, got "
+                f"{os.environ[VARIABLE]!r} ({error})"
+            ) from error
+    packages = {name.split(".")[0] for name in allowed or ()}
+    is_searched = allowed is None or any(PathFinder.find_spec(name, [here]) for name in packages)
+    if is_searched and here not in sys.path:
+        sys.path.append(here)
+
+
+def read_allowed_packages() -> list[str] | None:
+    """Return the packages whose classes a config may name, or None for all."""
+    text = os.environ.get(VARIABLE)
+    if text is None:
+        return None
+    return sorted({*OWN, *(name.strip() for name in text.split(","))} - {""})
+
+
+def explain_refusal(message: str) -> str | None:
+    """Return what was refused in one line, or None if an error of the parser is another one."""
+    refused = REFUSAL.search(message)
+    if refused is None:
+        return None
+    return (
+        f"{refused[1]} may not be imported: {VARIABLE} allows "
+        f"{', '.join(read_allowed_packages() or ())}"
     )
 
 
-def _read_values(arguments: Sequence[str]) -> Iterator[Any]:
-    """Yield the values of all options and the contents of all configs."""
-    words = [word for argument in arguments for word in argument.split("=", 1)]
-    for word in words:
-        try:
-            yield yaml.safe_load(word)
-        except yaml.YAMLError:
-            continue  # the parser will say what is wrong with it
+def explain_hidden(path: str) -> str:
+    """Return a sentence on a file of the working folder that a dotted path does not reach.
 
-
-def _find_class_paths(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from _find_class_paths(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _find_class_paths(item)
-    elif isinstance(value, str) and value.endswith(CONFIG_ENDINGS):
-        try:  # a config may stand in for any part of another
-            yield from _find_class_paths(yaml.safe_load(Path(value).read_text(encoding="utf-8")))
-        except (yaml.YAMLError, OSError, UnicodeDecodeError):
-            return
-    elif isinstance(value, str) and CLASS_PATH.fullmatch(value):
-        yield value
+    It has the name of an installed package, or of a module of Python, which is found first. The
+    text is empty where there is no such file.
+    """
+    name = path.split(".")[0]
+    try:
+        ours, found = PathFinder.find_spec(name, [str(Path.cwd())]), find_spec(name)
+    except (ImportError, ValueError):
+        return ""
+    if ours is None or ours.origin is None or found is None or found.origin == ours.origin:
+        return ""
+    return (
+        f" {os.path.relpath(ours.origin)} is not looked at: an installed package or a module of "
+        "Python has its name. Give it another."
+    )

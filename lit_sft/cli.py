@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_sft.allowlist import require_allowed_packages
+from lit_sft.allowlist import limit_imports
 from lit_sft.callbacks.checkpoint import LAST, PREVIOUS, LastCheckpoint
 from lit_sft.callbacks.memory_advice import MemoryAdvice
 from lit_sft.callbacks.progress import Progress
@@ -181,11 +181,10 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: Those after the program's name.
     """
-    sys.path.insert(0, "")  # as `python -m` does, so that a task of one's own is found
     sys.argv[1:] = arguments
     launcher = os.getppid()
     try:
-        require_allowed_packages(arguments)
+        limit_imports()
         SFTCommandLine(
             SFTModule,
             SFTDataModule,

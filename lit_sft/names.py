@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from lit_sft.allowlist import CLASS_PATH, CONFIG_ENDINGS
+from lit_sft.allowlist import explain_hidden
 from lit_sft.errors import InputError, require, suggest
 from lit_sft.signatures import (
     Parameter,
@@ -39,6 +39,8 @@ PARSERS = ("lit_sft.cli", "lightning.pytorch.cli")
 COMMANDS_OF_TRAINER = ("fit", "validate", "test", "predict")
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
 """What stands for a class in a config."""
+CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+CONFIG_ENDINGS = (".yaml", ".yml", ".json")
 OPTION = re.compile(r"-[A-Za-z-]\S*$")
 """A word that is no value: `-1` and `-` are values."""
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -210,7 +212,7 @@ class _Names:
         self.classes[where] = path
         is_dotted = CLASS_PATH.fullmatch(path) and not path.endswith(CONFIG_ENDINGS)
         missing = explain_missing(path) if is_dotted else None
-        require(missing is None, f"{where}: {missing}")
+        require(missing is None, f"{where}: {missing}{explain_hidden(path)}")
 
     def _check_arguments(self, where: str, value: Any, is_flag: bool) -> None:
         path = self.classes.get(where, "")

@@ -1,14 +1,15 @@
 """The argument parser: jsonargparse's, whose errors are short and name what was probably meant."""
 
-import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+import lit_sft
+from lit_sft.allowlist import explain_hidden, explain_refusal
 from lit_sft.errors import suggest
 
 COMMANDS = ("fit", "validate", "test", "predict", "inspect")
@@ -22,6 +23,9 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print a message with the nearest right name, and exit with status 2."""
+        if refusal := explain_refusal(message):
+            print(f"error: {refusal}", file=sys.stderr)
+            raise SystemExit(2)
         parser = getattr(ex, "subcommand_parser", None) or self
         known = [action.dest for action in parser._actions]
         hint = find_nearest(message, known)
@@ -42,7 +46,7 @@ def find_nearest(message: str, options: Iterable[str]) -> str:
     if wrong := re.search(r"unrecognized arguments: --(\S+)|not accept option '([^']+)'", message):
         return suggest((wrong[1] or wrong[2]).split("=")[0], options)
     if wrong := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
-        return suggest(wrong[2], _public_names(wrong[1]))
+        return suggest(wrong[2], _public_names(wrong[1])) + explain_hidden(wrong[1])
     if wrong := re.search(
         r"given class_path '([\w.]+)':\s+Option '(\w+)' is not accepted", message
     ):
@@ -50,7 +54,8 @@ def find_nearest(message: str, options: Iterable[str]) -> str:
     if wrong := re.search(r"Option '(\w+)' is not accepted", message):
         return suggest(wrong[1], _parameters_of_package())
     if wrong := re.search(r"No module named '([\w.]+)'", message):
-        return suggest(wrong[1], ["lit_sft", "lightning.pytorch", *sys.modules])
+        known = ["lit_sft", "lightning.pytorch", *sys.modules]
+        return suggest(wrong[1], known) + explain_hidden(wrong[1])
     if wrong := re.search(r"Literal\[(.+)\]\. Got value: (\S+)", message):
         return suggest(wrong[2], re.findall(r"'([^']+)'", wrong[1]))
     if wrong := re.search(r"invalid choice: '([^']+)' \(choose from (.+)\)", message):
@@ -59,20 +64,24 @@ def find_nearest(message: str, options: Iterable[str]) -> str:
 
 
 def _public_names(module: str) -> list[str]:
-    found = importlib.import_module(module)
-    return [*getattr(found, "__all__", ()), *vars(found)]
+    found = _names_of(module)
+    return [*found.get("__all__", ()), *found]
 
 
 def _parameters(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
-    found = getattr(importlib.import_module(module), name)
+    is_ours = module == "lit_sft" and name in lit_sft.__all__
+    found: Any = getattr(lit_sft, name) if is_ours else _names_of(module).get(name)
     try:
         return list(inspect.signature(found).parameters)
     except (TypeError, ValueError):  # a constant, or a type without a signature
         return []
 
 
-def _parameters_of_package() -> list[str]:
-    import lit_sft
+def _names_of(module: str) -> Mapping[str, Any]:
+    """Return what an imported module holds; an error may name one that must not be imported."""
+    return getattr(sys.modules.get(module), "__dict__", {})
 
+
+def _parameters_of_package() -> list[str]:
     return [name for public in lit_sft.__all__ for name in _parameters(f"lit_sft.{public}")]

@@ -87,7 +87,7 @@ def require_own_shards(folder: Path, option: str) -> None:
 
 
 def require_weights(folder: Path, option: str) -> None:
-    """Raise `InputError` unless a model's folder holds its weights, each file to its end.
+    """Raise `InputError` unless a model's folder holds its weights once, each file to its end.
 
     The head of a safetensors file tells how long it is. A file of Git LFS that was not fetched is
     one of a hundred bytes.
@@ -97,12 +97,18 @@ def require_weights(folder: Path, option: str) -> None:
         option: The option that named it, for the error.
     """
     for name in WEIGHTS:
+        index = folder / f"{name}.index.json"
+        shards = _list_shards(index) if index.is_file() else set()
         if (folder / name).is_file():
+            if shards - {name}:
+                raise InputError(
+                    f"{option}: the folder {str(folder)!r} holds {name}, and shards beside it that "
+                    f"{index.name} names; transformers reads the single file alone. Remove which "
+                    "of the two is not the base"
+                )
             _require_whole(folder, [name], option)
             return
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if shards:
             missing = sorted(shard for shard in shards if not (folder / shard).is_file())
             if missing:
                 raise InputError(
@@ -116,6 +122,10 @@ def require_weights(folder: Path, option: str) -> None:
         f"{option}: the folder {str(folder)!r} has no weights: expected {WEIGHTS[0]}, or "
         f"{WEIGHTS[0]}.index.json and the shards that it names; it holds {found}"
     )
+
+
+def _list_shards(index: Path) -> set[str]:
+    return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
 
 
 def _require_whole(folder: Path, names: Iterable[str], option: str) -> None:

@@ -5,7 +5,6 @@ What source does not tell for certain, as it makes its names while it runs, is N
 
 import ast
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.machinery import PathFinder
@@ -205,7 +204,8 @@ def _find_module(name: str) -> Module | None:
     parent, _, last = name.rpartition(".")
     if not parent:
         try:
-            spec = PathFinder.find_spec(last, ["", *sys.path]) or find_spec(last)
+            # The working folder is the last place to look, see `lit_sft.allowlist`.
+            spec = find_spec(last) or PathFinder.find_spec(last, [str(Path.cwd())])
         except (ImportError, ValueError):
             return Module(None, ())
         if spec is None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
-from lit_sft.allowlist import require_allowed_packages
+from lit_sft.allowlist import limit_imports
 from lit_sft.data.rows import ChatRows
 from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file, require_writable
@@ -36,10 +36,9 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: Those after the program's name, `inspect` included.
     """
-    sys.path.insert(0, "")  # as `python -m` does, so that a task of one's own is found
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        require_allowed_packages(arguments)
+        limit_imports()
         parsed = parse(arguments[1:])
         with contextlib.redirect_stdout(sys.stderr):  # a task may print; stdout is the report's
             data, options = instantiate(parsed)
@@ -99,7 +98,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--html", type=str | None, help="Write one self-contained page, too.")
     parser.add_argument("--json", action="store_true", help="Print JSON in place of text.")
-    parser.add_class_arguments(ChatRows, "data")
+    parser.add_class_arguments(ChatRows, "data", sub_configs=True)
     for name in OTHER_SECTIONS:
         about = "Only base_model is read." if name == "model" else "Not looked at."
         parser.add_argument(f"--{name}", type=dict, default={}, help=about)

@@ -1,12 +1,15 @@
 """Load a base model, frozen and in four bits (Dettmers et al., 2023)."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from lit_sft.errors import InputError, require
@@ -60,21 +63,48 @@ def read_base_config(base_model: str) -> PretrainedConfig:
     """Read the config of a base model, and see that its weights are there; none are read.
 
     Raises:
-        InputError: If there is none, or a folder lacks weights.
+        InputError: If there is none, a folder lacks weights, or transformers would load something
+            else than a run asks for: with an adapter that lies beside them, or quantised otherwise.
     """
-    if is_local(base_model):
-        folder = require_folder(base_model, holding="config.json", option="model.base_model")
-        require_own_shards(folder, option="model.base_model")
-        require_weights(folder, option="model.base_model")
+    option = "model.base_model"
+    if is_local(base_model) and not Path(locate(base_model), ADAPTER_CONFIG_NAME).is_file():
+        folder = require_folder(base_model, holding="config.json", option=option)
+        require_own_shards(folder, option)
+        require_weights(folder, option)
     try:
+        _require_no_adapter(base_model)
         # Said aloud, or transformers asks at a terminal, and runs the folder's code on a "y".
         config = AutoConfig.from_pretrained(locate(base_model), trust_remote_code=False)
+    except InputError:
+        raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError here
         raise InputError(
-            f"model.base_model: no config of {base_model!r} could be read "
-            f"({type(error).__name__}: {error})"
+            f"{option}: no config of {base_model!r} could be read ({type(error).__name__}: {error})"
         ) from error
+    if stored := getattr(config, "quantization_config", None):
+        method = stored.get("quant_method") if isinstance(stored, dict) else stored
+        raise InputError(
+            f"{option}: {base_model!r} is quantised already ({method}), and would be computed as "
+            "its config says, whatever model.quantization does. Name the base that it was made of"
+        )
     return config
+
+
+def _require_no_adapter(base_model: str) -> None:
+    """Refuse an adapter in the place of a base, or beside it: transformers puts it on the base."""
+    found = find_adapter_config_file(locate(base_model))
+    if found is None:
+        return
+    try:
+        named = json.loads(Path(found).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        named = None
+    of = f", of {named!r}" if named else ""
+    raise InputError(
+        f"model.base_model: {base_model!r} holds an adapter ({ADAPTER_CONFIG_NAME}{of}), which "
+        "would be loaded with the base. Name the base alone, and the adapter as model.adapter; or "
+        "merge the two, and save them as a base"
+    )
 
 
 def outline(base_model: str, config: PretrainedConfig) -> PreTrainedModel:

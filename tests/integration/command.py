@@ -14,6 +14,7 @@ import torch
 from forks import run_forked
 
 from lit_sft.cli import run
+from lit_sft.inspect.command import run as inspect
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +61,7 @@ def lit_sft_in_process(*arguments: object, cwd: Path = ROOT) -> Outcome:
 
     What is printed goes to buffers; `sys.argv` and `sys.path` are put back.
     """
-    stdout, stderr = io.StringIO(), io.StringIO()
+    stdout, stderr = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
     with (
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
@@ -69,7 +70,8 @@ def lit_sft_in_process(*arguments: object, cwd: Path = ROOT) -> Outcome:
         patch.object(sys, "path", list(sys.path)),
     ):
         try:
-            status = run([str(argument) for argument in arguments])
+            words = [str(argument) for argument in arguments]
+            status = inspect(words) if words[:1] == ["inspect"] else run(words)
         except SystemExit as stop:
             status = int(stop.code or 0)
-    return Outcome(status, stdout.getvalue(), stderr.getvalue())
+    return Outcome(status, stdout.buffer.getvalue().decode(), stderr.getvalue())

@@ -1,59 +1,63 @@
-"""Named packages alone may be imported, wherever in a config a class is named."""
+"""Which packages a config may name, and what an error may import: nothing."""
+
+import sys
 
 import pytest
 
-from lit_sft.allowlist import VARIABLE, require_allowed_packages
+from lit_sft.allowlist import VARIABLE, explain_hidden, limit_imports, read_allowed_packages
 from lit_sft.errors import InputError
-
-CONFIG = """
-data:
-  task: {class_path: lit_sft.GSM8K}
-trainer:
-  callbacks:
-    - lit_sft.GradientCheckpointing
-    - {class_path: evil.package.Callback, init_args: {x: 1}}
-"""
-
-
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(CONFIG)
-    return str(path)
-
-
-def test_without_the_variable_all_are_allowed(config, monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
-    require_allowed_packages(["fit", "--config", config])
-
-
-@pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"], ["-c", "{}"]])
-def test_a_class_in_a_config_is_found(config, monkeypatch, form):
-    monkeypatch.setenv(VARIABLE, "lit_sft, lightning")
-    with pytest.raises(InputError, match=r"^evil\.package\.Callback may not be imported"):
-        require_allowed_packages(["fit", *(word.format(config) for word in form)])
-    monkeypatch.setenv(VARIABLE, "lit_sft,evil")
-    require_allowed_packages(["fit", *(word.format(config) for word in form)])
+from lit_sft.parser import find_nearest
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("text", "allowed"),
     [
-        ["--data.task", "evil.Task"],
-        ["--data.task=evil.Task"],
-        ["--trainer.callbacks+=evil.Callback"],
-        ["--trainer.callbacks", "[lit_sft.HubUpload, {class_path: evil.Callback}]"],
-        ["--data.task.class_path", "evil.a.b.Task"],
+        (None, None),
+        ("", ["lightning", "lit_sft"]),
+        (",", ["lightning", "lit_sft"]),
+        (" my_task , torch.optim", ["lightning", "lit_sft", "my_task", "torch.optim"]),
     ],
 )
-def test_a_class_on_the_command_line_is_found(monkeypatch, arguments):
-    monkeypatch.setenv(VARIABLE, "lit_sft")
-    with pytest.raises(InputError, match=r"evil"):
-        require_allowed_packages(["fit", *arguments])
+def test_what_the_variable_allows(monkeypatch, text, allowed):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    if text is not None:
+        monkeypatch.setenv(VARIABLE, text)
+    assert read_allowed_packages() == allowed
 
 
-def test_paths_numbers_and_models_are_no_classes(monkeypatch):
-    monkeypatch.setenv(VARIABLE, "lit_sft")
-    require_allowed_packages(
-        ["fit", "--model.base_model", "meta-llama/Llama-3.2-3B", "--model.learning_rate", "1.0e-4"]
-    )
+@pytest.mark.parametrize("text", ["my-task", "*", "lit_sft my_task", "jsonargparse"])
+def test_what_is_no_list_of_packages_is_refused(monkeypatch, text):
+    monkeypatch.setenv(VARIABLE, text)
+    with pytest.raises(InputError, match=f"^{VARIABLE}: expected names of packages with commas"):
+        limit_imports()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "module 'named_in_an_error' has no attribute 'Task'",
+        "given class_path 'named_in_an_error.Task':\n  Option 'x' is not accepted",
+        "No module named 'named_in_an_error'",
+    ],
+)
+def test_an_error_does_not_import_what_it_names(tmp_path, monkeypatch, error):
+    (tmp_path / "named_in_an_error.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    find_nearest(error, [])
+    assert not (tmp_path / "mark").exists()
+    assert "named_in_an_error" not in sys.modules
+
+
+def test_an_error_still_tells_what_was_meant():
+    assert find_nearest("module 'json' has no attribute 'dump_'", []) == " Did you mean 'dump'?"
+    text = "given class_path 'lit_sft.GSM8K':\n  Option 'paht' is not accepted"
+    assert find_nearest(text, []) == " Did you mean 'path'?"
+
+
+def test_a_file_that_an_installed_package_hides_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("json.py", "peft.py", "my_task.py"):
+        (tmp_path / name).touch()
+    assert explain_hidden("json.Task").startswith(" json.py is not looked at: ")
+    assert explain_hidden("peft.tasks.Task").startswith(" peft.py is not looked at: ")
+    assert explain_hidden("my_task.Task") == explain_hidden("yaml.Task") == ""
