@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import huggingface_hub
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import get_worker_info
@@ -83,6 +84,73 @@ class Signal(pl.Callback):
                     os.kill(worker.pid, self.number)
                 name = f"signal{self.number}-rank{trainer.global_rank}-{time}"
                 strike_once(trainer, name, self.number)
+
+
+class Strike(pl.Callback):
+    """Sends a signal in a phase of a run, to a rank or to all; `make soak` draws them.
+
+    Args:
+        number: Of the fault, which strikes once a run folder, and not before the earlier ones.
+        phase: As of `Halt`, or `loading`, `save` or `upload`.
+        signal: What is sent.
+        times: How often, at once.
+        to: `first` or `second`, a rank, or `group`, all of them.
+        step: In which, for `window`, `save` and `evaluation`.
+    """
+
+    def __init__(
+        self, number: int, phase: str, signal: int, times: int, to: str, step: int
+    ) -> None:
+        self.number, self.phase, self.signal = number, phase, signal
+        self.times, self.to, self.step = times, to, step
+
+    def _strike(self, trainer: pl.Trainer) -> None:
+        mark = Path(trainer.default_root_dir).parent / f".struck{self.number}"
+        if trainer.global_rank != int(self.to == "second") or mark.exists():
+            return
+        mark.touch()
+        for _ in range(self.times):
+            if self.to == "group":
+                os.killpg(0, self.signal)
+            else:
+                os.kill(os.getpid(), self.signal)
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        if self.phase == "loading":
+            self._strike(trainer)
+        if self.phase == "save":
+            self._before(files, "sync", lambda: trainer.global_step >= self.step, trainer)
+        if self.phase == "upload":
+            self._before(huggingface_hub, "upload_folder", lambda: True, trainer)
+
+    def _before(self, module, name: str, is_due, trainer: pl.Trainer) -> None:
+        function = getattr(module, name)
+
+        def strike(*args, **kwargs):
+            if is_due():
+                self._strike(trainer)
+            return function(*args, **kwargs)
+
+        setattr(module, name, strike)
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        def strike(module, args) -> None:
+            step = 0 if self.phase == "first_evaluation" else self.step
+            if not torch.is_grad_enabled() and trainer.global_step >= step:
+                self._strike(trainer)
+
+        if "evaluation" in self.phase:
+            layer = pl_module.model.get_base_model().model.layers[0]
+            layer.register_forward_pre_hook(strike)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if self.phase == "window" and trainer.global_step == self.step:
+            parameter = next(iter(pl_module.trained_parameters.values()))
+            parameter.register_hook(lambda _: self._strike(trainer))
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        if self.phase == "end":
+            self._strike(trainer)
 
 
 class Halt(pl.Callback):
