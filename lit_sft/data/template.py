@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import Environment
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -80,3 +81,14 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
         "tokenizer with load_tokenizer, which pins it, or write a date into the template",
     )
     return template
+
+
+@lru_cache(maxsize=64)
+def list_constants(template: str) -> list[str]:
+    """Return the strings that a template's program names, such as `'</think>'`."""
+    found = [
+        value[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape")
+        for _, kind, value in Environment().lex(template)
+        if kind == "string"
+    ]
+    return sorted(set(found))
