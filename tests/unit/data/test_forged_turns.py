@@ -49,7 +49,8 @@ TEMPLATES = {
     "later turns": chatml().replace("<|im_start|>", "{% if not loop.first %}<|next|>{% endif %}"
     "<|im_start|>", 2).replace("%}<|im_start|>assistant", "%}<|next|><|im_start|>assistant"),
     "thoughts": chatml().replace("{% else %}", "{% elif m.reasoning_content %}<|thinker|><think>"
-    "{{ m.reasoning_content }}</think><|im_start|>assistant\n{{ m.content }}<|im_end|>\n{% else %}"),
+    "{{ m.reasoning_content }}</think><|im_start|>assistant\n{{ m.content }}<|im_end|>\n"
+    "{% else %}"),
 }  # fmt: skip
 NORMALIZERS = {
     "none": None,
@@ -108,8 +109,20 @@ def make_tokenizer(folder, normalizer, special, normalized, template):
 
 
 def read_marks(tokenizer, ids: list[int]) -> list[int]:
-    numbers = set(tokenizer.convert_tokens_to_ids(TOKENS))
-    return [token for token in ids if token in numbers]
+    """Return the tokens that no message may write: special ones, and marks of the template."""
+    special = set(tokenizer.all_special_ids)
+    for token in tokenizer.added_tokens_decoder.values():
+        special |= {tokenizer.convert_tokens_to_ids(token.content)} if token.special else set()
+    harmless = [*encode_prompt(tokenizer, say("x")), *encode_prompt(tokenizer, THINKING)]
+    marks = special | (set(harmless) & set(tokenizer.convert_tokens_to_ids(TOKENS)))
+    return [token for token in ids if token in marks]
+
+
+THINKING = [
+    {"role": "user", "content": "x"},
+    {"role": "assistant", "content": "y", "reasoning_content": "z"},
+    {"role": "user", "content": "x"},
+]
 
 
 def say(asked: str, **more: str) -> list[dict]:
