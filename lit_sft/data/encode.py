@@ -17,6 +17,7 @@ from lit_sft.data.answers import Span
 from lit_sft.data.control_tokens import BREAKER, find_control_tokens
 from lit_sft.data.forgery import prove_control_tokens
 from lit_sft.data.frame import find_pieces
+from lit_sft.data.limits import limit_memory
 from lit_sft.data.lost import LostField, OnLostField, find_lost_fields, refuse_lost_fields
 from lit_sft.data.reading import find_token, join_cuts, plain_backend, tokenize_chats
 from lit_sft.data.render import (
@@ -91,15 +92,16 @@ def encode_and_report(
         InputError: As `encode_chats`.
     """
     chats, pieces, lost = [], [], []
-    for name, messages in zip(names, conversations, strict=True):
-        with naming(name):
-            chat = render_conversation(tokenizer, messages)
-            own = find_pieces(tokenizer, chat)
-            fields = find_lost_fields(tokenizer, chat, is_whole=own is not None)
-            refuse_lost_fields(fields, on_lost_field)
-        chats.append(chat)
-        pieces.append(own)
-        lost.append(fields)
+    with limit_memory():
+        for name, messages in zip(names, conversations, strict=True):
+            with naming(name):
+                chat = render_conversation(tokenizer, messages)
+                own = find_pieces(tokenizer, chat)
+                fields = find_lost_fields(tokenizer, chat, is_whole=own is not None)
+                refuse_lost_fields(fields, on_lost_field)
+            chats.append(chat)
+            pieces.append(own)
+            lost.append(fields)
     encodings = tokenize_chats(tokenizer, chats)
 
     examples: list[Example] = []

@@ -87,7 +87,10 @@ def _is_as_expected(
 ) -> bool:
     if read != expected.ids or expected.places is None:
         return read == expected.ids
-    found = [find_token(encoding, place, chat.cuts) for place in expected.places]
+    if chat.cuts:
+        found = [find_token(encoding, place, chat.cuts) for place in expected.places]
+    else:
+        found = list(map(encoding.char_to_token, expected.places))
     return read == tuple([input_ids[token] for token in found if token is not None])
 
 
