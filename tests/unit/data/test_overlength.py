@@ -126,7 +126,7 @@ def test_what_became_of_long_rows_is_counted_and_comes_back_from_the_cache(
         encoded, _ = load_or_encode(tokenizer, ROWS, lengths[4], policy, tmp_path)
         assert encoded.dropped.tolist() == list(dropped)
         assert encoded.truncated.tolist() == list(truncated)
-        assert encoded.find_overlength() == list(enumerate(lengths))[5:]
+        assert encoded.find_unfit() == list(enumerate(lengths))[5:]
         assert len(encoded) == 10 - len(dropped)
         assert max(encoded.lengths()) == lengths[4]
 
