@@ -15,6 +15,24 @@ from lit_sft.types import Message
 BREAKER = "\ufdd0"
 """Stands inside a control token that a message spells: a code point that Unicode keeps unused."""
 
+ASK: dict[str, Any] = {"role": "user"}
+SAY: dict[str, Any] = {"role": "assistant"}
+CALLS: dict[str, Any] = {
+    **SAY,
+    "tool_calls": [
+        {"type": "function", "id": "zq5000000", "function": {"name": "zq5", "arguments": {}}}
+    ],
+}
+SHAPES: Sequence[Sequence[dict[str, Any]]] = (
+    (ASK, SAY, ASK),
+    (ASK, SAY),
+    ({"role": "system"}, ASK, SAY, ASK),
+    (ASK, SAY, {"role": "tool"}, SAY, ASK),
+    (ASK, CALLS, {"role": "tool", "name": "zq5", "tool_call_id": "zq5000000"}, SAY, ASK),
+    (ASK, dict.fromkeys(answers.KEYS, "zqt") | SAY),
+)
+"""Conversations that show what a template writes around turns. Some refuse some of them."""
+
 
 class ControlTokens(NamedTuple):
     """The tokens that no message may write."""
@@ -23,6 +41,9 @@ class ControlTokens(NamedTuple):
     """Matches one, the longest first."""
     stops: re.Pattern[str]
     """Matches those that may end a turn: they are marked special."""
+    texts: frozenset[str]
+    counted: frozenset[int]
+    """Their ids, but for that of what no token stands for, which any text may be read as."""
     ids: frozenset[int]
     bos_id: int | None
 
@@ -31,7 +52,8 @@ def find_control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
     """Return the special tokens of a tokenizer, which must not change from then on.
 
     Some tokenizers do not mark as special what parts their turns, such as DeepSeek's: whatever
-    token the template writes between plain turns is one of them, but for the marks of thoughts.
+    token the template writes around the turns of some conversations is one of them, but for what an
+    answer may say itself: marks of thoughts, and those around a call.
     """
     template = tokenizer.chat_template
     return _find_control_tokens(
@@ -50,11 +72,19 @@ def _find_control_tokens(tokenizer: PreTrainedTokenizerBase, template: str | Non
     special = {token.content for token in added if token.special}
     special |= set(tokenizer.all_special_tokens)
     others = {token.content for token in added} - special - {answers.OPENING, answers.CLOSING}
-    written = _render_plain_turns(tokenizer) if template and others else ""
-    tokens = special | {token for token in others if token in written}
+    turn_marks = _find_turn_marks(tokenizer, others) if template and others else set()
     vocabulary = tokenizer.get_vocab()
+    tokens = special | turn_marks
     ids = frozenset(vocabulary[token] for token in tokens)
-    return ControlTokens(_match_any(tokens), _match_any(special), ids, tokenizer.bos_token_id)
+    unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    return ControlTokens(
+        pattern=_match_any(tokens),
+        stops=_match_any(special),
+        texts=frozenset(tokens),
+        counted=ids - unknown,
+        ids=ids,
+        bos_id=tokenizer.bos_token_id,
+    )
 
 
 def _match_any(tokens: Iterable[str]) -> re.Pattern[str]:
@@ -62,15 +92,36 @@ def _match_any(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def _render_plain_turns(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what the template writes after a first question: no system prompt is part of it."""
-    words = [("user", "zq1"), ("assistant", "zq2"), ("user", "zq3")]
-    messages: list[Any] = [{"role": role, "content": word} for role, word in words]
+def _find_turn_marks(tokenizer: PreTrainedTokenizerBase, tokens: set[str]) -> set[str]:
+    """Return those of some tokens that the template writes around turns.
+
+    A token of white space, as Gemma has, is text wherever it stands.
+    """
+    any_token = _match_any(token for token in tokens if any(map(str.isalnum, token)))
+    around_thoughts = re.compile(rf"(?:{any_token.pattern})?\s*zqt\s*(?:{any_token.pattern})?")
+    marks: set[str] = set()
+    for turns in SHAPES:
+        written = _render_words(tokenizer, turns)
+        found = set(any_token.findall(around_thoughts.sub("", written)))
+        if CALLS in turns:
+            before = _render_words(tokenizer, turns[: turns.index(CALLS) + 1])
+            found -= set(any_token.findall(before))
+        marks |= found
+    return marks
+
+
+def _render_words(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]]) -> str:
+    """Return what the template writes of some turns, each of which says a word.
+
+    Before the first question stands no mark of a turn, but maybe a default system prompt, which is
+    left out. Nothing is returned if the template refuses the turns.
+    """
+    messages: list[Any] = [{"content": f"zq{number}", **turn} for number, turn in enumerate(turns)]
     try:
-        text, _ = render_turns(tokenizer, messages, add_generation_prompt=True)
+        text, _ = render_turns(tokenizer, messages, turns[-1] is ASK)
     except InputError:
         return ""
-    return text.partition("zq1")[2]
+    return text.partition("zq0")[2] if turns[0] is ASK else text
 
 
 def break_up_control_tokens(

@@ -115,6 +115,8 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
         if self.streamed is not None:  # whose fingerprint is of a sample
             run |= {"data.max_length": self.max_length, "data.on_overlength": self.on_overlength}
             run |= {"data.contents": self.contents} if self.contents else {}
+            if self.on_marker == "drop":
+                run["data.on_marker"] = "drop"
         return run
 
     def name_rows(self, epoch: int, window: int) -> list[str]:
@@ -143,6 +145,7 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
             *(self.task, self.streamed, self.tokenizer),
             *(self.max_length, self.on_overlength, self.on_lost_field),
             num_embeddings=self._count_embeddings(),
+            on_marker=self.on_marker,
         )
 
     def _count_embeddings(self) -> int | None:
@@ -163,6 +166,7 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
         texts = [format_ledgers([self.ledgers[split] for split in splits])]
         texts += [self.overlength[split] for split in splits if split in self.overlength]
         texts += [self.lost_fields[split] for split in splits if split in self.lost_fields]
+        texts += [self.markers[split] for split in splits if split in self.markers]
         if "train" in splits:
             texts.append(format_repeats(self.repeats, self.dedup))
         if self.streamed is not None and "train" in splits:

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_sft.data.failures import FailedRows, Failure, name_error
 from lit_sft.data.fingerprint import hash_request, make_cache_key
 from lit_sft.data.lost import OnLostField
+from lit_sft.data.markers import OnMarker
 from lit_sft.data.overlength import OnOverlength, describe_overlength, encode_to_fit
 from lit_sft.data.splits import Conversation
 from lit_sft.errors import InputError, require
@@ -37,8 +38,8 @@ LARGE_SET_ROWS = 50_000
 """Rows from which on encoding takes long enough to show a bar."""
 EXAMINED_ROWS = 8192
 """Rows that are looked at one by one once one has failed, from its chunk on: for some seconds."""
-LOST = "lost "
-"""Opens the name of an array of a cache file that says which rows lost a field."""
+LOST, MARKED = "lost ", "marked "
+"""Open the names of arrays of a cache file that say which rows lost a field, or hold a mark."""
 
 
 class EncodedRows:
@@ -48,12 +49,15 @@ class EncodedRows:
         input_ids: int32 `[all_tokens]`, the rows end to end.
         supervised: bool `[all_tokens]`, where a label is not `IGNORE_INDEX`.
         offsets: int64 `[kept + 1]`, where each row starts, and the end of the last.
-        dropped: int64 `[dropped]`, the positions of the rows that were too long, among those given.
+        dropped: int64 `[dropped]`, the positions of the rows that were left out, among those given:
+            they are too long, or hold a mark of turns, with `on_marker="drop"`.
         truncated: int64 `[truncated]`, the positions of the rows that were cut, likewise.
         whole_lengths: int64 `[dropped + truncated]`, in tokens, of the dropped rows and then of the
             truncated ones.
         lost: By field, such as `assistant.thinking`, int64 `[turns]`: for each turn that has lost
             it, the position of its row among those given.
+        marked: By mark of turns, such as `### Response:`, int64 `[rows]`: the positions of the rows
+            that hold it as plain text.
 
     Raises:
         ValueError: If the arrays do not fit each other.
@@ -68,12 +72,13 @@ class EncodedRows:
         truncated: np.ndarray,
         whole_lengths: np.ndarray,
         lost: Mapping[str, np.ndarray] | None = None,
+        marked: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         if not len(input_ids) == len(supervised) == offsets[-1] or (np.diff(offsets) < 0).any():
             raise ValueError("the arrays of the encoded rows do not fit each other")
         self.input_ids, self.supervised, self.offsets = input_ids, supervised, offsets
         self.dropped, self.truncated, self.whole_lengths = dropped, truncated, whole_lengths
-        self.lost = dict(lost or {})
+        self.lost, self.marked = dict(lost or {}), dict(marked or {})
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -93,8 +98,8 @@ class EncodedRows:
         """Return the number of tokens that carry loss, over all kept rows."""
         return int(self.supervised.sum())
 
-    def find_overlength(self) -> list[tuple[int, int]]:
-        """Return the position and the length in tokens of every row that was too long, in order."""
+    def find_unfit(self) -> list[tuple[int, int]]:
+        """Return the position and the length in tokens of every row left out or cut, in order."""
         positions = [*self.dropped.tolist(), *self.truncated.tolist()]
         return sorted(zip(positions, self.whole_lengths.tolist(), strict=True))
 
@@ -105,19 +110,21 @@ def encode_rows(
     max_length: int,
     on_overlength: OnOverlength,
     on_lost_field: OnLostField = "error",
+    on_marker: OnMarker = "keep",
 ) -> EncodedRows:
     """Encode conversations, and fit those over `max_length` tokens as `encode_to_fit` does.
 
     Raises:
         FailedRows: If the mask of some rows cannot be proven; the message names them.
-        InputError: If every row is too long, or, with `on_overlength="error"`, if any is.
+        InputError: If every row is left out, or, with `on_overlength="error"`, if any is too long.
     """
     ids, labels = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     lengths: list[int] = []
     dropped: dict[int, int] = {}
     truncated: dict[int, int] = {}
     lost: dict[str, list[int]] = defaultdict(list)
-    how: Any = (max_length, on_overlength, on_lost_field)
+    marked: dict[str, list[int]] = defaultdict(list)
+    how: Any = (max_length, on_overlength, on_lost_field, on_marker)
     for first in _track(range(0, len(conversations), CHUNK_ROWS), len(conversations)):
         names, chats = zip(*conversations[first : first + CHUNK_ROWS], strict=True)
         try:
@@ -127,16 +134,18 @@ def encode_rows(
             if not failures:
                 raise
             raise FailedRows(failures, len(conversations)) from None
-        for position, (example, length, fields) in enumerate(fitted, start=first):
-            if length > max_length:
+        for position, (example, length, fields, markers) in enumerate(fitted, start=first):
+            if length > max_length or example is None:
                 (truncated if example else dropped)[position] = length
+            for marker in markers:
+                marked[marker].append(position)
             for field in fields:
                 lost[field.name].append(position)
         kept = [row.example for row in fitted if row.example]
         lengths += [len(example.input_ids) for example in kept]
         ids.append(_join([example.input_ids for example in kept]))
         labels.append(_join([example.labels for example in kept]))
-    overlength = [(conversations[position][0], length) for position, length in dropped.items()]
+    overlength = [(conversations[i][0], n) for i, n in dropped.items() if n > max_length]
     require(
         on_overlength != "error" or not overlength,
         f"{describe_overlength(overlength, max_length)}; raise it, or set data.on_overlength to "
@@ -145,7 +154,11 @@ def encode_rows(
     require(
         bool(lengths),
         f"all {len(dropped)} rows, from {conversations[0][0]} on, are longer than "
-        f"data.max_length={max_length} tokens; raise it",
+        f"data.max_length={max_length} tokens; raise it"
+        if len(overlength) == len(dropped)
+        else f"all {len(dropped)} rows, from {conversations[0][0]} on, are left out: "
+        f"{len(dropped) - len(overlength)} hold {', '.join(map(repr, sorted(marked)))}; set "
+        "data.on_marker to keep",
     )
     return EncodedRows(
         input_ids=np.concatenate(ids),
@@ -155,6 +168,7 @@ def encode_rows(
         truncated=np.array(list(truncated), dtype=np.int64),
         whole_lengths=np.array([*dropped.values(), *truncated.values()], dtype=np.int64),
         lost={name: np.array(lost[name], dtype=np.int64) for name in sorted(lost)},
+        marked={name: np.array(marked[name], dtype=np.int64) for name in sorted(marked)},
     )
 
 
@@ -178,6 +192,7 @@ def load_or_encode(
     on_overlength: OnOverlength,
     cache_dir: Path,
     on_lost_field: OnLostField = "error",
+    on_marker: OnMarker = "keep",
 ) -> tuple[EncodedRows, str]:
     """Return the encoded rows, from the cache where it knows them, and the hash of what was asked.
 
@@ -186,11 +201,12 @@ def load_or_encode(
     Raises:
         InputError: As `encode_rows`.
     """
-    request = hash_request(tokenizer, conversations, max_length, on_overlength)
+    request = hash_request(tokenizer, conversations, max_length, on_overlength, on_marker)
     path = cache_dir / f"{make_cache_key(request)}.safetensors"
     encoded = _load(path)
-    if encoded is None or (encoded.lost and on_lost_field == "error"):
-        encoded = encode_rows(tokenizer, conversations, max_length, on_overlength, on_lost_field)
+    if encoded is None or _is_refused(encoded, on_lost_field, on_marker):
+        how: Any = (max_length, on_overlength, on_lost_field, on_marker)
+        encoded = encode_rows(tokenizer, conversations, *how)
         try:
             _save(encoded, path)
         except (OSError, SafetensorError) as error:
@@ -202,14 +218,26 @@ def load_or_encode(
     return encoded, request
 
 
+def _is_refused(encoded: EncodedRows, on_lost_field: OnLostField, on_marker: OnMarker) -> bool:
+    """Return whether rows of the cache hold what is an error now; to encode them again names it."""
+    return bool(
+        (encoded.lost and on_lost_field == "error") or (encoded.marked and on_marker == "error")
+    )
+
+
 def _load(path: Path) -> EncodedRows | None:
     """Return the rows of a cache file, or None where it is missing or damaged."""
     try:
         with safe_open(path, framework="np") as file:
             arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
             if (file.metadata() or {}).get("crc32") == _checksum(arrays):
-                lost = {x.removeprefix(LOST): arrays.pop(x) for x in [*arrays] if LOST in x}
-                return EncodedRows(**arrays, lost=lost)
+                by_name: Any = {
+                    kind.strip(): {
+                        x.removeprefix(kind): arrays.pop(x) for x in [*arrays] if x.startswith(kind)
+                    }
+                    for kind in (LOST, MARKED)
+                }
+                return EncodedRows(**arrays, **by_name)
     except (SafetensorError, TypeError, ValueError, OSError):
         pass  # a damaged cache costs an encoding, never a run
     return None
@@ -217,8 +245,9 @@ def _load(path: Path) -> EncodedRows | None:
 
 def _save(encoded: EncodedRows, path: Path) -> None:
     """Two runs may fill one cache at once: each writes its own file, the last rename wins."""
-    arrays = {name: array for name, array in vars(encoded).items() if name != "lost"}
+    arrays = {name: x for name, x in vars(encoded).items() if isinstance(x, np.ndarray)}
     arrays |= {f"{LOST}{name}": rows for name, rows in encoded.lost.items()}
+    arrays |= {f"{MARKED}{name}": rows for name, rows in encoded.marked.items()}
     with replace_file(path) as staged:
         save_file(arrays, staged, metadata={"crc32": _checksum(arrays)})
 

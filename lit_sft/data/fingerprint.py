@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.encode import plain_backend
+from lit_sft.data.reading import plain_backend
 from lit_sft.types import Message
 
 PACKAGE = Path(__file__).parents[1]
@@ -32,6 +32,7 @@ def hash_request(
     conversations: Sequence[tuple[str, Sequence[Message]]],
     max_length: int,
     on_overlength: str,
+    on_marker: str = "keep",
 ) -> str:
     """Return a SHA-256 over all that the encoding is given, in hexadecimal.
 
@@ -40,8 +41,11 @@ def hash_request(
         conversations: Each under a name, which decides nothing.
         max_length: In tokens.
         on_overlength: As for `encode_rows`.
+        on_marker: Likewise; only `drop` gives other rows.
     """
     digest = hashlib.sha256(f"{REQUEST_FORMAT} {max_length} {on_overlength}\n".encode())
+    if on_marker == "drop":
+        digest.update(b"without marks\n")
     digest.update(_hash_backend(tokenizer, len(tokenizer)))
     digest.update(str(tokenizer.chat_template).encode())
     digest.update(json.dumps(tokenizer.special_tokens_map, sort_keys=True).encode())

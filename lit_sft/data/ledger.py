@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lit_sft.data.dataset import EncodedRows
+from lit_sft.data.failures import NAMED_ROWS
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Ledger:
     rows: int
     kept: int
     dropped: int
-    """Rows longer than `max_length` that were left out."""
+    """Rows that were left out: longer than `max_length`, or with a mark of turns in them."""
     truncated: int
     """Rows longer than `max_length` that were cut."""
     duplicates: int
@@ -31,6 +32,8 @@ class Ledger:
     """Of all positions, those that padding fills when rows are batched in file order."""
     lost_fields: dict[str, int] = field(default_factory=dict)
     """Turns with a field that the chat template does not write, by the role and the field."""
+    markers: dict[str, int] = field(default_factory=dict)
+    """Rows that hold a mark of turns as plain text, by the mark."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as plain values, for a logger or a model card."""
@@ -63,6 +66,7 @@ def make_ledger(split: str, encoded: EncodedRows, batch_size: int, duplicates: i
         supervised_share=encoded.num_supervised() / sum(lengths),
         padding_share=measure_padding(lengths, batch_size),
         lost_fields={name: len(rows) for name, rows in encoded.lost.items()},
+        markers={name: len(rows) for name, rows in encoded.marked.items()},
     )
 
 
@@ -75,6 +79,24 @@ def describe_lost_fields(encoded: EncodedRows, names: Sequence[str]) -> str:
     """
     counts = [f"{field} of {len(x):,} ({names[x[0]]})" for field, x in encoded.lost.items()]
     return f"left out, as the chat template does not write them: {', '.join(counts)}"
+
+
+def describe_markers(encoded: EncodedRows, names: Sequence[str]) -> str:
+    """Say which marks of turns stand in messages, in how many rows, and in which first.
+
+    Args:
+        encoded: Rows some of which hold marks.
+        names: Of all rows that were given to be encoded.
+    """
+    told = [
+        f"{marker!r} in {len(rows):,} ({', '.join(names[row] for row in rows[:NAMED_ROWS])}"
+        f"{', …' * (len(rows) > NAMED_ROWS)})"
+        for marker, rows in encoded.marked.items()
+    ]
+    return (
+        "messages hold what parts turns in the chat template and is plain text to the tokenizer, "
+        f"so that a model reads other turns there: {', '.join(told)}"
+    )
 
 
 def format_ledgers(ledgers: Sequence[Ledger]) -> str:

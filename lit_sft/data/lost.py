@@ -2,15 +2,13 @@
 
 The mask is proven on what was rendered; a field that the template leaves out would be lost under
 it. Whether a template writes a field is asked, not read out of its program: the field is replaced
-by a word that stands nowhere else, and looked for in what the template makes of that. For turns of
-role and content alone, one such question a sequence of roles tells what stands around each content,
-and a row costs a comparison.
+by a word that stands nowhere else, and looked for in what the template makes of that. Turns of role
+and content alone are spared the question by `lit_sft.data.frame`.
 """
 
 import json
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -59,7 +57,9 @@ class _Leaf(NamedTuple):
     is_thought: bool
 
 
-def find_lost_fields(tokenizer: PreTrainedTokenizerBase, chat: RenderedChat) -> list[LostField]:
+def find_lost_fields(
+    tokenizer: PreTrainedTokenizerBase, chat: RenderedChat, is_whole: bool = False
+) -> list[LostField]:
     """Return the fields of a rendered conversation that are not in its text.
 
     A field is written if the template writes what stands in its place, and the field's own words
@@ -71,12 +71,12 @@ def find_lost_fields(tokenizer: PreTrainedTokenizerBase, chat: RenderedChat) -> 
     Args:
         tokenizer: With the template that rendered it.
         chat: As `render_conversation` returns it.
+        is_whole: Whether every content is known to be in its text, as `find_pieces` tells.
     """
-    if max(map(len, chat.messages)) == 2 or not any(map(_list_fields, chat.messages)):
-        roles = tuple([message["role"] for message in chat.messages])
-        around = _read_around(tokenizer, str(tokenizer.chat_template), roles)
-        if around and _is_whole(around, chat.messages, chat.written):
-            return []
+    if is_whole and (
+        max(map(len, chat.messages)) == 2 or not any(map(_list_fields, chat.messages))
+    ):
+        return []
     messages, leaves = _replace_fields(chat)
     shown = _try_to_render(tokenizer, messages)
     text = chat.text.casefold()
@@ -120,42 +120,6 @@ def refuse_lost_fields(lost: Sequence[LostField], on_lost_field: OnLostField) ->
             "remove it from the data, or set data.on_lost_field to drop, which leaves it out and "
             "counts it",
         )
-
-
-@lru_cache(maxsize=4096)
-def _read_around(
-    tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[str, ...]
-) -> list[str] | None:
-    """Return what the template writes before, between and after the contents of some turns.
-
-    None where it does not write each of them once, in order. The template is an argument for the
-    cache alone: the tokenizer may be given another.
-    """
-    probes = [f"zq{10**6 + number}" for number in range(len(roles))]
-    turns: Any = [{"role": r, "content": x} for r, x in zip(roles, probes, strict=True)]
-    try:
-        text, _ = render_turns(tokenizer, turns)
-    except InputError:
-        return None
-    pattern = re.compile("|".join(probes))
-    return pattern.split(text) if pattern.findall(text) == probes else None
-
-
-def _is_whole(around: Sequence[str], messages: Sequence[Message], text: str) -> bool:
-    """Return whether `text` is the contents, stripped or not, and what stands around them."""
-    if not text.startswith(around[0]):
-        return False
-    at = len(around[0])
-    for message, behind in zip(messages, around[1:], strict=True):
-        said = content = message["content"]
-        if not (text.startswith(said, at) and text.startswith(behind, at + len(said))):
-            for said in (content.strip(), content.rstrip(), content.lstrip()):
-                if text.startswith(said, at) and text.startswith(behind, at + len(said)):
-                    break
-            else:
-                return False
-        at += len(said) + len(behind)
-    return at == len(text)
 
 
 def _list_fields(message: Message) -> list[str]:

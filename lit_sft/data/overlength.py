@@ -7,9 +7,11 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.encode import encode_and_report, encode_chat, naming, plain_backend
+from lit_sft.data.encode import encode_and_report, encode_chat, naming
 from lit_sft.data.lost import LostField, OnLostField
+from lit_sft.data.markers import OnMarker, list_markers, refuse_markers
 from lit_sft.data.messages import refuse_silence
+from lit_sft.data.reading import plain_backend
 from lit_sft.types import IGNORE_INDEX, Example, Message
 
 OnOverlength = Literal["drop", "error", "truncate_prompt", "truncate"]
@@ -25,6 +27,8 @@ class Fitted(NamedTuple):
     """Tokens of the whole row; at least so many, where its text alone is too long."""
     lost: Sequence[LostField] = ()
     """What the template does not write of a row that is not left out."""
+    markers: Sequence[str] = ()
+    """Marks of turns that the row holds as plain text."""
 
 
 def encode_to_fit(
@@ -34,6 +38,7 @@ def encode_to_fit(
     max_length: int,
     on_overlength: OnOverlength,
     on_lost_field: OnLostField = "error",
+    on_marker: OnMarker = "keep",
 ) -> list[Fitted]:
     """Encode conversations whole, with the mask proven, and fit the longer ones.
 
@@ -46,6 +51,8 @@ def encode_to_fit(
             longer row is left out, and one whose text alone is too long for any tokens is not
             even encoded: 50 MB would take a minute.
         on_lost_field: As for `encode_chat`.
+        on_marker: Whether a row that holds a mark of turns as plain text is kept, left out, or an
+            error.
 
     Raises:
         InputError: As `encode_chats`, and for an empty answer that would be learnt; a row that is
@@ -67,6 +74,9 @@ def encode_to_fit(
             continue
         whole, lost = next(encoded)
         example: Example | None = whole
+        markers = list_markers(tokenizer, messages)
+        with naming(name):
+            refuse_markers(markers, on_marker)
         if len(whole.input_ids) > max_length:
             example = None
             if on_overlength == "truncate":
@@ -74,7 +84,9 @@ def encode_to_fit(
             elif on_overlength == "truncate_prompt":
                 with naming(name):
                     example = shorten_prompt(tokenizer, messages, whole, max_length)
-        fitted.append(Fitted(example, len(whole.input_ids), lost if example else ()))
+        if markers and on_marker == "drop":
+            example = None
+        fitted.append(Fitted(example, len(whole.input_ids), lost if example else (), markers))
     return fitted
 
 

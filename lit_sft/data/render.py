@@ -8,10 +8,11 @@ that opens the thoughts goes on with those of the message, also where the templa
 A message that spells a control token, such as `<|eot_id|>`, could forge a turn. A character that no
 text holds is put inside the spelling before the template sees it, so that the control tokens of
 the rendering are the template's own; the character is taken out again when the text is tokenised.
+That they are is proven on the tokens, by `lit_sft.data.forgery`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -37,13 +38,18 @@ class RenderedChat(NamedTuple):
     messages: Sequence[Message]
     """What the template was given."""
     learnt: frozenset[int]
-    """The numbers of the messages that `spans` are of."""
+    """The numbers of the messages that `spans` are of; of none, in a prompt."""
     written: str
     """What the template made of it: `text`, unless the thoughts of the last turn were added."""
     added: str | None = None
     """These thoughts, without white space around them."""
     cuts: Sequence[int] = ()
     """Where a generation prompt ends that opens the thoughts: no token may reach across."""
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether the text ends in the generation prompt, for a model to go on."""
+        return not self.learnt
 
 
 def render_conversation(
@@ -61,6 +67,21 @@ def render_conversation(
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     supervised = [i for i in turns if messages[i].get("weight") != 0]
     require(bool(supervised), "every assistant turn has weight 0, so nothing to learn")
+    return render_safe_turns(tokenizer, safe, supervised, is_broken_up=safe is not plain)
+
+
+def render_safe_turns(
+    tokenizer: PreTrainedTokenizerBase,
+    safe: Sequence[Message],
+    supervised: Iterable[int],
+    is_broken_up: bool,
+) -> RenderedChat:
+    """Render turns whose control tokens are broken up, and find those that are supervised.
+
+    Raises:
+        InputError: As `render_conversation`.
+    """
+    turns = [i for i, message in enumerate(safe) if message["role"] == "assistant"]
     is_marked = GENERATION_MARK.search(template_of(tokenizer)) is not None
     text, regions = render_turns(tokenizer, safe, marks=is_marked)
     if is_marked:
@@ -71,8 +92,8 @@ def render_conversation(
         )
         _check_marked_prompt(tokenizer, template_of(tokenizer))
     marked = dict(zip(turns, regions, strict=True)) if is_marked else {}
-    chat = RenderedChat(text, [], safe is not plain, safe, frozenset(supervised), text)
-    for turn in supervised:
+    chat = RenderedChat(text, [], is_broken_up, safe, frozenset(supervised), text)
+    for turn in sorted(supervised):
         if is_marked and not opens_thoughts(tokenizer, template_of(tokenizer)):
             start, end = marked[turn]
             chat.spans.append(_find_answer(tokenizer, text[:end], start, safe[turn], turn))

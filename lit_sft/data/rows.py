@@ -12,8 +12,9 @@ from lit_sft.data.dataset import EncodedRows, load_or_encode
 from lit_sft.data.duplicates import Repeat, drop_repeats, find_repeats
 from lit_sft.data.failures import FailedRows
 from lit_sft.data.fingerprint import hash_rows
-from lit_sft.data.ledger import Ledger, describe_lost_fields, make_ledger
+from lit_sft.data.ledger import Ledger, describe_lost_fields, describe_markers, make_ledger
 from lit_sft.data.lost import OnLostField
+from lit_sft.data.markers import OnMarker
 from lit_sft.data.overlength import OnOverlength, describe_overlength
 from lit_sft.data.sources import group_by_source
 from lit_sft.data.splits import (
@@ -62,6 +63,11 @@ class ChatRows:
             system turn says. `error` stops at the first; `drop` trains on the row without it, and
             the ledger counts it by name. A tool call that would be learnt is never dropped: without
             it, the turn would teach to say nothing.
+        on_marker: What becomes of a row in which a message holds what parts turns in the chat
+            template and is plain text to the tokenizer, such as `### Response:`: a model reads
+            another turn there. `keep` trains on it, and the ledger counts and names such rows: what
+            is learnt is still what the assistant says, and public data has a few of them. `drop`
+            leaves them out, `error` stops. Control tokens are never obeyed in a message.
         val_rows: Rows held out of `train` for validation where the task has no `val` split; with
             one, how many of it to use. 0 trains without validation.
         streaming: Leave the rows of `train` where they are, and encode them when a step needs them,
@@ -89,6 +95,7 @@ class ChatRows:
         max_length: int = 512,
         on_overlength: OnOverlength = "drop",
         on_lost_field: OnLostField = "error",
+        on_marker: OnMarker = "keep",
         val_rows: int = 256,
         streaming: bool = False,
         num_workers: int = 0,
@@ -117,6 +124,7 @@ class ChatRows:
         )
         self.on_overlength: OnOverlength = on_overlength
         self.on_lost_field: OnLostField = on_lost_field
+        self.on_marker: OnMarker = on_marker
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
         self.streaming = streaming
         require(
@@ -134,6 +142,7 @@ class ChatRows:
         self.repeats: dict[Split, list[Repeat]] = {}
         self.overlength: dict[Split, str] = {}
         self.lost_fields: dict[Split, str] = {}
+        self.markers: dict[Split, str] = {}
         self.ledgers: dict[Split, Ledger] = {}
         self.fingerprints: dict[Split, str] = {}
         self.requests: dict[Split, str] = {}
@@ -193,14 +202,18 @@ class ChatRows:
         self.fingerprints[split] = hash_rows(vars(encoded)) + of_all
         self.requests[split] = request + of_all
         self.ledgers[split] = self.measure(split, encoded, removed)
-        if too_long := [(conversations[i][0], n) for i, n in encoded.find_overlength()]:
+        names, limit = [name for name, _ in conversations], self.max_length
+        if too_long := [(names[i], n) for i, n in encoded.find_unfit() if n > limit]:
+            dropped = len(too_long) - len(encoded.truncated)
             self.overlength[split] = (
                 f"{split}: {describe_overlength(too_long, self.max_length)}; "
-                f"{len(encoded.dropped):,} dropped, {len(encoded.truncated):,} truncated"
+                f"{dropped:,} dropped, {len(encoded.truncated):,} truncated"
             )
         if encoded.lost:
-            said = describe_lost_fields(encoded, [name for name, _ in conversations])
-            self.lost_fields[split] = f"{split}: {said}"
+            self.lost_fields[split] = f"{split}: {describe_lost_fields(encoded, names)}"
+        if encoded.marked:
+            fate = "left out" if self.on_marker == "drop" else "kept (data.on_marker)"
+            self.markers[split] = f"{split}: {describe_markers(encoded, names)}; {fate}"
         if isinstance(self.task, Mixture):
             if isinstance(rows, MixedRows):
                 sources = rows.sources()
@@ -217,7 +230,7 @@ class ChatRows:
         """Return the rows of conversations, from the cache if it has them, and their request."""
         return load_or_encode(
             *(self.tokenizer, conversations, self.max_length, self.on_overlength),
-            *(self.cache_dir, self.on_lost_field),
+            *(self.cache_dir, self.on_lost_field, self.on_marker),
         )
 
     def remove_repeats(

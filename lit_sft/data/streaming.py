@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.lost import OnLostField
+from lit_sft.data.markers import OnMarker
 from lit_sft.data.overlength import OnOverlength, encode_to_fit
 from lit_sft.data.splits import NamedRow, read_conversations
 from lit_sft.data.vocabulary import require_embeddings
@@ -48,6 +49,7 @@ class StreamedRows:
         on_lost_field: What becomes of what the template does not write, likewise.
         num_embeddings: Rows of the base's embedding, one for each token that may occur; None looks
             at no token.
+        on_marker: What becomes of a row that holds a mark of turns, as for `encode_to_fit`.
     """
 
     def __init__(
@@ -59,18 +61,20 @@ class StreamedRows:
         on_overlength: OnOverlength,
         on_lost_field: OnLostField = "error",
         num_embeddings: int | None = None,
+        on_marker: OnMarker = "keep",
     ) -> None:
         self.task, self.rows = task, rows
         self.tokenizer, self.max_length = tokenizer, max_length
         self.on_overlength: OnOverlength = on_overlength
         self.on_lost_field: OnLostField = on_lost_field
         self.num_embeddings = num_embeddings
+        self.on_marker: OnMarker = on_marker
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def read(self, numbers: Sequence[int]) -> tuple[list[Example], list[str]]:
-        """Return examples, their masks proven, and the names of the rows that are left out.
+        """Return examples, their masks proven, and what is wrong with the rows that are left out.
 
         Raises:
             InputError: If a row cannot be read, or its mask not be proven; the message names it.
@@ -82,8 +86,10 @@ class StreamedRows:
         fitted = encode_to_fit(
             *(self.tokenizer, chats, names),
             *(self.max_length, self.on_overlength, self.on_lost_field),
+            on_marker=self.on_marker,
         )
-        long = [name for name, row in zip(names, fitted, strict=True) if row.example is None]
+        unfit = [pair for pair in zip(names, fitted, strict=True) if pair[1].example is None]
+        long = [name for name, row in unfit if row.length > self.max_length]
         require(
             not long or self.on_overlength != "error",
             f"{', '.join(long)}: longer than data.max_length={self.max_length} tokens",
@@ -93,11 +99,17 @@ class StreamedRows:
                 require_embeddings(
                     self.tokenizer, row.example.input_ids, self.num_embeddings, f"in {name}"
                 )
-        return [row.example for row in fitted if row.example], long
+        left_out = [
+            f"{name} is longer than data.max_length"
+            if row.length > self.max_length
+            else f"{name} holds {', '.join(map(repr, row.markers))} (data.on_marker)"
+            for name, row in unfit
+        ]
+        return [row.example for row in fitted if row.example], left_out
 
 
 class StreamedWindows(Dataset[Any]):
-    """Streamed rows, a window at a time, with the names of those that are too long for it.
+    """Streamed rows, a window at a time, with what is wrong with those left out.
 
     What is wrong with a row comes as an item, too: an error that a worker raises would reach the
     user as a traceback.
@@ -115,14 +127,14 @@ class StreamedWindows(Dataset[Any]):
 
     def __getitem__(self, numbers: Sequence[int]) -> tuple[Window, list[str]] | InputError:
         try:
-            examples, long = self.rows.read(numbers)
+            examples, left_out = self.rows.read(numbers)
         except InputError as error:
             return error
-        return self.windows.make(examples), long
+        return self.windows.make(examples), left_out
 
 
 class StreamLoader(WindowLoader):
-    """Hands out the windows of `StreamedWindows`, and says which rows were too long for theirs."""
+    """Hands out the windows of `StreamedWindows`, and says which rows were left out."""
 
     def __iter__(self) -> Any:
         if self.num_workers:
@@ -132,13 +144,12 @@ class StreamLoader(WindowLoader):
         for item in super().__iter__():
             if isinstance(item, InputError):
                 raise item
-            window, long = item
-            for name in long:
+            window, unfit = item
+            for reason in unfit:
                 left_out += 1
                 if str(left_out).strip("0") == "1":  # the 1st, the 10th, the 100th
                     warnings.warn(
-                        f"{name} is longer than data.max_length: left out, as {left_out:,} so far "
-                        "on this rank",
+                        f"{reason}: left out, as {left_out:,} so far on this rank",
                         stacklevel=2,
                     )
             yield window

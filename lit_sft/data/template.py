@@ -1,14 +1,17 @@
 """What a chat template makes of a conversation, and of which template."""
 
+import json
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
+from jinja2 import Environment
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lit_sft.data import answers
+from lit_sft.data.limits import FREE_TEXT, call_within_limits, check_length
 from lit_sft.errors import InputError, require
 from lit_sft.types import Message
 
@@ -26,23 +29,28 @@ def render_turns(
     """Return the text of a conversation, and with `marks` the regions of its generation marks.
 
     Raises:
-        InputError: If there is no template, or it refuses the conversation.
+        InputError: If there is no template, it refuses the conversation, or takes too much for it.
     """
+    template, where = template_of(tokenizer), tokenizer.name_or_path
+    # Annotated as a string, it returns a pair of lists.
+    function: Any = render_jinja_template
+    render = partial(
+        function,
+        [list(messages)],
+        chat_template=template,
+        add_generation_prompt=add_generation_prompt,
+        return_assistant_tokens_mask=marks,
+        **tokenizer.special_tokens_map,
+    )
     try:
-        # Annotated as a string, it returns a pair of lists.
-        render: Any = render_jinja_template
-        texts, regions = render(
-            [list(messages)],
-            chat_template=template_of(tokenizer),
-            add_generation_prompt=add_generation_prompt,
-            return_assistant_tokens_mask=marks,
-            **tokenizer.special_tokens_map,
-        )
+        texts, regions = call_within_limits(render, template, where)
     except InputError:
         raise
     except Exception as error:  # a template is a program of somebody else's, in Jinja
         roles = ", ".join(message["role"] for message in messages)
         raise InputError(f"the chat template rejects the turns ({roles}): {error}") from error
+    if len(texts[0]) > FREE_TEXT:
+        check_length(texts[0], len(json.dumps(messages, default=repr)), where)
     return texts[0], regions[0] if marks else []
 
 
@@ -80,3 +88,14 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
         "tokenizer with load_tokenizer, which pins it, or write a date into the template",
     )
     return template
+
+
+@lru_cache(maxsize=64)
+def list_constants(template: str) -> list[str]:
+    """Return the strings that a template's program names, such as `'</think>'`."""
+    found = [
+        value[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape")
+        for _, kind, value in Environment().lex(template)
+        if kind == "string"
+    ]
+    return sorted(set(found))

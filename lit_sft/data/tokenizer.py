@@ -64,7 +64,8 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTok
         tokenizer = _load(place)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, TypeError here
         raise InputError(
-            f"the tokenizer {path!r} could not be loaded ({type(error).__name__}: {error})"
+            f"the tokenizer {path!r} could not be loaded "
+            f"({_find_broken_file(place) or f'{type(error).__name__}: {error}'})"
         ) from error
     require(
         bool(getattr(tokenizer, "is_fast", False)),
@@ -72,6 +73,12 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTok
     )
     own = tokenizer.chat_template
     named = own if isinstance(own, dict) else {}
+    texts = [*named.values()] if named else [own or ""]
+    require(
+        all(isinstance(text, str) for text in texts),
+        f"the tokenizer {path!r}: expected its chat_template to be text, got {own!r:.80}; mend "
+        "tokenizer_config.json, or remove the template and set data.chat_template",
+    )
     if chat_template in named and chat_template not in TURN_TOKENS:
         tokenizer.chat_template = pin_date(named[chat_template])
     elif chat_template is not None or own is None:
@@ -132,6 +139,23 @@ def _load(place: str, local_files_only: bool = False) -> PreTrainedTokenizerBase
 def _read_json(folder: str, name: str) -> dict[str, Any]:
     path = Path(folder) / name
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _find_broken_file(place: str) -> str:
+    """Return what is wrong with the first file of a tokenizer that is not what it has to be."""
+    folder = Path(place)
+    for path in [
+        folder / "config.json",
+        folder / "tokenizer_config.json",
+        *folder.rglob("*.jinja"),
+    ]:
+        try:
+            text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
+            if path.suffix == ".json" and not isinstance(json.loads(text), dict):
+                return f"{path.name}: expected a JSON object, got {text.strip()!r:.40}"
+        except ValueError as error:  # no UTF-8, or no JSON
+            return f"{path.relative_to(folder)}: {error}"
+    return ""
 
 
 def _install_template(tokenizer: PreTrainedTokenizerBase, path: str, name: str | None) -> None:

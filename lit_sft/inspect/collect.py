@@ -10,6 +10,7 @@ from lit_sft.data.duplicates import Repeat, find_repeats
 from lit_sft.data.encode import encode_chat
 from lit_sft.data.failures import FailedRows, describe_failures
 from lit_sft.data.failures import Failure as RowFailure
+from lit_sft.data.markers import list_markers
 from lit_sft.data.rows import ChatRows
 from lit_sft.data.splits import (
     Conversation,
@@ -219,6 +220,12 @@ def _show_rows(
             example = encode_chat(data.tokenizer, messages[name], data.on_lost_field)
             is_long = len(example.input_ids) > data.max_length
             note = "dropped: longer than data.max_length" if is_long else "removed: a duplicate"
+            if (
+                not is_long
+                and data.on_marker == "drop"
+                and list_markers(data.tokenizer, messages[name])
+            ):
+                note = "dropped: holds a mark of turns"
         shown.append(read_tokens(data.tokenizer, choice.split, name, example, note))
     return shown
 

@@ -114,11 +114,15 @@ def _format_split(name: str, split: SplitReport, report: Report) -> Iterator[str
     yield f"  padding, in batches of {report.batch_size}: {padding}"
     if ledger.dropped:
         listed = ", ".join(split.too_long[:EXAMPLES]) + ", …" * (ledger.dropped > EXAMPLES)
-        yield f"  dropped: {ledger.dropped:,} over {report.max_length} tokens ({listed})"
+        marked = ", or with a mark of turns" if ledger.markers else ""
+        yield f"  dropped: {ledger.dropped:,} over {report.max_length} tokens{marked} ({listed})"
     if ledger.truncated:
         yield f"  truncated: {ledger.truncated:,} to {report.max_length} tokens"
     if ledger.duplicates:
         yield f"  removed: {ledger.duplicates:,} duplicates"
+    if ledger.markers:
+        counts = ", ".join(f"{rows:,} rows with {mark!r}" for mark, rows in ledger.markers.items())
+        yield f"  marks of turns as plain text: {counts}"
     if ledger.lost_fields:
         counts = ", ".join(f"{turns:,} {name}" for name, turns in ledger.lost_fields.items())
         yield f"  left out, as the chat template does not write them: {counts}"

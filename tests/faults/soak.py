@@ -209,7 +209,11 @@ def judge(fault: Fault, ending: Ending) -> str:
     if ending.status not in allowed:
         return f"status {ending.status}, not one of {sorted(allowed)}: {ending.printed[-600:]}"
     is_killed = ending.status == -signal.SIGKILL
-    if "Traceback" in ending.printed and not is_killed and "KeyboardInterrupt" not in ending.printed:
+    if (
+        "Traceback" in ending.printed
+        and not is_killed
+        and "KeyboardInterrupt" not in ending.printed
+    ):
         return f"a traceback: {ending.printed[-1500:]}"
     return ""
 

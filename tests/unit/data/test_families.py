@@ -120,7 +120,7 @@ def test_shortened_prompts_leave_what_is_learnt_as_it_was(family):
             continue
         whole = encode_chat(tokenizer, messages)
         limit = max(2, len(whole.input_ids) * 3 // 4)
-        [(example, _, _)] = encode_to_fit(tokenizer, [messages], [""], limit, "truncate_prompt")
+        [(example, *_)] = encode_to_fit(tokenizer, [messages], [""], limit, "truncate_prompt")
         if example:
             shortened += 1
             assert len(example.input_ids) <= limit

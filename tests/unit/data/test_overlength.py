@@ -52,7 +52,7 @@ TURNS = [
 def test_a_prompt_loses_its_first_words(tokenizer, messages):
     whole = encode_chat(tokenizer, messages)
     limit = 120
-    example, length, _ = fit(tokenizer, messages, limit, "truncate_prompt")
+    example, length, *_ = fit(tokenizer, messages, limit, "truncate_prompt")
     assert length == len(whole.input_ids) > limit
     assert limit - 25 <= len(example.input_ids) <= limit
     # What is learnt is what was learnt, and the turns with their control tokens all stand.
@@ -70,7 +70,7 @@ def test_a_prompt_loses_its_first_words(tokenizer, messages):
 def test_the_longest_turn_is_cut_and_only_as_far_as_it_must(llama3_tokenizer):
     messages = chat("What of old?", "first", LONG, "It ends.")
     whole = encode_chat(llama3_tokenizer, messages)
-    example, _, _ = fit(llama3_tokenizer, messages, len(whole.input_ids) - 10, "truncate_prompt")
+    example, *_ = fit(llama3_tokenizer, messages, len(whole.input_ids) - 10, "truncate_prompt")
     assert len(example.input_ids) >= len(whole.input_ids) - 12
     text = read(llama3_tokenizer, example.input_ids)
     assert "What of old?<|eot_id|>" in text
@@ -98,7 +98,7 @@ def test_a_cut_row_is_the_start_of_the_proven_one(tokenizer, messages):
     whole = encode_chat(tokenizer, messages)
     first = next(i for i, label in enumerate(whole.labels) if label != IGNORE_INDEX)
     for limit in (first + 1, first + 9, len(whole.input_ids) - 1):
-        example, length, _ = fit(tokenizer, messages, limit, "truncate")
+        example, length, *_ = fit(tokenizer, messages, limit, "truncate")
         assert example == (whole.input_ids[:limit], whole.labels[:limit])
         assert length == len(whole.input_ids)
     # The cut answer does not end: its stop token is not there to be learnt.
@@ -126,7 +126,7 @@ def test_what_became_of_long_rows_is_counted_and_comes_back_from_the_cache(
         encoded, _ = load_or_encode(tokenizer, ROWS, lengths[4], policy, tmp_path)
         assert encoded.dropped.tolist() == list(dropped)
         assert encoded.truncated.tolist() == list(truncated)
-        assert encoded.find_overlength() == list(enumerate(lengths))[5:]
+        assert encoded.find_unfit() == list(enumerate(lengths))[5:]
         assert len(encoded) == 10 - len(dropped)
         assert max(encoded.lengths()) == lengths[4]
 

@@ -279,6 +279,34 @@ def test_a_damaged_tokenizer_file_is_an_error(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("file", "holds", "reason"),
+    [
+        (
+            "tokenizer_config.json",
+            "[]",
+            r"\(tokenizer_config\.json: expected a JSON object, got '\[\]",
+        ),
+        ("config.json", "[1]", r"\(config\.json: expected a JSON object"),
+        ("config.json", "{", r"\(config\.json: Expecting property name"),
+        ("chat_template.jinja", "\xe9", r"\(chat_template\.jinja: .*can't decode byte 0xe9"),
+        ("additional_chat_templates/x.jinja", "\xff", r"\(additional_chat_templates/x\.jinja: "),
+        ("tokenizer_config.json", '{"chat_template": 5}', "expected its chat_template to be text"),
+        (
+            "tokenizer_config.json",
+            '{"chat_template": [{"name": "default", "template": {}}]}',
+            r"expected its chat_template to be text, got \{'default': \{\}\}",
+        ),
+    ],
+)
+def test_a_file_of_a_tokenizer_that_is_no_such_file_is_named(tmp_path, file, holds, reason):
+    path = save_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>", "<|fim_pad|>"], "<|im_end|>")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(holds.encode("latin-1"))
+    with pytest.raises(InputError, match=reason):
+        load_tokenizer(path)
+
+
 @pytest.mark.parametrize("base", ["tiny_base", "llama-3.2-3b"])
 def test_a_generic_tokenizer_is_loaded_as_auto_tokenizer_would(base, request):
     """The class is taken from the folder without the imports of `AutoTokenizer`."""

@@ -1,0 +1,193 @@
+"""What the program that a chat template is may take: of time, memory and text.
+
+A template comes with a tokenizer from the Hub. The sandbox of transformers keeps it from files and
+from Python, and not from a loop in a loop, a string that doubles, or a number with a billion
+digits. Three bounds end all of these. A thread looks at the clock, and raises an error in the
+thread that renders: a template is no more than Python between two looks. The system bounds the
+memory, so that what would take more fails where it asks for it. And the one operation that can take
+hours in a single step, a power, no honest template has.
+"""
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from jinja2 import Environment, TemplateSyntaxError
+
+from lit_sft.errors import InputError, require
+
+try:
+    import resource
+except ImportError:  # on Windows, where memory is not bounded
+    resource = None  # type: ignore[assignment]
+
+MAX_SECONDS = 20.0
+"""Of one rendering: an honest one takes a ten-thousandth of it."""
+MAX_BYTES = 2**31
+"""Of memory that a rendering may add."""
+MAX_TEMPLATE = 2**20
+"""Characters of a template; the longest published ones have 30,000."""
+FREE_TEXT, GROWTH = 2**22, 64
+"""Characters that any turns may be written as, and how many more for each one that they say."""
+POLL_SECONDS = 0.25
+ADVICE = "; set another data.chat_template, and mistrust where this one comes from"
+STATM = Path("/proc/self/statm")
+
+Result = TypeVar("Result")
+
+_refused: dict[str, str] = {}
+"""What is wrong with templates that went too far once: nobody waits for them twice."""
+
+
+class _TooSlow(Exception):  # noqa: N818 (never seen outside)
+    """Raised in a thread whose rendering takes too long."""
+
+
+class _Watch:
+    """Looks at the clock while anything is rendered, from a thread that ends when nothing is."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.deadlines: dict[int, float] = {}
+        self.late: set[int] = set()
+        self.thread: threading.Thread | None = None
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Call a function, and raise `_TooSlow` in it if it takes too long, and nowhere else."""
+        own = threading.get_ident()
+        with self.lock:
+            self.deadlines[own] = time.monotonic() + MAX_SECONDS
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._look, name="templates", daemon=True)
+                self.thread.start()
+        try:
+            return function()
+        finally:
+            while own in self.deadlines or own in self.late:
+                try:
+                    self._leave(own)
+                except _TooSlow:  # it may come here as well
+                    continue
+
+    def _leave(self, own: int) -> None:
+        with self.lock:
+            self.deadlines.pop(own, None)
+            if own in self.late:  # its error may be under way, and would strike somebody else
+                _raise_in(own, None)
+                self.late.remove(own)
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(POLL_SECONDS)
+            with self.lock:
+                if not self.deadlines:
+                    self.thread = None
+                    return
+                for thread, deadline in self.deadlines.items():
+                    if time.monotonic() > deadline:
+                        self.late.add(thread)
+                        _raise_in(thread, _TooSlow)
+
+
+def _raise_in(thread: int, error: type[Exception] | None) -> None:
+    """Have a thread raise an error before its next step, or, with None, not raise it any more."""
+    what = None if error is None else ctypes.py_object(error)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)
+
+
+_watch = _Watch()
+_memory_lock, _memory_users = threading.RLock(), 0
+if hasattr(os, "register_at_fork"):  # a process that is forked has none of the threads
+    os.register_at_fork(after_in_child=_watch.__init__)  # type: ignore[misc]
+
+
+def call_within_limits(function: Callable[[], Result], template: str, where: str) -> Result:
+    """Call what renders a template, and name one that takes too much of time or memory.
+
+    Args:
+        function: It.
+        template: The text of the template.
+        where: The tokenizer that it belongs to.
+
+    Raises:
+        InputError: If it takes too much, or did before.
+    """
+    if template not in _refused:
+        _check_program(template, where)
+        try:
+            if _memory_users:
+                return _watch.call(function)
+            with limit_memory():
+                return _watch.call(function)
+        except _TooSlow:
+            too_much = f"took more than {MAX_SECONDS:g} s for a row"
+        except MemoryError:
+            too_much = f"asked for more than {MAX_BYTES:,} bytes for a row"
+        _refused[template] = f"the chat template of {where!r} {too_much}{ADVICE}"
+    raise InputError(_refused[template])
+
+
+def check_length(text: str, said: int, where: str) -> None:
+    """Raise `InputError` for a text that is much longer than the messages, of `said` characters."""
+    require(
+        len(text) <= FREE_TEXT + GROWTH * said,
+        f"the chat template of {where!r} wrote {len(text):,} characters for messages of {said:,}; "
+        "set another data.chat_template",
+    )
+
+
+@lru_cache(maxsize=64)
+def _check_program(template: str, where: str) -> None:
+    what = f"the chat template of {where!r}"
+    require(
+        len(template) <= MAX_TEMPLATE,
+        f"{what} has {len(template):,} characters, of at most {MAX_TEMPLATE:,}{ADVICE}",
+    )
+    before = ""
+    try:
+        for _, kind, value in Environment().lex(template):
+            # Before the arguments of a call, it unpacks them.
+            is_power = kind == "operator" and value == "**" and before not in ("(", ",")
+            require(not is_power, f"{what} computes a power (**), which may take for ever{ADVICE}")
+            before = before if kind == "whitespace" else value
+    except TemplateSyntaxError:
+        pass  # the rendering says it with the turns
+
+
+@contextmanager
+def limit_memory() -> Iterator[None]:
+    """Have memory that is asked for beyond `MAX_BYTES` more be refused, in the whole process.
+
+    Within another such block it does nothing: to ask for the present size takes as long as to
+    render a short row.
+    """
+    global _memory_users
+    with _memory_lock:
+        is_first = _memory_users == 0
+        former = _lower_limit() if is_first else None
+        _memory_users += 1
+    try:
+        yield
+    finally:
+        with _memory_lock:
+            _memory_users -= 1
+            if former is not None:
+                resource.setrlimit(resource.RLIMIT_AS, former)
+
+
+def _lower_limit() -> tuple[int, int] | None:
+    """Lower the limit of the address space; return what it was, or None where it stays."""
+    if resource is None or not STATM.exists():
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = int(STATM.read_text().split()[0]) * resource.getpagesize() + MAX_BYTES
+    if 0 <= soft < wanted or 0 <= hard < wanted:  # unlimited is -1
+        return None
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    return soft, hard
