@@ -29,6 +29,10 @@ from lit_sft.errors import InputError
 from lit_sft.types import IGNORE_INDEX, Example, Message
 
 
+LIMITED_ROWS = 16
+"""Rows that share a bound on memory, which takes as long to set as a short row to render."""
+
+
 class EncodedChat(NamedTuple):
     """A conversation as tokens, and what of it is not among them."""
 
@@ -92,16 +96,18 @@ def encode_and_report(
         InputError: As `encode_chats`.
     """
     chats, pieces, lost = [], [], []
-    with limit_memory():
-        for name, messages in zip(names, conversations, strict=True):
-            with naming(name):
-                chat = render_conversation(tokenizer, messages)
-                own = find_pieces(tokenizer, chat)
-                fields = find_lost_fields(tokenizer, chat, is_whole=own is not None)
-                refuse_lost_fields(fields, on_lost_field)
-            chats.append(chat)
-            pieces.append(own)
-            lost.append(fields)
+    rows = list(zip(names, conversations, strict=True))
+    for first in range(0, len(rows), LIMITED_ROWS):
+        with limit_memory():
+            for name, messages in rows[first : first + LIMITED_ROWS]:
+                with naming(name):
+                    chat = render_conversation(tokenizer, messages)
+                    own = find_pieces(tokenizer, chat)
+                    fields = find_lost_fields(tokenizer, chat, is_whole=own is not None)
+                    refuse_lost_fields(fields, on_lost_field)
+                chats.append(chat)
+                pieces.append(own)
+                lost.append(fields)
     encodings = tokenize_chats(tokenizer, chats)
 
     examples: list[Example] = []

@@ -35,6 +35,7 @@ PHASES = (
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 BYTES = (1, 200_000)
 """Between which a file may be too long for the disk: from the first row to most of a checkpoint."""
+OPTIONS = ("--config", "config.yaml", "--ckpt_path", "auto")
 LIMIT, PATIENCE = 180.0, 30.0
 """Seconds that a run may take, and that it may take to end when it is told to."""
 
@@ -140,8 +141,7 @@ def start(folder: Path, hub: HubServer, room: int | None = None) -> subprocess.P
 
     with (folder / "printed.txt").open("w") as printed:
         return subprocess.Popen(
-            [sys.executable, "-m", "lit_sft", "fit", "--config", "config.yaml"]
-            + ["--ckpt_path", "auto"],
+            [sys.executable, "-m", "lit_sft", "fit", *OPTIONS],
             cwd=folder,
             env=os.environ | environment | more,
             # A file would be too long for the disk, too.
