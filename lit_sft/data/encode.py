@@ -28,7 +28,6 @@ from lit_sft.data.render import (
 from lit_sft.errors import InputError
 from lit_sft.types import IGNORE_INDEX, Example, Message
 
-
 LIMITED_ROWS = 16
 """Rows that share a bound on memory, which takes as long to set as a short row to render."""
 
