@@ -40,14 +40,14 @@ class KillInSave(pl.Callback):
 
     def on_train_batch_end(self, trainer, *args) -> None:
         if trainer.global_step == self.step:
-            sync = files._sync
+            sync = files.sync
 
             def strike(path: Path) -> None:
                 if "last.ckpt" in path.name:
                     strike_once(trainer, f"save{self.step}")
                 sync(path)
 
-            files._sync = strike
+            files.sync = strike
 
 
 class KillInEvaluation(pl.Callback):
