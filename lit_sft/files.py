@@ -36,12 +36,18 @@ def replace_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to; the file takes the place of `path` once all is on disk.
 
     Whatever fails inside, and wherever the process is killed, `path` is the old file or the new
-    one, never a part. It is staged beside the target: that costs no copy across file systems.
+    one, never a part. It is staged beside the target: that costs no copy across file systems. An
+    `OSError` that names no file, as that of a full disk, is given the name of this one.
     """
     with _stage(path) as folder:
         staged = folder / path.name
-        yield staged
-        sync(staged)
+        try:
+            yield staged
+            sync(staged)
+        except OSError as error:
+            if error.errno is not None and error.filename is None:
+                error.filename = str(path)
+            raise
         staged.replace(path)
         sync(path.parent)
 

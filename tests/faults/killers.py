@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -63,6 +64,21 @@ class KillInEvaluation(pl.Callback):
 
         layer = pl_module.model.get_base_model().model.layers[0]
         layer.register_forward_pre_hook(strike)
+
+
+class FillDisk(pl.Callback):
+    """From a step on, no file may grow beyond what one has now and some bytes: as a full disk."""
+
+    def __init__(self, step: int, path: str, room: int) -> None:
+        self.step, self.path, self.room = step, path, room
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        root = Path(trainer.default_root_dir)
+        mark = root / ".filled"
+        if trainer.global_step == self.step and not mark.exists():
+            mark.touch()
+            size = (root / self.path).stat().st_size + self.room
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 class Signal(pl.Callback):

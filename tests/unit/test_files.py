@@ -1,5 +1,6 @@
 """Whole or not at all."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -246,3 +247,12 @@ def test_a_library_may_replace_the_staged_file(tmp_path):
             other.write_text("")
         assert staged.is_file()
     assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    def fail() -> None:
+        with replace_file(tmp_path / "file"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*/file'"):
+        fail()
