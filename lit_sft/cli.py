@@ -7,6 +7,7 @@ calls `SFTModule.training_step`: from here to the loss there is nothing else of 
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ from lit_sft.model.precision import (
 from lit_sft.model.threads import limit_threads
 from lit_sft.model.trainer_options import require_known_options, require_limits
 from lit_sft.parser import Parser
+from lit_sft.run_lock import hold_folder
 from lit_sft.signals import SIGNALS
 from lit_sft.tracking.metrics_file import MetricsFile
 from lit_sft.tracking.wandb_run import WandbRun
@@ -96,7 +98,11 @@ class TrainerParser(Parser, LightningArgumentParser):
 
 
 class SFTCommandLine(LightningCLI):
-    """`lit-sft fit | validate | test | predict`."""
+    """`lit-sft fit | validate | test | predict`; all of it happens in the constructor."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with ExitStack() as self._held:
+            super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what concerns checkpoints, and let one seed decide all."""
@@ -123,6 +129,10 @@ class SFTCommandLine(LightningCLI):
         require_known_options(trainer)
         if self.subcommand == "fit":
             require_limits(trainer)
+        if config.ckpt_path not in (None, "last", "auto"):
+            path = config.ckpt_path
+            require(Path(path).is_file(), f"ckpt_path: there is no checkpoint {path!r}")
+        self._hold_folder(config)
         is_asked_to_go_on = config.ckpt_path is not None
         if config.ckpt_path == "auto" and not (root / LAST).exists():
             config.ckpt_path = None  # it was interrupted before there was anything to save
@@ -130,15 +140,21 @@ class SFTCommandLine(LightningCLI):
             newest_first = [root / LAST, root / PREVIOUS]
             config.ckpt_path = choose_checkpoint(newest_first, config.resume_policy == "fallback")
             config.ckpt_path = str(config.ckpt_path)
-        elif path := config.ckpt_path:
-            require(Path(path).is_file(), f"ckpt_path: there is no checkpoint {path!r}")
         if self.subcommand == "fit":
             require(
                 is_asked_to_go_on or not any((root / path).exists() for path in (LAST, ADAPTER)),
                 f"trainer.default_root_dir: {str(root)!r} holds a run already; go on with it "
                 "(--ckpt_path last), choose another folder, or delete it",
             )
+
+    def _hold_folder(self, config: Any) -> None:
+        """Keep other runs out of the folder, before it is asked what there is to go on from."""
+        trainer, root = config.trainer, Path(config.trainer.default_root_dir)
+        if self.subcommand not in ("fit", "predict") or trainer.fast_dev_run:
+            return  # nothing is written
+        if config.ckpt_path != "last" or root.is_dir():  # otherwise there is no checkpoint
             require_writable(root, "trainer.default_root_dir")
+            self._held.enter_context(hold_folder(root, self.subcommand))
 
     def after_instantiate_classes(self) -> None:
         """Look at the base model's config before any row is encoded."""

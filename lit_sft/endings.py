@@ -12,6 +12,8 @@ from lit_sft.errors import InputError, InterruptedRun, NonFiniteError, SaveError
 
 PATIENCE = 10.0
 """Seconds for which a rank that failed waits for the first one to fail too."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What a system says that has no room for a file: of the disk, a quota, or `ulimit -f`."""
 GO_ON = "what was saved before is whole; go on with --ckpt_path last"
 
 
@@ -29,7 +31,7 @@ def explain(error: Exception) -> tuple[int, str] | None:
         return 1, "\n".join([text, *getattr(error, "__notes__", [])])
     if isinstance(error, (NonFiniteError, SaveError, UploadError, FloatingPointError)):
         return 1, text
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         return 1, f"{text}; {GO_ON}"
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
         return 1, f"{text}; {GO_ON}, and with data.num_workers=0 if it was killed for its memory"

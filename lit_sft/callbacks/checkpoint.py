@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_sft.errors import InterruptedRun, require
+from lit_sft.files import replace_file
 from lit_sft.model.distributed import max_over_ranks
 from lit_sft.signals import SIGNALS
 
@@ -92,12 +94,10 @@ class LastCheckpoint(Checkpoint):
         if trainer.fast_dev_run or trainer.global_step == self._saved_at:  # type: ignore[attr-defined]
             return
         last, previous = (Path(trainer.default_root_dir) / path for path in (LAST, PREVIOUS))
-        held = previous.with_suffix(".tmp")
-        if trainer.is_global_zero and self._last_is_good:
-            _hold_on_to(last, held)
-        trainer.save_checkpoint(last)
-        if held.exists() and trainer.is_global_zero:
-            held.replace(previous)
+        with ExitStack() as stack:
+            if trainer.is_global_zero and self._last_is_good:
+                _hold_on_to(last, stack.enter_context(replace_file(previous)))
+            trainer.save_checkpoint(last)
         self._saved_at, self._last_is_good = trainer.global_step, True
 
     def _received_on_any_rank(self, device: torch.device) -> int:
@@ -112,7 +112,6 @@ def _stop(received: int) -> None:
 
 def _hold_on_to(last: Path, held: Path) -> None:
     """Keep the file that is about to be replaced under another name; a link costs no disk."""
-    held.unlink(missing_ok=True)
     try:
         os.link(last, held)
     except OSError:  # a file system without links

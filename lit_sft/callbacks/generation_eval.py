@@ -16,11 +16,9 @@ from lit_sft.evaluation.report import Answer, Tally, count_answers
 from lit_sft.files import replace_file
 from lit_sft.model.distributed import max_over_ranks, sum_over_ranks
 from lit_sft.tasks.base import ChatTask
+from lit_sft.tracking.generations import GENERATIONS, read_generations
 from lit_sft.tracking.publish import publish
 from lit_sft.types import Prompt, Split
-
-GENERATIONS = Path("logs") / "generations.jsonl"
-"""Under the run's folder."""
 
 
 class GenerationEval(pl.Callback):
@@ -165,7 +163,8 @@ class GenerationEval(pl.Callback):
     def _keep_samples(self, trainer: pl.Trainer, answers: Sequence[Answer]) -> None:
         step = trainer.global_step
         path = Path(trainer.default_root_dir) / GENERATIONS
-        earlier = _read_lines_before(path, step) if step > 0 else []
+        # A resumed run writes the steps after its checkpoint again.
+        earlier = [x.line for x in read_generations(path) if x.step < step] if step > 0 else []
         lines = [json.dumps({"step": step} | describe(answer)) for answer in answers]
         with replace_file(path) as staged:
             staged.write_text("".join(f"{line}\n" for line in [*earlier, *lines]), encoding="utf-8")
@@ -200,11 +199,3 @@ def describe(answer: Answer) -> dict[str, Any]:
         "verdict": answer.verdict,
         "finished": answer.finished,
     }
-
-
-def _read_lines_before(path: Path, step: int) -> list[str]:
-    """Return what earlier steps wrote: a resumed run writes the steps after it again."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if json.loads(line)["step"] < step]

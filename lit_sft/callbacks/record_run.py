@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_sft.data.tokenizer import hash_template
-from lit_sft.tracking.metrics_file import METRICS, MetricsFile
+from lit_sft.tracking.metrics_file import METRICS, MetricsFile, read_columns
 from lit_sft.tracking.wandb_run import WandbRun
 
 
@@ -23,11 +23,31 @@ class RecordRun(pl.Callback):
     def __init__(self) -> None:
         self._resumed_from = 0
 
+    @rank_zero_only
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Look at the figures that a resumed run goes on with, before the model loads.
+
+        Raises:
+            InputError: If they cannot be read.
+        """
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile) and trainer.ckpt_path:
+                read_columns(logger.path)
+
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Note the position; the trainer's own is set later, after all of its hooks."""
         self._resumed_from = checkpoint["global_step"]
+
+    @rank_zero_only
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Have the figures on the disk first: a power cut shall not leave the checkpoint alone."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.sync()
 
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

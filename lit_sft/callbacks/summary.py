@@ -1,7 +1,5 @@
 """What a run says before it starts and when it is done."""
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +7,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_sft.evaluation.report import format_table
+from lit_sft.tracking.generations import GENERATIONS, read_generations
+from lit_sft.tracking.metrics_file import METRICS, read_metrics
 
 WRITTEN = (
     "adapter",
@@ -69,18 +69,17 @@ class Summary(pl.Callback):
                 "trainer.max_steps or trainer.max_epochs to go on"
             )
         root = Path(trainer.default_root_dir)
-        print(describe_change(root / "logs" / "metrics.csv"))
-        answers = root / "logs" / "generations.jsonl"
+        print(describe_change(root / METRICS))
+        answers = root / GENERATIONS
         print(describe_answers(answers, self.samples, trainer.global_step), end="")
         print("\n".join(f"wrote {root / path}" for path in WRITTEN if (root / path).exists()))
 
 
 def describe_change(metrics: Path) -> str:
     """Return the figures of the first and of the last evaluation side by side."""
-    if not metrics.is_file():
+    rows = [*read_metrics(metrics)[1].values()]
+    if not rows:
         return ""
-    with metrics.open(newline="") as file:
-        rows = list(csv.DictReader(file))
     columns: dict[str, dict[str, float]] = {"before": {}, "after": {}}
     for name in COMPARED:
         values = [float(row[name]) for row in rows if row.get(name)]
@@ -88,7 +87,7 @@ def describe_change(metrics: Path) -> str:
             columns["before"][name], columns["after"][name] = values[0], values[-1]
     if columns["before"]:
         return "\n" + format_table(columns)
-    last = {name: value for name, value in rows[-1].items() if value}
+    last = rows[-1]
     return "\n".join(
         f"{name:<18}{float(last[name]):.4f}" for name in ("train/loss", *COMPARED) if name in last
     )
@@ -99,11 +98,9 @@ def describe_answers(generations: Path, count: int, step: int) -> str:
 
     A run may end at an earlier checkpoint than it had come to.
     """
-    if not generations.is_file():
-        return ""
-    answers = [json.loads(line) for line in generations.read_text(encoding="utf-8").splitlines()]
-    latest = max((answer["step"] for answer in answers if answer["step"] <= step), default=None)
-    last = [answer for answer in answers if answer["step"] == latest]
+    answers = read_generations(generations)
+    latest = max((answer.step for answer in answers if answer.step <= step), default=None)
+    last = [answer.values for answer in answers if answer.step == latest]
     texts = [
         f"\n[{answer['verdict']}] {answer['question']}\n{_indent(answer['output'])}\n"
         for answer in last[:count]

@@ -2,14 +2,17 @@
 
 import csv
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_sft.files import replace_file
+from lit_sft.errors import require
+from lit_sft.files import replace_file, sync
+from lit_sft.tracking.rows import append_rows, read_lines, tell_damage
 
 METRICS = Path("logs") / "metrics.csv"
 """Under the run's folder."""
@@ -60,8 +63,7 @@ class MetricsFile(Logger):
         row |= {name: f"{value:.9g}" for name, value in metrics.items() if name != "epoch"}
         unseen = [name for name in row if name not in self._columns]
         if is_new and not unseen and self._on_disk == len(self._rows) - 1:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+            append_rows(self.path, self._format([row]))
         else:
             self._columns += unseen
             self._rewrite()
@@ -79,21 +81,85 @@ class MetricsFile(Logger):
         """Read back the file of an interrupted run, without the rows behind a step."""
         if not self.path.is_file():
             return
-        with self.path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            self._columns = list(reader.fieldnames or self._columns)
-            self._rows = {
-                int(row["step"]): {name: value for name, value in row.items() if value}
-                for row in reader
-                if int(row["step"]) <= step
-            }
+        self._columns, rows = read_metrics(self.path)
+        self._rows = {number: row for number, row in rows.items() if number <= step}
         self._rewrite()
         self._on_disk = len(self._rows)
 
+    @rank_zero_only
+    def sync(self) -> None:
+        """Wait until all rows are on the disk."""
+        if self.path.is_file():
+            sync(self.path)
+
     def _rewrite(self) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns)
-        writer.writeheader()
-        writer.writerows(self._rows.values())
         with replace_file(self.path) as staged:
-            staged.write_text(text.getvalue(), newline="")
+            header = dict(zip(self._columns, self._columns, strict=True))
+            text = self._format([header, *self._rows.values()])
+            staged.write_text(text, encoding="utf-8", newline="")
+
+    def _format(self, rows: Iterable[Mapping[str, str]]) -> str:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self._columns).writerows(rows)
+        return text.getvalue()
+
+
+def read_columns(path: Path) -> list[str]:
+    """Return the names of the columns of a `metrics.csv`; no file has that of the step alone.
+
+    Raises:
+        InputError: If its first line is damaged: no row can be read without.
+    """
+    if not path.is_file():
+        return ["step"]
+    columns = _split(next(iter(read_lines(path)), None))
+    require(
+        columns[:1] == ["step"] and len(set(columns)) == len(columns),
+        f"{path}: the first line is damaged; expected the names of the columns, step first. Put a "
+        "copy of the file in its place, or move it away to go on without the figures so far",
+    )
+    return columns
+
+
+def read_metrics(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
+    """Return the columns of a `metrics.csv`, and the figures of each row by its step.
+
+    A row has what is not empty, its step included. A row that is torn or damaged is left out, which
+    is told.
+
+    Raises:
+        InputError: As `read_columns`.
+    """
+    columns = read_columns(path)
+    lines = read_lines(path)[1:] if path.is_file() else []
+    rows: dict[int, dict[str, str]] = {}
+    damaged = []
+    for number, line in enumerate(lines, start=2):
+        row = _read_row(columns, _split(line))
+        if row is None or int(row["step"]) in rows:
+            damaged.append(number)
+        else:
+            rows[int(row["step"])] = row
+    tell_damage(path, damaged, f"a row of {len(columns)} columns, each step once")
+    return columns, rows
+
+
+def _split(line: str | None) -> list[str]:
+    """Return the cells of a line, none where it is damaged."""
+    try:
+        return next(csv.reader([line or ""], strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _read_row(columns: Sequence[str], cells: Sequence[str]) -> dict[str, str] | None:
+    """Return the figures of a row by column, or None where it cannot be one."""
+    if len(cells) != len(columns) or not re.fullmatch(r"0|[1-9][0-9]*", cells[0]):
+        return None
+    figures = {name: cell for name, cell in zip(columns, cells, strict=True) if cell}
+    try:
+        for figure in figures.values():
+            float(figure)
+    except ValueError:
+        return None
+    return figures

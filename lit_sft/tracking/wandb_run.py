@@ -1,6 +1,5 @@
 """Weights & Biases that never waits for an answer, and never stands in the way of training."""
 
-import csv
 import netrc
 import os
 import re
@@ -16,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_sft.errors import InputError
 from lit_sft.files import replace_file
+from lit_sft.tracking.metrics_file import read_metrics
 
 ID_FILE = Path("wandb") / "run_id"
 """Under the run's folder."""
@@ -108,12 +108,9 @@ class WandbRun(WandbLogger):
             metrics_file: The `metrics.csv` of the run, up to the step that it resumes from.
         """
         self._is_resumed = True
-        if not metrics_file.is_file():
-            return
-        with metrics_file.open(newline="") as file:
-            for row in csv.DictReader(file):
-                figures = {name: float(value) for name, value in row.items() if value}
-                self.log_metrics(figures, int(figures.pop("step")))
+        for step, row in read_metrics(metrics_file)[1].items():
+            figures = {name: float(value) for name, value in row.items() if name != "step"}
+            self.log_metrics(figures, step)
 
     def _start(self) -> Any:
         import wandb

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -42,14 +43,14 @@ class KillInSave(pl.Callback):
 
     def on_train_batch_end(self, trainer, *args) -> None:
         if trainer.global_step == self.step:
-            sync = files._sync
+            sync = files.sync
 
             def strike(path: Path) -> None:
                 if "last.ckpt" in path.name:
                     strike_once(trainer, f"save{self.step}")
                 sync(path)
 
-            files._sync = strike
+            files.sync = strike
 
 
 class KillInEvaluation(pl.Callback):
@@ -65,6 +66,21 @@ class KillInEvaluation(pl.Callback):
 
         layer = pl_module.model.get_base_model().model.layers[0]
         layer.register_forward_pre_hook(strike)
+
+
+class FillDisk(pl.Callback):
+    """From a step on, no file may grow beyond what one has now and some bytes: as a full disk."""
+
+    def __init__(self, step: int, path: str, room: int) -> None:
+        self.step, self.path, self.room = step, path, room
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        root = Path(trainer.default_root_dir)
+        mark = root / ".filled"
+        if trainer.global_step == self.step and not mark.exists():
+            mark.touch()
+            size = (root / self.path).stat().st_size + self.room
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 class Signal(pl.Callback):

@@ -237,8 +237,7 @@ def compare(folder: Path, whole: Path, hub: HubServer) -> str:
     left, expected = list_files(folder / "run"), list_files(whole / "run")
     if left != expected:
         return f"other files: {sorted(set(left) ^ set(expected))}"
-    staged = [str(path) for path in (folder / "lit_sft").rglob("*.tmp")]
-    if staged:
+    if staged := [str(path) for path in (folder / "lit_sft").rglob("*.tmp")]:
         return f"left in the cache: {staged}"
     uploaded = hub.files[f"me/{folder.name}"]
     adapter = (folder / "run" / "adapter" / "adapter_model.safetensors").read_bytes()

@@ -115,6 +115,57 @@ def test_killed_and_resumed_equals_whole(tiny_base, tmp_path, whole, killers, wo
     assert (tmp_path / "run" / "logs" / "generations.jsonl").read_bytes() == whole[2]
 
 
+@pytest.mark.parametrize(
+    ("path", "step", "room"),
+    [
+        ("logs/metrics.csv", 4, 2),
+        pytest.param("logs/metrics.csv", 4, 0, marks=pytest.mark.slow),
+        pytest.param("logs/metrics.csv", 6, 40, marks=pytest.mark.slow),
+        pytest.param("logs/metrics.csv", 2, 90, marks=pytest.mark.slow),
+        ("logs/generations.jsonl", 3, 200),
+    ],
+)
+def test_a_disk_that_was_full_costs_no_row(tiny_base, tmp_path, whole, path, step, room):
+    arguments = f"{{step: {step}, path: {path}, room: {room}}}"
+    full = f"    - {{class_path: killers.FillDisk, init_args: {arguments}}}\n"
+    stopped = run(tmp_path, tiny_base, callbacks=full)
+    assert stopped.status == 1, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    last_line = stopped.stderr.splitlines()[-1]
+    assert "File too large" in last_line
+    assert f"run/{path}" in last_line
+    assert "go on with --ckpt_path last" in last_line
+    resumed = run(tmp_path, tiny_base, "--ckpt_path", "last", callbacks=full)
+    assert resumed.status == 0, resumed.stderr
+    assert "left out" not in resumed.stderr
+    assert read_result(tmp_path)[1] == whole[1]
+    assert (tmp_path / "run" / "logs" / "generations.jsonl").read_bytes() == whole[2]
+
+
+def test_what_a_power_cut_tore_is_cut_and_told(tiny_base, tmp_path, whole):
+    killer = kill("KillInWindow", 5)
+    assert run(tmp_path, tiny_base, callbacks=killer).status == -9
+    torn = {"metrics.csv": b"12", "generations.jsonl": b'{"step": 4, "row'}
+    for name, tail in torn.items():
+        with (tmp_path / "run" / "logs" / name).open("ab") as file:
+            file.write(tail)
+    resumed = run(tmp_path, tiny_base, "--ckpt_path", "last", callbacks=killer)
+    assert resumed.status == 0, resumed.stderr
+    for name in torn:
+        assert resumed.stderr.count(f"{name}: left out line ") == 1
+    assert read_result(tmp_path) == whole[:2]
+    assert (tmp_path / "run" / "logs" / "generations.jsonl").read_bytes() == whole[2]
+
+
+def test_figures_without_their_names_are_found_before_the_model_loads(tiny_base, stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path / "copy")
+    (tmp_path / "copy" / "run" / "logs" / "metrics.csv").write_bytes(b"\0" * 300)
+    outcome = run(tmp_path / "copy", tiny_base, "--ckpt_path", "last")
+    assert outcome.status == 2, outcome.stderr
+    assert "metrics.csv: the first line is damaged" in outcome.stderr
+    assert "are frozen" not in outcome.stdout
+
+
 @pytest.mark.slow
 def test_an_epoch_of_limited_length_is_resumed_where_it_was(tiny_base, tmp_path):
     limit = ("--trainer.limit_train_batches", 4, "--trainer.val_check_interval", 4)

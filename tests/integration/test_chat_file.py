@@ -143,3 +143,4 @@ def test_prompts_are_enough_to_predict_from(tmp_path):
         asked = [json.loads(line)["messages"] for line in lines]
         assert [messages[-1]["role"] for messages in asked] == ["user"] * len(rows)
         assert all(json.loads(line)["output"] for line in lines)
+        assert not (tmp_path / "run" / "predictions.jsonl.part").exists()

@@ -15,7 +15,7 @@ LAYERS = [
     ("data",),
     ("tasks",),
     ("evaluation",),
-    ("files", "paths", "types", "errors", "resume"),
+    ("files", "run_lock", "paths", "types", "errors", "resume"),
 ]
 """A room may import from its own layer and from those below."""
 
