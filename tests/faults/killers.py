@@ -14,6 +14,7 @@ from torch.utils.data import get_worker_info
 
 from lit_sft import files
 from lit_sft.data import windows
+from lit_sft.tasks.files import ChatFile
 
 
 def strike_once(trainer: pl.Trainer, name: str, number: int = signal.SIGKILL) -> None:
@@ -102,11 +103,19 @@ class Signal(pl.Callback):
                 strike_once(trainer, name, self.number)
 
 
+class GradedFile(ChatFile):
+    """Word problems in a file, which no run has to hold in memory."""
+
+    def grade(self, row, text):
+        (reference,) = (x["content"] for x in row["messages"] if x["role"] == "assistant")
+        return text == reference
+
+
 class Strike(pl.Callback):
     """Sends a signal in a phase of a run, to a rank or to all; `make soak` draws them.
 
     Args:
-        number: Of the fault, which strikes once a run folder, and not before the earlier ones.
+        number: Of the fault, which strikes once a run folder, where `LIT_SFT_STRIKE` has it.
         phase: As of `Halt`, or `loading`, `save` or `upload`.
         signal: What is sent.
         times: How often, at once.
@@ -122,7 +131,8 @@ class Strike(pl.Callback):
 
     def _strike(self, trainer: pl.Trainer) -> None:
         mark = Path(trainer.default_root_dir).parent / f".struck{self.number}"
-        if trainer.global_rank != int(self.to == "second") or mark.exists():
+        is_due = os.environ.get("LIT_SFT_STRIKE") == str(self.number)
+        if not is_due or trainer.global_rank != int(self.to == "second") or mark.exists():
             return
         mark.touch()
         for _ in range(self.times):

@@ -121,7 +121,7 @@ def make_folder(root: Path, name: str, layout: Layout, workers: int, faults: lis
             (folder / "data").mkdir(exist_ok=True)
             (folder / "data" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
         config = config.replace(
-            task, "{class_path: lit_sft.ChatFile, init_args: {path: data}}\n  streaming: true"
+            task, "{class_path: killers.GradedFile, init_args: {path: data}}\n  streaming: true"
         )
     if layout.ranks > 1:
         more = f"  devices: {layout.ranks}\n  strategy: ddp\n  accelerator: cpu\n"
@@ -130,10 +130,20 @@ def make_folder(root: Path, name: str, layout: Layout, workers: int, faults: lis
     return folder
 
 
-def start(folder: Path, hub: HubServer, room: int | None = None) -> subprocess.Popen:
-    """Start the run of a folder, or take it up where it was broken."""
+def start(
+    folder: Path, hub: HubServer, number: int | None = None, room: int | None = None
+) -> subprocess.Popen:
+    """Start the run of a folder, or take it up where it was broken.
+
+    Args:
+        folder: Of the run.
+        hub: To which it uploads.
+        number: Of the fault that it meets.
+        room: Of the disk, for one file, in bytes.
+    """
     environment = isolated(folder, HF_ENDPOINT=hub.url, HF_TOKEN="hf_x")
     more = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}"}
+    more["LIT_SFT_STRIKE"] = str(number)
 
     def fill_disk() -> None:
         if room is not None:
@@ -173,9 +183,9 @@ def is_group_alive(group: int) -> bool:
     return True
 
 
-def break_run(folder: Path, hub: HubServer, fault: Fault, seconds: float) -> str:
+def break_run(folder: Path, hub: HubServer, number: int, fault: Fault, seconds: float) -> str:
     """Let a run meet a fault, and return what is wrong with its ending."""
-    process = start(folder, hub, fault.room if fault.phase == "disk" else None)
+    process = start(folder, hub, number, fault.room if fault.phase == "disk" else None)
     limit = LIMIT
     if fault.phase == "any":
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -208,6 +218,8 @@ def judge(fault: Fault, ending: Ending) -> str:
         allowed -= {-fault.number}  # only Python's own start has no handler
     if ending.status not in allowed:
         return f"status {ending.status}, not one of {sorted(allowed)}: {ending.printed[-600:]}"
+    if "took over" in ending.printed:
+        return f"hangs: {ending.printed[-600:]}"
     is_killed = ending.status == -signal.SIGKILL
     if (
         "Traceback" in ending.printed
@@ -269,13 +281,12 @@ class Soak:
         whole, seconds = self.find_whole(layout)
         folder = make_folder(self.root, name, layout, workers, faults)
         try:
-            for fault in faults:
-                if problem := break_run(folder, self.hub, fault, seconds):
+            for number, fault in enumerate(faults):
+                if problem := break_run(folder, self.hub, number, fault, seconds):
                     return what, f"{fault}: {problem}"
-            for _ in range(1 + len(faults)):  # a fault may come behind a later one's
-                ending = wait(start(folder, self.hub), folder, LIMIT)
-                if ending.status == 0:
-                    return what, compare(folder, whole, self.hub)
+            ending = wait(start(folder, self.hub), folder, LIMIT)
+            if ending.status == 0:
+                return what, compare(folder, whole, self.hub)
         except (subprocess.TimeoutExpired, TimeoutError) as error:
             return what, f"{error}: {(folder / 'printed.txt').read_text()[-600:]}"
         return what, f"does not go on: status {ending.status}: {ending.printed[-600:]}"
