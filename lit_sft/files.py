@@ -128,8 +128,8 @@ def _stage(path: Path) -> Iterator[Path]:
     remove_leftovers(path.parent)
     while True:
         folder = path.with_name(f".{path.name}.{_name_kernel()}.{secrets.token_hex(4)}.tmp")
-        with suppress(FileExistsError, FileNotFoundError):  # taken, or removed before it was locked
-            folder.mkdir()
+        folder.mkdir()
+        with suppress(FileNotFoundError):  # another process has removed it before it was locked
             handle = os.open(folder, os.O_RDONLY)
             if _lock(handle) is not False and folder.exists():
                 break

@@ -1,6 +1,8 @@
 """Which rows an optimizer step sees, and how they reach the model."""
 
+import atexit
 import signal
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lit_sft.data.batching import pack_batch, pad_batch, share_out
+from lit_sft.signals import OWNED
 from lit_sft.types import Example, Window
 
 
@@ -129,11 +132,31 @@ class WindowLoader(DataLoader):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Do nothing: `WindowSampler.first_window` is the position."""
 
+    def __iter__(self) -> Any:
+        """Return the batches; their workers, if any, are gone before the process waits for them."""
+        batches = super().__iter__()
+        if self.num_workers:
+            _reading.add(batches)
+        return batches
+
+
+_reading: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End the workers of an iterator that a traceback has kept alive.
+
+    At its exit, a process sends its workers SIGTERM, which they ignore, and waits for them.
+    """
+    for batches in list(_reading):
+        batches._shutdown_workers()
+
 
 def leave_signals_to_the_trainer(worker_id: int) -> None:
     """Let a loader worker outlive the signal that its whole process group is sent.
 
     The trainer takes it, and still needs windows to come to an end; a worker goes with the trainer.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in OWNED:
         signal.signal(number, signal.SIG_IGN)

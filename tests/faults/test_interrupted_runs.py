@@ -121,7 +121,6 @@ def test_killed_and_resumed_equals_whole(tiny_base, tmp_path, whole, killers, wo
         ("logs/metrics.csv", 4, 2),
         pytest.param("logs/metrics.csv", 4, 0, marks=pytest.mark.slow),
         pytest.param("logs/metrics.csv", 6, 40, marks=pytest.mark.slow),
-        pytest.param("logs/metrics.csv", 2, 90, marks=pytest.mark.slow),
         ("logs/generations.jsonl", 3, 200),
     ],
 )
