@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lit_sft.errors import require
 from lit_sft.files import replace_file
 from lit_sft.tasks.plain import FileState, name_cached_of, read_state
@@ -91,6 +89,7 @@ def hash_table(table: Any) -> str:
 
 def _hash_array(digest: Any, array: Any) -> None:
     """Add the values of an array to a hash: its buffers may hold others beside them."""
+    import numpy as np
     import pyarrow as pa
 
     types, kind = pa.types, array.type

@@ -15,7 +15,7 @@ LAYERS = [
     ("data",),
     ("tasks",),
     ("evaluation",),
-    ("files", "run_lock", "paths", "types", "errors", "resume"),
+    ("files", "run_lock", "signals", "paths", "types", "errors", "resume"),
 ]
 """A room may import from its own layer and from those below."""
 

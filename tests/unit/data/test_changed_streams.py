@@ -251,7 +251,9 @@ def test_a_file_that_is_touched_or_written_anew_under_a_run_is_no_matter(
         if number == 2:
             os.utime(path, ns=(1, 1))
         if number == 9:
-            path.write_bytes(b"\n\n" + path.read_bytes())  # where rows start is another place
+            anew = tmp_path / "anew.jsonl"
+            anew.write_bytes(b"\n\n" + path.read_bytes())  # where rows start is another place
+            anew.replace(path)  # at once: a worker may be reading
     assert seen == whole
 
 
