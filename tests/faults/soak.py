@@ -306,7 +306,7 @@ def main() -> int:
     """Print each trial, and how many survived; the exit status is 1 if any did not."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     print(f"{args.trials} trials, --seed {args.seed}", flush=True)
     survived = 0
