@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command import ROOT
+from soak import is_group_alive
 from test_interrupted_runs import make_config, read_result, run
 
 from lit_sft.callbacks.checkpoint import LAST
@@ -49,18 +50,10 @@ class Run(subprocess.Popen):
         """Its exit status, and the seconds until the last process of the group was gone."""
         started = time.monotonic()
         status = self.wait(2 * LIMIT)
-        while _is_group_alive(self.pid):
+        while is_group_alive(self.pid):
             assert time.monotonic() < started + 2 * LIMIT, "a process of the run is left"
             time.sleep(0.05)
         return status, time.monotonic() - started
-
-
-def _is_group_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def halt(phase: str, rank: int | None = None) -> str:
