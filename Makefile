@@ -25,7 +25,7 @@ lint: install
 	@$(BIN)/mypy
 
 pretrain-tiny: install
-	@$(BIN)/python -m lit_sft.quickstart.pretrain --output lit_sft/quickstart/base
+	@$(BIN)/python -m tools.pretrain --output lit_sft/toy/base
 
 bench: .venv-bench/installed
 	@.venv-bench/bin/python tests/benchmarks/preparation.py

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from lit_sft.data.encode import encode_chat
     from lit_sft.data.tokenizer import load_tokenizer
     from lit_sft.evaluation.metric import GSM8KExactMatch
+    from lit_sft.model.base_model import Lora, Quantization
+    from lit_sft.model.fast.speed import Speed
     from lit_sft.model.module import SFTModule
-    from lit_sft.model.qlora import Lora, Quantization
-    from lit_sft.model.speed import Speed
+    from lit_sft.run.wandb_run import WandbRun
     from lit_sft.tasks.base import ChatTask
-    from lit_sft.tasks.files import ChatFile
+    from lit_sft.tasks.chat_file import ChatFile
     from lit_sft.tasks.gsm8k import GSM8K
     from lit_sft.tasks.mixture import Mixture
-    from lit_sft.tasks.word_problems import WordProblems
-    from lit_sft.tracking.wandb_run import WandbRun
+    from lit_sft.toy.word_problems import WordProblems
     from lit_sft.types import IGNORE_INDEX, Batch, Example, Message, Window
 
 _HOMES = {
@@ -33,15 +33,15 @@ _HOMES = {
     "encode_chat": "lit_sft.data.encode",
     "load_tokenizer": "lit_sft.data.tokenizer",
     "SFTModule": "lit_sft.model.module",
-    "Lora": "lit_sft.model.qlora",
-    "Quantization": "lit_sft.model.qlora",
-    "Speed": "lit_sft.model.speed",
+    "Lora": "lit_sft.model.base_model",
+    "Quantization": "lit_sft.model.base_model",
+    "Speed": "lit_sft.model.fast.speed",
     "ChatTask": "lit_sft.tasks.base",
-    "ChatFile": "lit_sft.tasks.files",
+    "ChatFile": "lit_sft.tasks.chat_file",
     "GSM8K": "lit_sft.tasks.gsm8k",
     "Mixture": "lit_sft.tasks.mixture",
-    "WordProblems": "lit_sft.tasks.word_problems",
-    "WandbRun": "lit_sft.tracking.wandb_run",
+    "WordProblems": "lit_sft.toy.word_problems",
+    "WandbRun": "lit_sft.run.wandb_run",
     "IGNORE_INDEX": "lit_sft.types",
     "Batch": "lit_sft.types",
     "Example": "lit_sft.types",

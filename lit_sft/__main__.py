@@ -1,4 +1,4 @@
-"""The door: help at once, everything else through `lit_sft.cli`."""
+"""The door: help at once, everything else through `lit_sft.cli.app`."""
 
 import gc
 import os
@@ -56,22 +56,22 @@ def main() -> None:
         _require_known_names(arguments)
     if not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is imported
-    from lit_sft.notices import silence_known_notices
+    from lit_sft.cli.notices import silence_known_notices
 
     silence_known_notices()  # some are said when a library is imported
     if command == "inspect":  # it needs neither torch nor Lightning
         gc.disable()  # a sixth of its time; what it reads lives to the end, and has no cycles
         from lit_sft.inspect.command import run
     else:
-        from lit_sft.cli import run
+        from lit_sft.cli.app import run
 
     sys.exit(run(arguments))
 
 
 def _require_known_names(arguments: list[str]) -> None:
     """Tell of a misspelt name before the imports that only a right one needs: they take seconds."""
+    from lit_sft.cli.names import require_known_names
     from lit_sft.errors import InputError
-    from lit_sft.names import require_known_names
 
     try:
         require_known_names(arguments)

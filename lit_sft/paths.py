@@ -27,7 +27,7 @@ def default_cache_dir() -> Path:
 def locate(path: str) -> str:
     """Return where a library finds `path`: the embedded base, a local folder, or a Hub id."""
     if path == EMBEDDED_BASE:
-        return str(files("lit_sft.quickstart") / "base")
+        return str(files("lit_sft.toy") / "base")
     return str(Path(path).expanduser()) if is_local(path) else path
 
 

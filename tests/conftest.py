@@ -22,8 +22,8 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerBase,
 )
 
+from lit_sft.cli.notices import WARNINGS  # noqa: E402
 from lit_sft.data.tokenizer import load_tokenizer  # noqa: E402
-from lit_sft.notices import WARNINGS  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "shared"
 

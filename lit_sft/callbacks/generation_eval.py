@@ -12,12 +12,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_sft.data.prompts import decode_answer, make_prompts
 from lit_sft.errors import require
-from lit_sft.evaluation.report import Answer, Tally, count_answers
+from lit_sft.evaluation.tally import Answer, Tally, count_answers
 from lit_sft.files import replace_file
 from lit_sft.model.distributed import max_over_ranks, sum_over_ranks
+from lit_sft.run.generations import GENERATIONS, read_generations
+from lit_sft.run.publish import publish
 from lit_sft.tasks.base import ChatTask
-from lit_sft.tracking.generations import GENERATIONS, read_generations
-from lit_sft.tracking.publish import publish
 from lit_sft.types import Prompt, Split
 
 

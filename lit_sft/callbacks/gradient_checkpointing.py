@@ -5,8 +5,8 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lit_sft.errors import require
-from lit_sft.model.memory import GIB, free_memory_bytes
-from lit_sft.model.recompute import (
+from lit_sft.model.fast.memory import GIB, free_memory_bytes
+from lit_sft.model.fast.recompute import (
     Policy,
     choose_count,
     count_bytes_per_token,

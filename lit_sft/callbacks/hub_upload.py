@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_sft.errors import InputError, UploadError, require
-from lit_sft.export.adapter import ADAPTER
+from lit_sft.export.adapter_folder import ADAPTER
 
 UPLOADED = ("*.json", "*.safetensors", "*.jinja", "README.md")
 ADVICE = {

@@ -9,8 +9,8 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_sft.data.tokenizer import hash_template
-from lit_sft.tracking.metrics_file import METRICS, MetricsFile, read_columns
-from lit_sft.tracking.wandb_run import WandbRun
+from lit_sft.run.metrics_file import METRICS, MetricsFile, read_columns
+from lit_sft.run.wandb_run import WandbRun
 
 
 class RecordRun(pl.Callback):

@@ -8,10 +8,10 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_sft.data.tokenizer import hash_template
-from lit_sft.export.adapter import ADAPTER, save_adapter
+from lit_sft.export.adapter_folder import ADAPTER, save_adapter
 from lit_sft.export.model_card import ModelCard
 from lit_sft.model.adapter import fingerprint_base
-from lit_sft.tracking.metrics_file import MetricsFile
+from lit_sft.run.metrics_file import MetricsFile
 
 
 class SaveAdapter(pl.Callback):

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lit_sft.data.prompts import decode_answer
 from lit_sft.evaluation.generate import Generation
 from lit_sft.files import sync
-from lit_sft.tracking.rows import append_rows
+from lit_sft.run.records import append_rows
 from lit_sft.types import Prompt
 
 PREDICTIONS = "predictions.jsonl"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data import answers
-from lit_sft.data.template import opens_thoughts, render_turns, template_of
+from lit_sft.data.chat_template import opens_thoughts, render_turns, template_of
 from lit_sft.errors import InputError, require
 from lit_sft.types import Message
 

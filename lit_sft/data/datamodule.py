@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, Subset
 
 from lit_sft.data.duplicates import format_repeats
 from lit_sft.data.ledger import format_ledgers
+from lit_sft.data.prepare import ChatRows
 from lit_sft.data.prompts import make_prompts
-from lit_sft.data.rows import ChatRows
 from lit_sft.data.sources import format_sources
 from lit_sft.data.streaming import StreamedRows, StreamedWindows, StreamLoader
 from lit_sft.data.tokenizer import hash_template
@@ -36,7 +36,7 @@ PREDICTED_ROWS = 256
 class SFTDataModule(ChatRows, pl.LightningDataModule):
     """Chat rows, encoded once with the loss mask proven, as `lit_sft.types.Window`s.
 
-    The arguments are those of `lit_sft.data.rows.ChatRows`.
+    The arguments are those of `lit_sft.data.prepare.ChatRows`.
     """
 
     _announced: frozenset[Split] = frozenset()

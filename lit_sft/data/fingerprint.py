@@ -20,7 +20,7 @@ from lit_sft.data.reading import plain_backend
 from lit_sft.types import Message
 
 PACKAGE = Path(__file__).parents[1]
-ENCODER = "lit_sft.data.dataset"
+ENCODER = "lit_sft.data.encoded_rows"
 """The module that encodes; all that it imports from this package takes part."""
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 REQUEST_FORMAT = 2

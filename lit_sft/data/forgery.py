@@ -22,10 +22,10 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data import answers
+from lit_sft.data.chat_template import list_constants, render_turns, template_of
 from lit_sft.data.control_tokens import find_control_tokens
 from lit_sft.data.reading import find_token, plain_backend
 from lit_sft.data.render import RenderedChat, render_safe_turns
-from lit_sft.data.template import list_constants, render_turns, template_of
 from lit_sft.errors import InputError, require
 
 STAND_INS = 0xF0000

@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lit_sft.data.chat_template import render_turns
 from lit_sft.data.render import RenderedChat
-from lit_sft.data.template import render_turns
 from lit_sft.errors import InputError
 from lit_sft.types import Message
 

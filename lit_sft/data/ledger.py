@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lit_sft.data.dataset import EncodedRows
+from lit_sft.data.encoded_rows import EncodedRows
 from lit_sft.data.failures import NAMED_ROWS
 
 

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.answers import KEYS as THOUGHTS
+from lit_sft.data.chat_template import render_turns
 from lit_sft.data.render import RenderedChat
-from lit_sft.data.template import render_turns
 from lit_sft.errors import InputError, require
 from lit_sft.types import MEANING, Message
 

@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data import answers
 from lit_sft.data.answers import Span
+from lit_sft.data.chat_template import GENERATION_MARK, opens_thoughts, render_turns, template_of
 from lit_sft.data.control_tokens import break_up_control_tokens, find_control_tokens
 from lit_sft.data.messages import check_messages, strip_keys
-from lit_sft.data.template import GENERATION_MARK, opens_thoughts, render_turns, template_of
 from lit_sft.errors import InputError, require
 from lit_sft.types import Message
 

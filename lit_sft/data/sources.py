@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lit_sft.data.dataset import EncodedRows
+from lit_sft.data.encoded_rows import EncodedRows
 
 
 def group_by_source(sources: Sequence[str], encoded: EncodedRows) -> dict[str, np.ndarray]:

@@ -102,8 +102,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     One trace cannot be removed here: on a CPU with AVX512-BF16, the first eval-mode forward of a
     bitsandbytes four-bit layer packs its weights in a layout that has no backward, and later
-    training silently loses the gradient through it. `lit_sft.model.qlora.forbid_packing` keeps it
-    from that; call it for a four-bit model that `load_base` has not loaded.
+    training silently loses the gradient through it. `lit_sft.model.base_model.forbid_packing`
+    keeps it from that; call it for a four-bit model that `load_base` has not loaded.
     """
     training = [(module, module.training) for module in model.modules()]
     python_state, numpy_state = random.getstate(), np.random.get_state()

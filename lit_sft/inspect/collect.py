@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lit_sft.data.dataset import EncodedRows
 from lit_sft.data.duplicates import Repeat, find_repeats
 from lit_sft.data.encode import encode_chat
+from lit_sft.data.encoded_rows import EncodedRows
 from lit_sft.data.failures import FailedRows, describe_failures
 from lit_sft.data.failures import Failure as RowFailure
 from lit_sft.data.markers import list_markers
-from lit_sft.data.rows import ChatRows
+from lit_sft.data.prepare import ChatRows
 from lit_sft.data.splits import (
     Conversation,
     MissingSplit,

@@ -9,14 +9,14 @@ from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
-from lit_sft.allowlist import limit_imports
-from lit_sft.data.rows import ChatRows
+from lit_sft.cli.allowlist import limit_imports
+from lit_sft.cli.parser import Parser
+from lit_sft.data.prepare import ChatRows
 from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file, require_writable
 from lit_sft.inspect.collect import Choice, inspect_data
 from lit_sft.inspect.report import Report
 from lit_sft.inspect.text import print_report
-from lit_sft.parser import Parser
 
 OTHER_SECTIONS = ("model", "trainer", "checkpoint")
 OTHER_OPTIONS = ("seed_everything", "ckpt_path", "resume_policy", "weights_only")

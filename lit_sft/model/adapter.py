@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from lit_sft.errors import InputError, require
 from lit_sft.model.adapter_config import name_token_layers
-from lit_sft.model.qlora import Lora
+from lit_sft.model.base_model import Lora
+from lit_sft.model.fast.embedding import find_frozen_layer
 from lit_sft.model.targets import find_targets
-from lit_sft.model.token_rows import find_frozen_layer
 from lit_sft.paths import locate
 
 PROVENANCE = "lit_sft.json"

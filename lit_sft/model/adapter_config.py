@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lit_sft.errors import InputError, require
-from lit_sft.model.qlora import Lora
+from lit_sft.model.base_model import Lora
 from lit_sft.model.targets import find_targets, list_adapted
 from lit_sft.paths import is_local, locate, require_folder
 

@@ -8,13 +8,13 @@ from transformers import PreTrainedTokenizerBase
 from lit_sft.errors import require
 from lit_sft.model.adapter import attach_lora, load_adapter
 from lit_sft.model.adapter_config import read_adapter_tokens
-from lit_sft.model.lora import fuse_lora
-from lit_sft.model.qlora import Lora, Quantization, load_base
-from lit_sft.model.recompute import find_layers
-from lit_sft.model.speed import Speed, compile_layers
-from lit_sft.model.token_rows import fuse_token_rows
-from lit_sft.model.tokens import choose_tokens
-from lit_sft.model.weight_cache import cache_weights
+from lit_sft.model.base_model import Lora, Quantization, load_base
+from lit_sft.model.fast.embedding import fuse_token_rows
+from lit_sft.model.fast.lora import fuse_lora
+from lit_sft.model.fast.recompute import find_layers
+from lit_sft.model.fast.speed import Speed, compile_layers
+from lit_sft.model.fast.weight_cache import cache_weights
+from lit_sft.model.untrained_tokens import choose_tokens
 
 
 class BuiltModel(NamedTuple):

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from lit_sft.model.attention import use_attention
-from lit_sft.model.head import LogitScale, fused_cross_entropy
-from lit_sft.model.token_rows import read_rows
+from lit_sft.model.fast.attention import use_attention
+from lit_sft.model.fast.cross_entropy import LogitScale, fused_cross_entropy
+from lit_sft.model.fast.embedding import read_rows
 from lit_sft.types import IGNORE_INDEX, Batch
 
 

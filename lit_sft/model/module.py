@@ -18,32 +18,37 @@ from lit_sft.errors import InputError, require
 from lit_sft.evaluation.generate import Generation, evaluating, generate_greedy
 from lit_sft.model.adapter import require_same_shapes
 from lit_sft.model.adapter_config import read_adapter_config, require_same_lora
-from lit_sft.model.attention import use_attention
+from lit_sft.model.base_model import Lora, Quantization, compute_dtype, outline, read_base_config
 from lit_sft.model.build import build_model
 from lit_sft.model.determinism import any_kernels, settle, spare_fills
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
 from lit_sft.model.eval_loss import EvalLoss
-from lit_sft.model.flat import FlatParameters, require_same_layout, require_same_order
-from lit_sft.model.head import LogitScale
-from lit_sft.model.identity import (
-    describe_run,
-    describe_settings,
-    match_runs,
-    only_what_answers_depend_on,
+from lit_sft.model.fast.attention import use_attention
+from lit_sft.model.fast.cross_entropy import LogitScale
+from lit_sft.model.fast.flat_parameters import (
+    FlatParameters,
+    require_same_layout,
+    require_same_order,
 )
+from lit_sft.model.fast.memory import peak_memory_gib
+from lit_sft.model.fast.speed import Speed
 from lit_sft.model.loss import sum_supervised_loss
-from lit_sft.model.memory import peak_memory_gib
 from lit_sft.model.nonfinite import NonFiniteSteps, require_finite_weights
 from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup, count_steps
 from lit_sft.model.precision import describe_device, require_precision, tell_if_emulated
 from lit_sft.model.probe import LONGEST, probe_model, require_fixed_positions
-from lit_sft.model.qlora import Lora, Quantization, compute_dtype, outline, read_base_config
-from lit_sft.model.speed import Speed
 from lit_sft.model.step_clock import StepClock
 from lit_sft.model.targets import find_targets
 from lit_sft.model.trainer_options import require_a_validation, require_limits
-from lit_sft.resume import find_differences, require_same_run
-from lit_sft.tracking.publish import publish
+from lit_sft.run.identity import (
+    describe_run,
+    describe_settings,
+    find_differences,
+    match_runs,
+    only_what_answers_depend_on,
+    require_same_run,
+)
+from lit_sft.run.publish import publish
 from lit_sft.types import Batch, Prompt, Window
 
 
@@ -61,7 +66,7 @@ class SFTModule(pl.LightningModule):
         lora: The shape of the adapter.
         adapter: The folder or Hub id of an adapter to go on from, or to evaluate.
         trainable_tokens: Tokens whose rows in embedding and head are trained too; `auto` takes
-            those of the chat format that look untrained, see `lit_sft.model.tokens`.
+            those of the chat format that look untrained, see `lit_sft.model.untrained_tokens`.
         speed: What is done for speed alone.
         optimizer: By name, see `lit_sft.model.optim.build_optimizer`.
         learning_rate: The peak of the cosine schedule.

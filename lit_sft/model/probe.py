@@ -21,8 +21,8 @@ from torch.nn import functional
 from lit_sft.data.batching import pack_batch, pad_batch
 from lit_sft.errors import InputError, require
 from lit_sft.evaluation.generate import evaluating
-from lit_sft.model.attention import use_attention
-from lit_sft.model.head import LogitScale
+from lit_sft.model.fast.attention import use_attention
+from lit_sft.model.fast.cross_entropy import LogitScale
 from lit_sft.model.loss import decode, sum_head_loss
 from lit_sft.types import IGNORE_INDEX, Batch, Example
 

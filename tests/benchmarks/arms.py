@@ -174,7 +174,7 @@ def _run_ours(arm: Ours, job: Job, pacer: Pacer, folder: Path) -> None:
     from lit_sft.callbacks.progress import Progress
     from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowLoader
     from lit_sft.model import module
-    from lit_sft.tracking.metrics_file import MetricsFile
+    from lit_sft.run.metrics_file import MetricsFile
 
     class Pace(pl.Callback):
         def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -19,8 +19,8 @@ def run(arm: str, dtype_name: str) -> None:
     import torch
     from torch.nn import LinearCrossEntropyOptions, functional
 
-    from lit_sft.model.head import fused_cross_entropy
-    from lit_sft.model.token_rows import TokenRows
+    from lit_sft.model.fast.cross_entropy import fused_cross_entropy
+    from lit_sft.model.fast.embedding import TokenRows
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ from pathlib import Path
 from speed import ROOT, require_data
 
 from lit_sft import GSM8K, load_tokenizer
-from lit_sft.data.dataset import encode_rows
+from lit_sft.data.encoded_rows import encode_rows
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.types import IGNORE_INDEX
 

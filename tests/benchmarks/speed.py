@@ -28,9 +28,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from lit_sft import GSM8K, load_tokenizer
-from lit_sft.data.dataset import encode_rows
+from lit_sft.cli.notices import silence_known_notices
+from lit_sft.data.encoded_rows import encode_rows
 from lit_sft.data.splits import read_conversations, read_split
-from lit_sft.notices import silence_known_notices
 from lit_sft.types import IGNORE_INDEX, Example
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 
 from lit_sft import files
 from lit_sft.data import windows
-from lit_sft.tasks.files import ChatFile
+from lit_sft.tasks.chat_file import ChatFile
 
 
 def strike_once(trainer: pl.Trainer, name: str, number: int = signal.SIGKILL) -> None:

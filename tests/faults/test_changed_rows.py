@@ -9,7 +9,7 @@ import pytest
 from command import ROOT, lit_sft
 
 from lit_sft.callbacks.checkpoint import LAST
-from lit_sft.checkpoint import AtomicCheckpointIO
+from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 
 ROWS, STEPS = 3000, 10
 UNSEEN = range(1501, 1503)

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from test_interrupted_runs import read_result, run
 
 from lit_sft.callbacks.checkpoint import LAST
-from lit_sft.checkpoint import AtomicCheckpointIO
+from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 
 LIMITS = {
     "steps": (("--trainer.max_steps", 6), ("--trainer.max_steps", 10), 10),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_interrupted_runs import read_result, run
 
-from lit_sft.checkpoint import AtomicCheckpointIO
+from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 
 
 @pytest.fixture

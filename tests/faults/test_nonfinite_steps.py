@@ -5,8 +5,8 @@ import re
 import pytest
 from test_interrupted_runs import kill, read_result, run
 
-from lit_sft.checkpoint import AtomicCheckpointIO
 from lit_sft.model.nonfinite import MOST_IN_A_ROW
+from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 
 LAST = "run/checkpoints/last.ckpt"
 TWO_RANKS = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu")

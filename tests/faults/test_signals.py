@@ -109,7 +109,7 @@ def test_while_a_command_imports(tiny_base, tmp_path, command, number):
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if "lit_sft.notices" in line:
+        if "lit_sft.cli.notices" in line:
             break
     process.send_signal(number)
     printed = process.stderr.read()

@@ -35,9 +35,9 @@ from lit_sft import (
     encode_chat,
     load_tokenizer,
 )
+from lit_sft.cli.notices import silence_known_notices
 from lit_sft.data.windows import PackedWindows, WindowLoader
-from lit_sft.model.recompute import Policy
-from lit_sft.notices import silence_known_notices
+from lit_sft.model.fast.recompute import Policy
 from lit_sft.types import IGNORE_INDEX, Example
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

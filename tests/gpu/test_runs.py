@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from lit_sft.callbacks.checkpoint import LAST
-from lit_sft.checkpoint import AtomicCheckpointIO
+from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 
 ROOT = Path(__file__).parents[2]
 STEPS, SAVED_EVERY, KILLED_AT = 12, 4, 9

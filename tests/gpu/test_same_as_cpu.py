@@ -6,9 +6,9 @@ from architectures import CONFIGS, build
 
 from lit_sft import Lora
 from lit_sft.model.adapter import attach_lora
-from lit_sft.model.lora import fuse_lora
+from lit_sft.model.fast.embedding import fuse_token_rows
+from lit_sft.model.fast.lora import fuse_lora
 from lit_sft.model.probe import probe_model
-from lit_sft.model.token_rows import fuse_token_rows
 
 DEPENDS_ON_LAYOUT = ("JetMoe",)
 """Its experts take a view that some kernels' results allow."""

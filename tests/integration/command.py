@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from forks import run_forked
 
-from lit_sft.cli import run
+from lit_sft.cli.app import run
 from lit_sft.inspect.command import run as inspect
 
 ROOT = Path(__file__).parents[2]

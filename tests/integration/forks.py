@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 IMPORTED = (
-    "lit_sft.cli",
+    "lit_sft.cli.app",
     "lit_sft.callbacks.generation_eval",
     "lit_sft.callbacks.gradient_checkpointing",
     "lit_sft.inspect.command",
-    "lit_sft.tasks.word_problems",
+    "lit_sft.toy.word_problems",
     "bitsandbytes",
     "peft",
     "transformers.models.llama.modeling_llama",
@@ -77,7 +77,7 @@ def _start_server() -> Any:
 
 def serve() -> None:
     """Fork for each order that stdin gives; print the child's number, and then its exit status."""
-    from lit_sft.notices import silence_known_notices
+    from lit_sft.cli.notices import silence_known_notices
 
     silence_known_notices()
     for name in IMPORTED:

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonargparse import _common
 
-from lit_sft.allowlist import VARIABLE
+from lit_sft.cli.allowlist import VARIABLE
+from lit_sft.cli.names import require_known_names
 from lit_sft.errors import InputError
-from lit_sft.names import require_known_names
 
 COMMANDS = ("fit", "validate", "test", "predict", "inspect")
 TASK = """

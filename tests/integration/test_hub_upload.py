@@ -16,11 +16,11 @@ from safetensors.torch import load
 from small_run import fit_options, isolated
 from transformers import AutoModelForCausalLM
 
-from lit_sft.checkpoint import AtomicCheckpointIO
+from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 
 SEVERAL = """
 import json, sys
-from lit_sft.cli import run
+from lit_sft.cli.app import run
 for arguments in json.loads(sys.argv[1]):
     status = run(arguments)
     for stream in (sys.stdout, sys.stderr):

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lit_sft import ChatTask, Lora, SFTDataModule, SFTModule
 from lit_sft.model.adapter import attach_lora
+from lit_sft.model.base_model import forbid_packing
 from lit_sft.model.probe import probe_model
-from lit_sft.model.qlora import forbid_packing
 from lit_sft.types import IGNORE_INDEX
 
 

@@ -19,10 +19,10 @@ from lit_sft import (
 )
 from lit_sft.data.batching import pack_batch, pad_batch, share_out
 from lit_sft.model.adapter import attach_lora
-from lit_sft.model.lora import fuse_lora
+from lit_sft.model.fast.embedding import fuse_token_rows
+from lit_sft.model.fast.lora import fuse_lora
+from lit_sft.model.fast.recompute import recompute_layers
 from lit_sft.model.loss import sum_supervised_loss
-from lit_sft.model.recompute import recompute_layers
-from lit_sft.model.token_rows import fuse_token_rows
 from lit_sft.types import IGNORE_INDEX, Example
 
 VOCABULARY, TOKEN_IDS = 97, [3, 40, 41]

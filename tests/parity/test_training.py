@@ -15,7 +15,7 @@ from transformers import (
 
 from lit_sft import ChatTask, Lora, Quantization, SFTDataModule, SFTModule
 from lit_sft.data.batching import pad_batch
-from lit_sft.data.dataset import EncodedRows
+from lit_sft.data.encoded_rows import EncodedRows
 from lit_sft.model.optim import cosine_with_warmup
 from lit_sft.types import Example, Message
 

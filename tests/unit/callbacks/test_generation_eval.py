@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_sft import ChatTask, GenerationEval, Lora, SFTDataModule, SFTModule
 from lit_sft.errors import InputError
-from lit_sft.tracking.metrics_file import MetricsFile
+from lit_sft.run.metrics_file import MetricsFile
 
 
 class Echo(ChatTask):

@@ -10,7 +10,7 @@ import pytest
 import lit_sft
 from lit_sft import SFTDataModule, WordProblems
 from lit_sft.data import fingerprint
-from lit_sft.data.dataset import encode_rows
+from lit_sft.data.encoded_rows import encode_rows
 from lit_sft.data.fingerprint import ENCODER, find_sources, hash_encoder, hash_rows
 from lit_sft.data.tokenizer import load_tokenizer
 
@@ -47,7 +47,10 @@ def change_version(monkeypatch, folder, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        *((change_source, f"data/{x}.py") for x in ("dataset", "encode", "render", "overlength")),
+        *(
+            (change_source, f"data/{x}.py")
+            for x in ("encoded_rows", "encode", "render", "overlength")
+        ),
         *((change_version, name) for name in ("transformers", "tokenizers", "jinja2")),
     ],
 )
@@ -99,7 +102,11 @@ def test_whatever_runs_while_rows_are_encoded_is_hashed(tiny_tokenizer):
     finally:
         sys.setprofile(None)
     took_part = {name for name in took_part if name.startswith("lit_sft.")}
-    assert {"lit_sft.data.dataset", "lit_sft.data.render", "lit_sft.data.messages"} <= took_part
+    assert {
+        "lit_sft.data.encoded_rows",
+        "lit_sft.data.render",
+        "lit_sft.data.messages",
+    } <= took_part
     assert took_part <= find_sources(ENCODER).keys()
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lit_sft.data.dataset import EncodedRows
+from lit_sft.data.encoded_rows import EncodedRows
 from lit_sft.data.ledger import format_ledgers, make_ledger
 
 

@@ -7,8 +7,8 @@ import pytest
 from families import FAMILIES, TEMPLATES, generate_conversations, make_tokenizer
 
 from lit_sft.data import lost
-from lit_sft.data.dataset import encode_rows, load_or_encode
 from lit_sft.data.encode import encode_chat
+from lit_sft.data.encoded_rows import encode_rows, load_or_encode
 from lit_sft.data.ledger import describe_lost_fields, make_ledger
 from lit_sft.data.lost import find_lost_fields
 from lit_sft.data.render import render_conversation

@@ -1,8 +1,8 @@
 import pytest
 
 from lit_sft import ChatTask, SFTDataModule
-from lit_sft.data.dataset import encode_rows, load_or_encode
 from lit_sft.data.encode import encode_chat
+from lit_sft.data.encoded_rows import encode_rows, load_or_encode
 from lit_sft.data.fingerprint import hash_request
 from lit_sft.data.overlength import encode_to_fit
 from lit_sft.data.tokenizer import load_tokenizer

@@ -1,6 +1,6 @@
 import pytest
 
-from lit_sft.data.dataset import encode_rows
+from lit_sft.data.encoded_rows import encode_rows
 from lit_sft.data.sources import format_sources, group_by_source
 from lit_sft.data.tokenizer import load_tokenizer
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from lit_sft import ChatFile
-from lit_sft.data.rows import ChatRows
+from lit_sft.data.prepare import ChatRows
 from lit_sft.errors import InputError
 from lit_sft.inspect.collect import Choice, inspect_data
 from lit_sft.inspect.page import render_page

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_sft import Lora
-from lit_sft.endings import explain
+from lit_sft.cli.failures import explain
 from lit_sft.model.adapter import attach_lora
 from lit_sft.model.determinism import is_deterministic, settle
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from lit_sft.data import template
-from lit_sft.data.dataset import load_or_encode
+from lit_sft.data import chat_template
+from lit_sft.data.encoded_rows import load_or_encode
 from lit_sft.data.ledger import make_ledger
 from lit_sft.data.splits import read_conversations
 from lit_sft.errors import InputError
@@ -71,7 +71,7 @@ def test_a_second_start_renders_no_row(llama3_tokenizer, encoded_split, cache_di
     def refuse(*args, **kwargs):
         raise AssertionError("a row is rendered again")
 
-    monkeypatch.setattr(template, "render_jinja_template", refuse)
+    monkeypatch.setattr(chat_template, "render_jinja_template", refuse)
     again, _ = load_or_encode(llama3_tokenizer, conversations, 512, "drop", cache_dir)
     assert np.array_equal(again.input_ids, encoded.input_ids)
     assert np.array_equal(again.supervised, encoded.supervised)

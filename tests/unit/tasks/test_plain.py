@@ -7,7 +7,7 @@ import pytest
 
 from lit_sft import ChatFile
 from lit_sft.errors import InputError
-from lit_sft.tasks.files import read_files
+from lit_sft.tasks.chat_file import read_files
 from lit_sft.tasks.plain import write_out
 
 ROWS = [{"question": f"q{i}", "answer": "ä"} for i in range(3)]

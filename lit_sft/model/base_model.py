@@ -1,0 +1,216 @@
+"""Load a base model, frozen and in four bits (Dettmers et al., 2023)."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
+from transformers.utils import logging as transformers_logging
+
+from lit_sft.errors import InputError, require
+from lit_sft.model.fast.weight_cache import WeightCache
+from lit_sft.paths import is_local, locate, require_folder, require_own_shards, require_weights
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the frozen base is stored.
+
+    Args:
+        format: `nf4` and `fp4` store four bits a weight; `none` keeps the compute dtype.
+        double_quant: Whether the scales of the four-bit blocks are quantised too.
+        weight_cache: `bf16` keeps the rounded weights in the dtype of the arithmetic rather than
+            in four bits, which is faster and gives the same numbers; `auto` does so where it takes
+            up to half of the free memory, and `none` never.
+    """
+
+    format: Literal["nf4", "fp4", "none"] = "nf4"
+    double_quant: bool = True
+    weight_cache: WeightCache = "auto"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The shape of the adapter.
+
+    Args:
+        r: The rank.
+        alpha: The update is scaled by `alpha / r`.
+        dropout: Of the adapter's input, in training.
+        target_modules: The linear layers that get an adapter: `attention` (q, k, v and o, by
+            whatever names the model has), `all-linear` (all but the head), a list of names, or a
+            regular expression over full names.
+    """
+
+    r: int = 32
+    alpha: int = 64
+    dropout: float = 0.1
+    target_modules: tuple[str, ...] | str = "attention"
+
+    def __post_init__(self) -> None:
+        require(self.r > 0, f"lora.r must be positive, got {self.r}")
+        require(self.alpha > 0, f"lora.alpha must be positive, got {self.alpha}")
+        require(0 <= self.dropout < 1, f"lora.dropout must be in [0, 1), got {self.dropout}")
+        require(bool(self.target_modules), "lora.target_modules must name at least one layer")
+
+
+def read_base_config(base_model: str) -> PretrainedConfig:
+    """Read the config of a base model, and see that its weights are there; none are read.
+
+    Raises:
+        InputError: If there is none, a folder lacks weights, or transformers would load something
+            else than a run asks for: with an adapter that lies beside them, or quantised otherwise.
+    """
+    option = "model.base_model"
+    if is_local(base_model) and not Path(locate(base_model), ADAPTER_CONFIG_NAME).is_file():
+        folder = require_folder(base_model, holding="config.json", option=option)
+        require_own_shards(folder, option)
+        require_weights(folder, option)
+    try:
+        _require_no_adapter(base_model)
+        # Said aloud, or transformers asks at a terminal, and runs the folder's code on a "y".
+        config = AutoConfig.from_pretrained(locate(base_model), trust_remote_code=False)
+    except InputError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError here
+        raise InputError(
+            f"{option}: no config of {base_model!r} could be read ({type(error).__name__}: {error})"
+        ) from error
+    if stored := getattr(config, "quantization_config", None):
+        method = stored.get("quant_method") if isinstance(stored, dict) else stored
+        raise InputError(
+            f"{option}: {base_model!r} is quantised already ({method}), and would be computed as "
+            "its config says, whatever model.quantization does. Name the base that it was made of"
+        )
+    return config
+
+
+def _require_no_adapter(base_model: str) -> None:
+    """Refuse an adapter in the place of a base, or beside it: transformers puts it on the base."""
+    found = find_adapter_config_file(locate(base_model))
+    if found is None:
+        return
+    try:
+        named = json.loads(Path(found).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        named = None
+    of = f", of {named!r}" if named else ""
+    raise InputError(
+        f"model.base_model: {base_model!r} holds an adapter ({ADAPTER_CONFIG_NAME}{of}), which "
+        "would be loaded with the base. Name the base alone, and the adapter as model.adapter; or "
+        "merge the two, and save them as a base"
+    )
+
+
+def outline(base_model: str, config: PretrainedConfig) -> PreTrainedModel:
+    """Return a base model without its weights, to see which layers it has.
+
+    Args:
+        base_model: What to call it.
+        config: As `read_base_config` returns it.
+
+    Raises:
+        InputError: If it is no causal language model of transformers.
+    """
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False
+            )
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise InputError(
+            f"model.base_model: {base_model!r} is no causal language model that transformers can "
+            f"build ({type(error).__name__}: {str(error).splitlines()[0]:.200})"
+        ) from error
+    return model
+
+
+def load_base(
+    base_model: str, quantization: Quantization, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    """Load the frozen base onto a device.
+
+    Args:
+        base_model: A Hub id or a folder.
+        quantization: Of the linear layers; embedding, head and norms stay in `dtype`.
+        dtype: What the weights are computed in.
+        device: Where they go, straight from the file.
+
+    Raises:
+        InputError: If weights of the base are missing, or of another shape.
+    """
+    kwargs: dict[str, Any] = {}
+    if quantization.format != "none":
+        from transformers import BitsAndBytesConfig
+
+        kwargs["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.format,
+            bnb_4bit_use_double_quant=quantization.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    with _without_progress_bar() if is_local(base_model) else nullcontext():
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                locate(base_model),
+                dtype=dtype,
+                device_map={"": device},
+                trust_remote_code=False,
+                output_loading_info=True,
+                **kwargs,
+            )
+        except (AttributeError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InputError(  # such as of a 4-bit layer for which the file has no weight
+                f"model.base_model: the weights of {base_model!r} do not fit its config; are all "
+                f"there? ({type(error).__name__}: {str(error).splitlines()[0]:.150})"
+            ) from error
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    require(
+        not missing,
+        f"model.base_model: {base_model!r} lacks {len(missing)} of its weights, which would be "
+        f"random, such as {', '.join(missing[:3])}. Is it whole, and a causal language model?",
+    )
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    forbid_packing(model)
+    base: PreTrainedModel = model
+    return base
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """Return the dtype that one of Lightning's precisions computes in."""
+    return torch.bfloat16 if precision.startswith("bf16") else torch.float32
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """A download is worth a bar; reading a local file is not."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def forbid_packing(model: Any) -> None:
+    """Keep bitsandbytes from packing the weights of a CPU model for inference.
+
+    On a CPU with AVX512-BF16 the first forward in eval mode packs them in a layout that has no
+    backward: from then on training drops the gradient through every quantised layer, silently.
+
+    Args:
+        model: However it was loaded.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

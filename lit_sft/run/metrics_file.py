@@ -1,0 +1,165 @@
+"""The figures of a run as one CSV file, one row an optimizer step."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_sft.errors import require
+from lit_sft.files import replace_file, sync
+from lit_sft.run.records import append_rows, read_lines, tell_damage
+
+METRICS = Path("logs") / "metrics.csv"
+"""Under the run's folder."""
+
+
+class MetricsFile(Logger):
+    """Write `logs/metrics.csv` under a folder: a column a metric, a row an optimizer step.
+
+    What is logged after the same number of steps shares a row. A row is on disk as soon as it is
+    logged, and a resumed run goes on behind the step that it resumes from.
+
+    Args:
+        save_dir: The run's folder.
+    """
+
+    def __init__(self, save_dir: str | Path) -> None:
+        super().__init__()
+        self._save_dir = Path(save_dir)
+        self.path = self._save_dir / METRICS
+        self._rows: dict[int, dict[str, str]] = {}
+        self._columns: list[str] = ["step"]
+        self._on_disk = 0
+
+    @property
+    def name(self) -> str:
+        """Empty: the folder is the run."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty: the folder is the run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self._save_dir)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: `config.yaml` has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add figures to the row of a step."""
+        row = self._rows.setdefault(int(step or 0), {})
+        is_new = not row
+        row["step"] = str(int(step or 0))
+        row |= {name: f"{value:.9g}" for name, value in metrics.items() if name != "epoch"}
+        unseen = [name for name in row if name not in self._columns]
+        if is_new and not unseen and self._on_disk == len(self._rows) - 1:
+            append_rows(self.path, self._format([row]))
+        else:
+            self._columns += unseen
+            self._rewrite()
+        self._on_disk = len(self._rows)
+
+    def last_figures(self) -> dict[str, float]:
+        """Return the last value of each metric, of the whole run and not of this process alone."""
+        figures: dict[str, float] = {}
+        for step in sorted(self._rows):
+            figures |= {k: float(v) for k, v in self._rows[step].items() if k != "step"}
+        return figures
+
+    @rank_zero_only
+    def resume_from(self, step: int) -> None:
+        """Read back the file of an interrupted run, without the rows behind a step."""
+        if not self.path.is_file():
+            return
+        self._columns, rows = read_metrics(self.path)
+        self._rows = {number: row for number, row in rows.items() if number <= step}
+        self._rewrite()
+        self._on_disk = len(self._rows)
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Wait until all rows are on the disk."""
+        if self.path.is_file():
+            sync(self.path)
+
+    def _rewrite(self) -> None:
+        with replace_file(self.path) as staged:
+            header = dict(zip(self._columns, self._columns, strict=True))
+            text = self._format([header, *self._rows.values()])
+            staged.write_text(text, encoding="utf-8", newline="")
+
+    def _format(self, rows: Iterable[Mapping[str, str]]) -> str:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self._columns).writerows(rows)
+        return text.getvalue()
+
+
+def read_columns(path: Path) -> list[str]:
+    """Return the names of the columns of a `metrics.csv`; no file has that of the step alone.
+
+    Raises:
+        InputError: If its first line is damaged: no row can be read without.
+    """
+    if not path.is_file():
+        return ["step"]
+    columns = _split(next(iter(read_lines(path)), None))
+    require(
+        columns[:1] == ["step"] and len(set(columns)) == len(columns),
+        f"{path}: the first line is damaged; expected the names of the columns, step first. Put a "
+        "copy of the file in its place, or move it away to go on without the figures so far",
+    )
+    return columns
+
+
+def read_metrics(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
+    """Return the columns of a `metrics.csv`, and the figures of each row by its step.
+
+    A row has what is not empty, its step included. A row that is torn or damaged is left out, which
+    is told.
+
+    Raises:
+        InputError: As `read_columns`.
+    """
+    columns = read_columns(path)
+    lines = read_lines(path)[1:] if path.is_file() else []
+    rows: dict[int, dict[str, str]] = {}
+    damaged = []
+    for number, line in enumerate(lines, start=2):
+        row = _read_row(columns, _split(line))
+        if row is None or int(row["step"]) in rows:
+            damaged.append(number)
+        else:
+            rows[int(row["step"])] = row
+    tell_damage(path, damaged, f"a row of {len(columns)} columns, each step once")
+    return columns, rows
+
+
+def _split(line: str | None) -> list[str]:
+    """Return the cells of a line, none where it is damaged."""
+    try:
+        return next(csv.reader([line or ""], strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _read_row(columns: Sequence[str], cells: Sequence[str]) -> dict[str, str] | None:
+    """Return the figures of a row by column, or None where it cannot be one."""
+    if len(cells) != len(columns) or not re.fullmatch(r"0|[1-9][0-9]*", cells[0]):
+        return None
+    figures = {name: cell for name, cell in zip(columns, cells, strict=True) if cell}
+    try:
+        for figure in figures.values():
+            float(figure)
+    except ValueError:
+        return None
+    return figures

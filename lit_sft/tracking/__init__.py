@@ -1,1 +1,0 @@
-"""Where a run's figures go: a CSV file always, Weights & Biases on request."""

@@ -1,0 +1,75 @@
+"""Checkpoints come back whole, or are refused by name; they never run code."""
+
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from lit_sft.errors import InputError
+from lit_sft.run.checkpoint_io import AtomicCheckpointIO
+
+CHECKPOINT = {"state_dict": {"a": torch.arange(1000.0)}, "step": 3, "nested": {"b": [1, "c"]}}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(CHECKPOINT, path)
+    return path
+
+
+def test_round_trip(saved):
+    loaded = AtomicCheckpointIO().load_checkpoint(saved)
+    assert torch.equal(loaded["state_dict"]["a"], CHECKPOINT["state_dict"]["a"])
+    assert (loaded["step"], loaded["nested"]) == (3, {"b": [1, "c"]})
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no checkpoint .*nothing\.ckpt"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "nothing.ckpt")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(saved, share):
+    os.truncate(saved, int(saved.stat().st_size * share))
+    with pytest.raises(InputError, match=r"last\.ckpt' is damaged"):
+        AtomicCheckpointIO().load_checkpoint(saved)
+
+
+def test_a_flipped_bit_in_a_tensor_is_refused(saved):
+    """torch alone would load it: it does not look at the archive's checksums."""
+    with zipfile.ZipFile(saved) as archive:
+        (member,) = [info for info in archive.infolist() if info.filename.endswith("data/0")]
+    data = bytearray(saved.read_bytes())
+    data[member.header_offset + 2000] ^= 1
+    saved.write_bytes(data)
+    assert torch.load(saved, weights_only=True)
+    with pytest.raises(InputError, match=r"checksum of .*data/0 does not match"):
+        AtomicCheckpointIO().load_checkpoint(saved)
+
+
+class Bomb:
+    """A pickle that writes a file when it is opened."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.path}",))
+
+
+@pytest.mark.parametrize("writer", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_a_malicious_pickle_is_never_opened(tmp_path, writer):
+    writer({"state_dict": Bomb(tmp_path / "ran")}, tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match="damaged, or is none of this trainer's"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_failed_save_keeps_the_old_one(saved):
+    with pytest.raises(AttributeError):
+        AtomicCheckpointIO().save_checkpoint({"cannot": lambda: "be pickled"}, saved)
+    assert AtomicCheckpointIO().load_checkpoint(saved)["step"] == 3
+    assert list(saved.parent.iterdir()) == [saved]
