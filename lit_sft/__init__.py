@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from lit_sft.data.datamodule import SFTDataModule
     from lit_sft.data.encode import encode_chat
     from lit_sft.data.tokenizer import load_tokenizer
-    from lit_sft.evaluation.metric import GSM8KExactMatch
     from lit_sft.model.base_model import Lora, Quantization
     from lit_sft.model.fast.speed import Speed
     from lit_sft.model.module import SFTModule
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from lit_sft.types import IGNORE_INDEX, Batch, Example, Message, Window
 
 _HOMES = {
-    "GSM8KExactMatch": "lit_sft.evaluation.metric",
     "GenerationEval": "lit_sft.callbacks.generation_eval",
     "GradientCheckpointing": "lit_sft.callbacks.gradient_checkpointing",
     "HubUpload": "lit_sft.callbacks.hub_upload",
@@ -57,7 +55,6 @@ __all__ = [
     "ChatFile",
     "ChatTask",
     "Example",
-    "GSM8KExactMatch",
     "GenerationEval",
     "GradientCheckpointing",
     "HubUpload",

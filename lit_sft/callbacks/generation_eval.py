@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_sft.data.prompts import decode_answer, make_prompts
 from lit_sft.errors import require
-from lit_sft.evaluation.tally import Answer, Tally, count_answers
+from lit_sft.evaluation.exact_match import Answer, ExactMatch
 from lit_sft.files import replace_file
-from lit_sft.model.distributed import max_over_ranks, sum_over_ranks
+from lit_sft.model.distributed import max_over_ranks
 from lit_sft.run.generations import GENERATIONS, read_generations
 from lit_sft.run.publish import publish
 from lit_sft.tasks.base import ChatTask
@@ -109,16 +109,15 @@ class GenerationEval(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure for `lit-sft validate`; validations inside training have their own rhythm."""
         if trainer.state.fn == "validate":
-            tally = _sum_up(self._answer(trainer, pl_module), pl_module.device)
-            pl_module.log_dict({f"val/{k}": v for k, v in tally.as_shares().items()})
+            figures = measure(self._answer(trainer, pl_module), pl_module.device)
+            pl_module.log_dict({f"val/{k}": v for k, v in figures.items()})
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure the test split, with a 95 % interval."""
         started = time.perf_counter()
-        tally = _sum_up(self._answer(trainer, pl_module), pl_module.device)
+        answers = self._answer(trainer, pl_module)
+        figures = measure(answers, pl_module.device, with_interval=True)
         seconds = time.perf_counter() - started
-        low, high = tally.interval()
-        figures = tally.as_shares() | {"exact_match_low": low, "exact_match_high": high}
         pl_module.log_dict(
             {f"test/{k}": v for k, v in figures.items()} | {"test/eval_seconds": seconds}
         )
@@ -137,8 +136,8 @@ class GenerationEval(pl.Callback):
             reason = problem or "another rank is out of memory"
             rank_zero_warn(f"evaluation left out after step {trainer.global_step}: {reason}")
             return
-        tally = _sum_up(answers, pl_module.device)
-        figures = {f"val/{k}": v for k, v in tally.as_shares().items()}
+        shares = measure(answers, pl_module.device)
+        figures = {f"val/{k}": v for k, v in shares.items()}
         figures["val/eval_seconds"] = time.perf_counter() - started
         publish(trainer, figures)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -175,10 +174,20 @@ class GenerationEval(pl.Callback):
                 logger.log_table("val/generations", columns=columns, data=rows, step=step)
 
 
-def _sum_up(answers: Sequence[Answer], device: torch.device) -> Tally:
-    """Return the tally over the answers of all ranks."""
-    counts = torch.tensor(count_answers(answers), device=device)
-    return Tally(*sum_over_ranks(counts).tolist())
+def measure(
+    answers: Sequence[Answer], device: torch.device, with_interval: bool = False
+) -> dict[str, float]:
+    """Return the shares over the answers of all ranks, as `ExactMatch` computes them.
+
+    Args:
+        answers: Of this rank.
+        device: Where the ranks exchange their counts.
+        with_interval: As `ExactMatch` has it.
+    """
+    metric = ExactMatch(with_interval).to(device)
+    metric.update([answer.grade for answer in answers], [answer.finished for answer in answers])
+    figures: dict[str, float] = metric.compute()
+    return figures
 
 
 def make_answer(prompt: Prompt, output: str, grade: bool | None, finished: bool) -> Answer:

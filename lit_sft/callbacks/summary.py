@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_sft.evaluation.tally import format_table
+from lit_sft.evaluation.exact_match import format_table
 from lit_sft.run.generations import GENERATIONS, read_generations
 from lit_sft.run.metrics_file import METRICS, read_metrics
 

@@ -5,8 +5,8 @@ import zlib
 from collections.abc import Sequence
 
 from lit_sft.errors import require
-from lit_sft.evaluation.grading import grade_final_answer
 from lit_sft.tasks.base import ChatTask, Row
+from lit_sft.tasks.gsm8k import grade_final_answer
 from lit_sft.toy.stories import STORIES
 from lit_sft.toy.stories.story import Story
 from lit_sft.types import Message, Split

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, get_cosine_sc
 
 from lit_sft import SFTDataModule, WordProblems
 from lit_sft.data.prompts import decode_answer, find_stop_ids, make_prompts
+from lit_sft.evaluation.exact_match import ExactMatch
 from lit_sft.evaluation.generate import evaluating, generate_greedy
-from lit_sft.evaluation.tally import Tally
 from lit_sft.model.base_model import compute_dtype, forbid_packing
 from lit_sft.model.precision import choose_precision, describe_device
 from lit_sft.paths import locate
@@ -118,13 +118,9 @@ def grade(model: torch.nn.Module, data: SFTDataModule) -> dict[str, float]:
         data.task.grade(row, decode_answer(data.tokenizer, answer.token_ids))
         for row, answer in zip(rows, answers, strict=True)
     ]
-    tally = Tally(
-        total=len(grades),
-        right=grades.count(True),
-        no_answer=grades.count(None),
-        unfinished=sum(not answer.finished for answer in answers),
-    )
-    return tally.as_shares()
+    metric = ExactMatch()
+    metric.update(grades, [answer.finished for answer in answers])
+    return metric.compute()
 
 
 def main() -> None:

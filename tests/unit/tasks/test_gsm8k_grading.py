@@ -1,4 +1,3 @@
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_sft.errors import InputError
-from lit_sft.evaluation.grading import (
+from lit_sft.tasks.gsm8k import (
+    GSM8K,
     extract_flexible,
     extract_reference,
     extract_strict,
     grade_final_answer,
-    wilson_interval,
 )
-from lit_sft.tasks.gsm8k import GSM8K
 
 # What a model wrote, its strict answer, its flexible answer. Written by hand.
 OUTPUTS = [
@@ -192,32 +190,3 @@ def test_tasks_and_grading_need_no_tensors():
     code = "import sys, lit_sft.tasks.gsm8k; print({'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-@pytest.mark.parametrize(
-    ("correct", "total", "low", "high"),
-    [
-        # Newcombe (1998), Statistics in Medicine 17, table I, method 3.
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0000, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_the_interval_is_the_published_one(correct, total, low, high):
-    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
-
-
-@given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_interval_holds_the_share_and_mirrors(counts):
-    correct, total = counts
-    low, high = wilson_interval(correct, total)
-    assert 0 <= low <= correct / total <= high <= 1
-    mirrored = wilson_interval(total - correct, total)
-    assert math.isclose(1 - high, mirrored[0], abs_tol=1e-12)
-
-
-@pytest.mark.parametrize(("correct", "total"), [(0, 0), (3, 2), (-1, 5)])
-def test_impossible_counts_have_no_interval(correct, total):
-    with pytest.raises(InputError, match=f"{correct} of {total}"):
-        wilson_interval(correct, total)

@@ -1,0 +1,138 @@
+"""Exact match: graded answers, their counts over all ranks, and the interval of their share."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lit_sft.errors import InputError
+
+Z_95 = 1.959963984540054
+"""The 97.5 % quantile of the standard normal distribution."""
+
+
+class Answer(NamedTuple):
+    """One graded answer."""
+
+    row: int
+    """Its number within the split."""
+    question: str
+    reference: str
+    output: str
+    grade: bool | None
+    """None where no answer was found, which counts as wrong."""
+    finished: bool
+    """Whether the model stopped by itself, rather than at the token limit."""
+
+    @property
+    def verdict(self) -> str:
+        """`right`, `wrong` or `no answer`."""
+        return "no answer" if self.grade is None else "right" if self.grade else "wrong"
+
+
+class ExactMatch(Metric):
+    """The share of answers that are right, of those without an answer and of those without an end.
+
+    Its four counts are int64 scalars, summed over ranks, so that the shares are those of all rows
+    together, however unevenly the ranks were fed.
+
+    Args:
+        with_interval: Whether `compute` gives the 95 % interval of the exact match, too.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    total: Tensor
+    right: Tensor
+    no_answer: Tensor
+    unfinished: Tensor
+
+    def __init__(self, with_interval: bool = False) -> None:
+        super().__init__()
+        self.with_interval = with_interval
+        for name in ("total", "right", "no_answer", "unfinished"):
+            self.add_state(name, default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, grades: Sequence[bool | None], finished: Sequence[bool]) -> None:
+        """Count graded answers.
+
+        Args:
+            grades: Of each answer, `[rows]`; None where none was found, which counts as wrong.
+            finished: Whether the model stopped by itself, `[rows]`.
+
+        Raises:
+            InputError: If the lengths differ; then nothing is counted.
+        """
+        if len(grades) != len(finished):
+            raise InputError(f"got {len(grades)} grades for {len(finished)} answers")
+        self.total += len(grades)
+        self.right += sum(map(bool, grades))
+        self.no_answer += sum(grade is None for grade in grades)
+        self.unfinished += sum(not is_finished for is_finished in finished)
+
+    def compute(self) -> dict[str, float]:
+        """Return shares of all answers counted so far, on all ranks; NaN if there were none.
+
+        Returns:
+            `exact_match`, `no_answer` and `unfinished`, each between 0 and 1; with the interval,
+            also `exact_match_low` and `exact_match_high`.
+        """
+        total, right = int(self.total), int(self.right)
+        counts = {
+            "exact_match": right,
+            "no_answer": int(self.no_answer),
+            "unfinished": int(self.unfinished),
+        }
+        shares = {name: count / total if total else math.nan for name, count in counts.items()}
+        if self.with_interval:
+            low, high = wilson_interval(right, total) if total else (math.nan, math.nan)
+            shares |= {"exact_match_low": low, "exact_match_high": high}
+        return shares
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95 % score interval of a proportion (Wilson, 1927).
+
+    Unlike the textbook `p +- 1.96 s`, it stays within [0, 1] and does not shrink to a point when
+    all answers are right or all are wrong (Brown, Cai and DasGupta, 2001).
+
+    Args:
+        correct: Of the graded answers, how many are right.
+        total: How many answers were graded.
+
+    Returns:
+        The lower and the upper bound, shares between 0 and 1.
+
+    Raises:
+        InputError: Unless `0 <= correct <= total` and `total > 0`.
+    """
+    if not (0 <= correct <= total and total > 0):
+        raise InputError(
+            f"an interval needs 0 <= correct <= total and a total above 0, got {correct} of {total}"
+        )
+    share, z2 = correct / total, Z_95**2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    spread = math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    half = Z_95 / (1 + z2 / total) * spread
+    # With none or all right a bound is the share itself, which rounding must not push it past.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def format_table(columns: Mapping[str, Mapping[str, float]]) -> str:
+    """Return columns of figures side by side as plain text, such as before and after.
+
+    Args:
+        columns: The figures of each column by name; all have the first one's names.
+    """
+    names = list(next(iter(columns.values())))
+    width = max(map(len, names))
+    lines = [" " * width + "".join(f"{heading:>10}" for heading in columns)]
+    for name in names:
+        values = "".join(f"{column[name]:>10.4f}" for column in columns.values())
+        lines.append(f"{name:<{width}}{values}")
+    return "\n".join(lines)
