@@ -10,7 +10,7 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lit_sft.toy.stories.story import Story
+from lit_sft.toy.story import Story
 from lit_sft.toy.word_problems import make_problem
 
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"

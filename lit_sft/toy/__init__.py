@@ -1,1 +1,1 @@
-"""The small base model that ships with the package, and the script that trains it."""
+"""The small base model that ships with the package, and the word problems that it learns."""

@@ -2,15 +2,36 @@
 
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lit_sft.errors import require
 from lit_sft.tasks.base import ChatTask, Row
 from lit_sft.tasks.gsm8k import grade_final_answer
-from lit_sft.toy.stories import STORIES
-from lit_sft.toy.stories.story import Story
+from lit_sft.toy import stories_of_numbers as numbers
+from lit_sft.toy import stories_of_units as units
+from lit_sft.toy.story import Story
 from lit_sft.types import Message, Split
 
+STORIES: tuple[Callable[[Story], None], ...] = (
+    numbers.tell_changes,
+    numbers.tell_comparison,
+    numbers.tell_inverse,
+    units.tell_shopping,
+    units.tell_wages,
+    units.tell_reading,
+    units.tell_travel,
+    numbers.tell_sharing,
+    units.tell_sale,
+    numbers.tell_boxes,
+    numbers.tell_percent,
+    units.tell_duration,
+    numbers.tell_ages,
+    units.tell_saving,
+    numbers.tell_garden,
+    numbers.tell_average,
+    units.tell_machine,
+)
+"""In an order that decides which problem has which number."""
 SHARES = {"pretrain": range(0, 8), "train": range(8, 12), "val": (12, 13), "test": (14, 15)}
 """Which of 16 classes of questions belong to which split: no question is in two of them."""
 

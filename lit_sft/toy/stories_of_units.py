@@ -1,6 +1,6 @@
 """Stories about dollars, hours, miles and pages."""
 
-from lit_sft.toy.stories.story import GOODS, THINGS, Story
+from lit_sft.toy.story import GOODS, THINGS, Story
 
 
 def tell_shopping(s: Story) -> None:

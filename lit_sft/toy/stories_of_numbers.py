@@ -1,6 +1,6 @@
 """Stories about how many there are: of things, of people, of years."""
 
-from lit_sft.toy.stories.story import FACTORS, Story
+from lit_sft.toy.story import FACTORS, Story
 
 
 def tell_changes(s: Story) -> None:
