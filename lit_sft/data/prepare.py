@@ -30,8 +30,8 @@ from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError, require
 from lit_sft.paths import default_cache_dir
 from lit_sft.tasks.base import ChatTask
-from lit_sft.tasks.contents import hash_contents
 from lit_sft.tasks.mixture import Mixture
+from lit_sft.tasks.row_sequences import hash_contents
 from lit_sft.types import Split
 
 

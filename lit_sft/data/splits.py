@@ -11,9 +11,8 @@ from lit_sft.data.encode import naming
 from lit_sft.data.failures import FailedRows, Failure, name_error
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask, Row
-from lit_sft.tasks.contents import hash_contents, join_hashes
-from lit_sft.tasks.joined import Joined
 from lit_sft.tasks.mixture import Mixture
+from lit_sft.tasks.row_sequences import Joined, hash_contents, join_hashes
 from lit_sft.types import Message, Split
 
 HELD_OUT_SEED = 0

@@ -13,7 +13,7 @@ is too long leaves a gap in its window. What a task holds in memory, such as the
 there.
 
 Rows that stay on the disk can change there. All of them are hashed when they are first looked at
-(`lit_sft.tasks.contents`): a run is resumed on the rows it had, wherever their files lie by then,
+(`hash_contents`): a run is resumed on the rows it had, wherever their files lie by then,
 and one that reads a file when it is changed ends. Of rows that a task makes one by one, in a
 sequence of its own without a method `hash_contents`, a sample is compared, and that is said.
 """

@@ -1,6 +1,5 @@
 """Any published chat data set: a file, a folder or a Hub id, read without code."""
 
-import glob
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
@@ -9,24 +8,29 @@ from typing import Any, Literal
 
 from lit_sft.errors import InputError, require, suggest
 from lit_sft.paths import is_local
+from lit_sft.tasks.arrow_rows import SAVED, load_hub, load_saved, read_parquet
 from lit_sft.tasks.base import ChatTask, Row, read_text
-from lit_sft.tasks.folders import ENDINGS, SPLIT_NAMES, find_splits, is_data, may_be_held_out
+from lit_sft.tasks.csv_rows import read_csv
+from lit_sft.tasks.data_files import (
+    ENDINGS,
+    SPLIT_NAMES,
+    find_files,
+    find_splits,
+    has_glob,
+    require_files,
+)
 from lit_sft.tasks.formats import (
     COLUMNS,
     FormatName,
-    add_system,
     choose_format,
-    mark_all_but_last,
     read_conversation,
     recognise_rows,
     refuse_unread_columns,
 )
-from lit_sft.tasks.joined import Joined
-from lit_sft.tasks.jsonl import JsonLines, read_json
+from lit_sft.tasks.json_rows import JsonLines, read_json
 from lit_sft.tasks.plain import read_ending
-from lit_sft.tasks.slices import SlicedRows, is_sliced, read_slices, require_apart
-from lit_sft.tasks.tables import SAVED, load_hub, load_saved, read_csv, read_parquet
-from lit_sft.tasks.turns import is_missing
+from lit_sft.tasks.row_sequences import Joined, SlicedRows, is_sliced, read_slices, require_apart
+from lit_sft.tasks.turns import add_system, is_missing, mark_all_but_last
 from lit_sft.types import MEANING, Message, Split
 
 LOOKED_AT = 64
@@ -205,50 +209,3 @@ def read_files(paths: Sequence[Path]) -> Sequence[Row]:
         return read_parquet(paths)
     read: Any = {".json": read_json, ".csv": read_csv, ".tsv": read_csv}.get(endings[0], JsonLines)
     return Joined([read(path) for path in paths])
-
-
-def has_glob(path: str) -> bool:
-    """Return whether a path stands for all that match it."""
-    return any(mark in path for mark in "*?[")
-
-
-def find_files(pattern: Path) -> list[Path]:
-    """Return the data files that match a pattern, sorted.
-
-    Raises:
-        InputError: If there is none, or some may be held out from the others.
-    """
-    names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207 (a Path globs no absolute ones)
-    files = [Path(name) for name in sorted(names)]
-    files = [path for path in files if path.is_file() and is_data(path)]
-    require(bool(files), f"{pattern}: no data file matches it; expected {', '.join(ENDINGS)}")
-    held_out = [path.name for path in files if may_be_held_out(path)]
-    require(
-        len(held_out) in (0, len(files)),
-        f"{pattern}: {', '.join(held_out[:3])} may be held out from the others that match; name "
-        "the files to train on in a list, or the folder, whose splits are told apart",
-    )
-    return files
-
-
-def require_files(names: Sequence[str]) -> list[Path]:
-    """Return the paths of data files, in the order given.
-
-    Raises:
-        InputError: If one is no file, is of no known kind, or stands twice.
-    """
-    paths = [Path(name).expanduser() for name in names]
-    require(bool(paths), "task.path names no file")
-    for path in paths:
-        require(
-            path.is_file(),
-            f"{path}: there is no such file; a list names files, and lit_sft.Mixture joins folders "
-            "and data sets of the Hub",
-        )
-        require(
-            read_ending(path) in ENDINGS,
-            f"{path}: expected one of {', '.join(ENDINGS)}, or one of them and .gz or .zst",
-        )
-        is_repeated = sum(path.samefile(other) for other in paths if other.is_file()) > 1
-        require(not is_repeated, f"{path}: stands twice in task.path")
-    return paths

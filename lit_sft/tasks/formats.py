@@ -1,11 +1,11 @@
 """Rows to messages, in the formats that chat data sets are published in. Pure."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import Row, read_text
-from lit_sft.tasks.turns import MARKS, is_missing, read_history, read_turns
+from lit_sft.tasks.turns import MARKS, add_system, is_missing, read_history, read_turns
 from lit_sft.types import Message
 
 FormatName = Literal[
@@ -190,53 +190,28 @@ def read_conversation(row: Row, layout: Format) -> list[Message]:
     else:
         turns = _read_sides(row, layout, read)
     systems = [column for column in SYSTEMS if column in read and not is_missing(row[column])]
-    require(len(systems) < 2, f"both {' and '.join(map(repr, systems))} hold a text; keep one")
+    if len(systems) > 1:
+        raise InputError(f"both {' and '.join(map(repr, systems))} hold a text; keep one")
     return add_system(turns, read_text(row, systems[0]), systems[0]) if systems else turns
-
-
-def add_system(turns: list[Message], system: str, column: str) -> list[Message]:
-    """Return turns that open with the system prompt of a column.
-
-    Raises:
-        InputError: If they open with another.
-    """
-    if turns[0]["role"] != "system":
-        return [{"role": "system", "content": system}, *turns]
-    require(
-        turns[0]["content"] == system,
-        f"column {column!r} holds a system prompt, and the first turn is another; keep one",
-    )
-    return turns
-
-
-def mark_all_but_last(messages: list[Message]) -> list[Message]:
-    """Give every assistant turn but the last a weight of 0, unless it has one of its own."""
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    unlearnt: Any = {"weight": 0}
-    return [
-        unlearnt | message if i in turns[:-1] else message for i, message in enumerate(messages)
-    ]
 
 
 def _refuse_verdicts(row: Row) -> None:
     """Raise `InputError` for a row that says of itself that it, or an answer in it, is bad."""
     for column in ("label", "kto_tag"):
-        require(
-            str(row.get(column)).lower() not in ("true", "false", "0", "1"),
-            f"column {column!r} labels answers good and bad, which KTO trains on; remove the bad "
-            f"ones, and the column",
-        )
+        if str(row.get(column)).lower() in ("true", "false", "0", "1"):
+            raise InputError(
+                f"column {column!r} labels answers good and bad, which KTO trains on; remove the "
+                "bad ones, and the column"
+            )
     is_pair = not is_missing(row.get("rejected")) and "messages" not in row
-    require(
-        not is_pair and is_missing(row.get("rejected_response")),
-        f"the row holds preferences (a rejected answer), {NO_SFT}",
-    )
+    if is_pair or not is_missing(row.get("rejected_response")):
+        raise InputError(f"the row holds preferences (a rejected answer), {NO_SFT}")
     unlearnt = [x for x in MARKS if row.get(x) in (0, "false", "False")]
-    require(
-        not unlearnt,
-        f"column {', '.join(map(repr, unlearnt))} says that the row is not to be learnt; remove "
-        "the row, or name what to read with the task's `columns`",
-    )
+    if unlearnt:
+        raise InputError(
+            f"column {', '.join(map(repr, unlearnt))} says that the row is not to be learnt; "
+            "remove the row, or name what to read with the task's `columns`"
+        )
 
 
 def _complete(row: Row) -> list[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lit_sft.errors import InputError
 from lit_sft.paths import is_local
+from lit_sft.tasks.arrow_rows import load_hub
 from lit_sft.tasks.base import ChatTask, Row, read_text
-from lit_sft.tasks.jsonl import JsonLines
-from lit_sft.tasks.tables import load_hub
+from lit_sft.tasks.json_rows import JsonLines
 from lit_sft.types import Message, Split
 
 # `[0-9]`, never `\d`: that would also match the digits of other scripts.

@@ -1,16 +1,23 @@
-"""Files as plain UTF-8: what is compressed or in UTF-16 is written out once, into the cache."""
+"""Data files as plain UTF-8, and where their rows start: what is made of a file, kept in the cache.
+
+A file that is compressed or in UTF-16 is written out once; the lines of any are found once, with
+their hash. Both hold for a file in a certain state, which the system tells without reading it.
+"""
 
 import codecs
 import gzip
 import hashlib
 import os
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import accumulate, compress, takewhile
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_sft.errors import InputError
+from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file
 from lit_sft.paths import default_cache_dir
 
@@ -22,8 +29,12 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 """Byte order marks; the first of UTF-32 begins as the first of UTF-16 does."""
-PIECE = 2**20
+PIECE_BYTES = 2**20
 """Bytes that are written out at once."""
+LINES_BYTES = 2**16
+"""Bytes of lines read at once; as objects of Python, short ones take several times that."""
+HASH_BYTES = 32
+"""Of a SHA-256, which the file of the cache opens with."""
 
 
 def read_ending(path: Path) -> str:
@@ -127,7 +138,7 @@ def write_out(path: Path) -> Path:
 
 def _read_pieces(source: Any, encoding: str | None) -> Iterator[bytes]:
     decoder = codecs.getincrementaldecoder(encoding)() if encoding else None
-    while piece := source.read(PIECE):
+    while piece := source.read(PIECE_BYTES):
         yield decoder.decode(piece).encode() if decoder else piece
     if decoder:
         yield decoder.decode(b"", final=True).encode()
@@ -147,3 +158,77 @@ def _open(path: Path) -> Iterator[Any]:
     else:
         with path.open("rb") as file:
             yield file
+
+
+class LineIndex(NamedTuple):
+    """The rows of a file as it was at some time."""
+
+    state: FileState
+    digest: str
+    """SHA-256 over the lines that are rows, in hexadecimal. Blank lines are no part of it, nor is
+    whether the last line ends."""
+    starts: Sequence[int]
+    """The byte at which each row starts, and, last, the size of the file."""
+
+
+def index_lines(path: Path) -> LineIndex:
+    """Return the index of a file, made once for a file of a certain size and times of change.
+
+    Raises:
+        InputError: If the file is written meanwhile.
+        OSError: If it cannot be read.
+    """
+    state, cached = read_state(path), name_cached(path, "lines", ".index")
+    index = _load_index(cached, state) or _make_index(path, cached, state)
+    require(
+        read_state(path) == state,
+        f"{path}: the file is written while it is read; start again when it is whole",
+    )
+    return index
+
+
+def find_line(path: Path, start: int) -> int:
+    """Return the number, from 1, of the line that begins at a byte."""
+    with path.open("rb") as file:
+        ends = accumulate(len(line) for line in file)
+        return 1 + sum(1 for _ in takewhile(lambda end: end <= start, ends))
+
+
+def _make_index(path: Path, cached: Path, state: FileState) -> LineIndex:
+    starts, digest = _find_rows(path)
+    if read_state(path) == state:
+        with suppress(OSError):  # a cache that cannot be written costs memory, never a run
+            with replace_file(cached) as staged, staged.open("wb") as file:
+                file.write(digest)
+                starts.tofile(file)
+            return _load_index(cached, state) or LineIndex(state, digest.hex(), starts)
+    return LineIndex(state, digest.hex(), starts)
+
+
+def _load_index(cached: Path, state: FileState) -> LineIndex | None:
+    """Return the index that the cache has; it is mapped into memory."""
+    with suppress(OSError, ValueError, TypeError, IndexError):  # there is none, or it is damaged
+        with cached.open("rb") as file:
+            content = memoryview(mmap(file.fileno(), 0, access=ACCESS_READ))
+        starts = content[HASH_BYTES:].cast("q")
+        if starts[-1] == state.size:
+            return LineIndex(state, content[:HASH_BYTES].hex(), starts)
+    return None
+
+
+def _find_rows(path: Path) -> tuple["array[int]", bytes]:
+    """Return where rows start, and their hash, which takes as long again."""
+    starts, start, digest, last = array("q"), 0, hashlib.sha256(), b""
+    with path.open("rb") as file:
+        while lines := file.readlines(LINES_BYTES):
+            is_row = [not line.isspace() for line in lines]
+            begins = list(accumulate(map(len, lines), initial=start))
+            start = begins.pop()
+            starts.extend(compress(begins, is_row))
+            rows = b"".join(compress(lines, is_row))
+            digest.update(rows)
+            last = rows[-1:] or last
+    if last != b"\n":
+        digest.update(b"\n")
+    starts.append(start)
+    return starts, digest.digest()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lit_sft.errors import InputError, require
+from lit_sft.errors import InputError
 from lit_sft.types import Message
 
 ROLES = {
@@ -50,10 +50,8 @@ def read_turns(value: Any, column: str) -> list[Message]:
         InputError: If there are no turns, or one has no role or no text; the message counts them.
     """
     value = parse_json(value)
-    require(
-        isinstance(value, list) and bool(value),
-        f"column {column!r} must hold a list of messages, but holds {value!r:.60}",
-    )
+    if not (isinstance(value, list) and value):
+        raise InputError(f"column {column!r} must hold a list of messages, but holds {value!r:.60}")
     turns: list[Message] = []
     if all(isinstance(turn, str) for turn in value):  # as LIMA has them
         roles = ("user", "assistant")
@@ -80,13 +78,36 @@ def read_history(value: Any, column: str) -> list[Message]:
     for number, pair in enumerate(value):
         if isinstance(pair, dict):
             return read_turns(value, column)
-        is_pair = isinstance(pair, list) and [type(side) for side in pair] == [str, str]
-        require(
-            is_pair,
-            f"{column}[{number}]: expected a question and its answer, got {pair!r:.60}",
-        )
+        if not (isinstance(pair, list) and [type(side) for side in pair] == [str, str]):
+            raise InputError(
+                f"{column}[{number}]: expected a question and its answer, got {pair!r:.60}"
+            )
         turns += _make_pair(*pair)
     return turns
+
+
+def add_system(turns: list[Message], system: str, column: str) -> list[Message]:
+    """Return turns that open with the system prompt of a column.
+
+    Raises:
+        InputError: If they open with another.
+    """
+    if turns[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *turns]
+    if turns[0]["content"] != system:
+        raise InputError(
+            f"column {column!r} holds a system prompt, and the first turn is another; keep one"
+        )
+    return turns
+
+
+def mark_all_but_last(messages: list[Message]) -> list[Message]:
+    """Give every assistant turn but the last a weight of 0, unless it has one of its own."""
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    unlearnt: Any = {"weight": 0}
+    return [
+        unlearnt | message if i in turns[:-1] else message for i, message in enumerate(messages)
+    ]
 
 
 def parse_json(value: Any) -> Any:
@@ -140,33 +161,35 @@ def _read_turn(turn: Mapping[str, Any], where: str) -> Message:
             others[key] = _parse_calls(others[key])
     if content is None and role == "assistant" and {*CALLS, "refusal"} & others.keys():
         content = ""  # OpenAI leaves it out where the assistant only calls a tool, or refuses
-    message: Any = {"role": role, "content": _join_parts(content, where), **others}
+    message: Message = {"role": role, "content": _join_parts(content, where)}
+    message.update(others)  # type: ignore[typeddict-item]  # whatever other keys a data set has
     return message
 
 
 def _read_weight(others: dict[str, Any], where: str) -> dict[str, int]:
     """Take what marks a turn as learnt or not out of its keys, and return it as OpenAI's weight."""
     for key in PARTIAL_MARKS:
-        require(
-            not others.get(key),
-            f"{where}: {key!r} marks parts of a turn, which are learnt or not as a whole here; "
-            "split the turn, or remove the key",
-        )
+        if others.get(key):
+            raise InputError(
+                f"{where}: {key!r} marks parts of a turn, which are learnt or not as a whole here; "
+                "split the turn, or remove the key"
+            )
     marks = {key: others.pop(key) for key in MARKS if key in others}
     for key, mark in marks.items():
-        require(
-            mark in (0, 1),  # as are False, True, 0.0 and 1.0
-            f"{where}: {key} must be 0 or false (only show the turn), or 1 or true (learn it), got "
-            f"{mark!r:.40}",
-        )
+        if mark not in (0, 1):  # as are False, True, 0.0 and 1.0
+            raise InputError(
+                f"{where}: {key} must be 0 or false (only show the turn), or 1 or true (learn it), "
+                f"got {mark!r:.40}"
+            )
     for key, mark in others.items():
-        require(
-            not (MARKLIKE.search(key) and isinstance(mark, bool | int | float)),
-            f"{where}: {key!r} may say whether the turn is learnt, and is unknown here; write it "
-            "as a weight of 0 or 1, or remove it",
-        )
+        if MARKLIKE.search(key) and isinstance(mark, bool | int | float):
+            raise InputError(
+                f"{where}: {key!r} may say whether the turn is learnt, and is unknown here; write "
+                "it as a weight of 0 or 1, or remove it"
+            )
     learnt = {int(mark) for mark in marks.values()}
-    require(len(learnt) < 2, f"{where}: {' and '.join(marks)} contradict each other")
+    if len(learnt) > 1:
+        raise InputError(f"{where}: {' and '.join(marks)} contradict each other")
     return {"weight": learnt.pop()} if learnt else {}
 
 

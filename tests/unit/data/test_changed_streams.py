@@ -13,8 +13,8 @@ from datasets import Dataset, load_from_disk
 
 from lit_sft import ChatFile, ChatTask, Mixture, SFTDataModule
 from lit_sft.errors import InputError
-from lit_sft.tasks.arrow import hash_table
-from lit_sft.tasks.jsonl import JsonLines
+from lit_sft.tasks.arrow_rows import hash_table
+from lit_sft.tasks.json_rows import JsonLines
 
 COUNT = 3000
 UNSEEN = 1501

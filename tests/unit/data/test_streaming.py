@@ -13,7 +13,7 @@ from datasets import Dataset
 from lit_sft import ChatFile, Mixture, SFTDataModule, SFTModule, Speed
 from lit_sft.data.splits import SAMPLE_ROWS, take_sample
 from lit_sft.errors import InputError
-from lit_sft.tasks.jsonl import JsonLines
+from lit_sft.tasks.json_rows import JsonLines
 
 
 def write(path, count: int, long=(), broken=None):

@@ -10,8 +10,8 @@ from datasets import Dataset
 from lit_sft import ChatFile
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.errors import InputError
-from lit_sft.tasks.folders import find_splits
-from lit_sft.tasks.tables import load_hub
+from lit_sft.tasks.arrow_rows import load_hub
+from lit_sft.tasks.data_files import find_splits
 
 ROWS = [{"question": f"{n}?", "answer": f"{n}"} for n in range(5)]
 

@@ -4,10 +4,10 @@ from lit_sft.errors import InputError
 from lit_sft.tasks.formats import (
     Format,
     choose_format,
-    mark_all_but_last,
     read_conversation,
     recognise_format,
 )
+from lit_sft.tasks.turns import mark_all_but_last
 
 ASKED, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 WRITTEN_CALL = {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}

@@ -2,7 +2,7 @@ import pytest
 
 from lit_sft import ChatFile
 from lit_sft.errors import InputError
-from lit_sft.tasks.slices import Slice, read_slices
+from lit_sft.tasks.row_sequences import Slice, read_slices
 
 LENGTHS = {"train": 200, "test": 10}
 

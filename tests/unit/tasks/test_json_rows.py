@@ -4,7 +4,7 @@ import pytest
 
 from lit_sft.errors import InputError
 from lit_sft.tasks.base import read_text
-from lit_sft.tasks.jsonl import JsonLines, read_json
+from lit_sft.tasks.json_rows import JsonLines, read_json
 
 
 def test_blank_lines_crlf_and_a_byte_order_mark_are_no_trouble(tmp_path):

@@ -1,7 +1,8 @@
 import pytest
 
 from lit_sft.errors import InputError
-from lit_sft.tasks.tables import read_csv, read_parquet
+from lit_sft.tasks.arrow_rows import read_parquet
+from lit_sft.tasks.csv_rows import read_csv
 
 
 def test_quotes_line_breaks_and_long_fields(tmp_path):

@@ -1,14 +1,15 @@
-"""Which files of a folder are of which split: by the Hub's own rule, and refused where that errs.
+"""Which data files a path, a list, a glob or a folder names, and of which split each is.
 
-A data set must not change when it is cloned, so that `datasets` itself is asked. On the Hub as in a
-folder, the YAML head of a `README.md` says it; else shards in `data/` do, each called after its
-split; else the names of folders, and else those of files; else all files are `train`.
+Of a folder the Hub's own rule tells the splits, and is refused where it errs. A data set must not
+change when it is cloned, so that `datasets` itself is asked. On the Hub as in a folder, the YAML
+head of a `README.md` says it; else shards in `data/` do, each called after its split; else the
+names of folders, and else those of files; else all files are `train`.
 """
 
 import glob
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +52,53 @@ def may_be_held_out(path: Path) -> bool:
     """Return whether the name of a file says that it is of another split than `train`."""
     names = {name for split in ("val", "test") for name in SPLIT_NAMES[split]}
     return _names_another(Path(path.name), names)
+
+
+def has_glob(path: str) -> bool:
+    """Return whether a path stands for all that match it."""
+    return any(mark in path for mark in "*?[")
+
+
+def find_files(pattern: Path) -> list[Path]:
+    """Return the data files that match a pattern, sorted.
+
+    Raises:
+        InputError: If there is none, or some may be held out from the others.
+    """
+    names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207 (a Path globs no absolute ones)
+    files = [Path(name) for name in sorted(names)]
+    files = [path for path in files if path.is_file() and is_data(path)]
+    require(bool(files), f"{pattern}: no data file matches it; expected {', '.join(ENDINGS)}")
+    held_out = [path.name for path in files if may_be_held_out(path)]
+    require(
+        len(held_out) in (0, len(files)),
+        f"{pattern}: {', '.join(held_out[:3])} may be held out from the others that match; name "
+        "the files to train on in a list, or the folder, whose splits are told apart",
+    )
+    return files
+
+
+def require_files(names: Sequence[str]) -> list[Path]:
+    """Return the paths of data files, in the order given.
+
+    Raises:
+        InputError: If one is no file, is of no known kind, or stands twice.
+    """
+    paths = [Path(name).expanduser() for name in names]
+    require(bool(paths), "task.path names no file")
+    for path in paths:
+        require(
+            path.is_file(),
+            f"{path}: there is no such file; a list names files, and lit_sft.Mixture joins folders "
+            "and data sets of the Hub",
+        )
+        require(
+            read_ending(path) in ENDINGS,
+            f"{path}: expected one of {', '.join(ENDINGS)}, or one of them and .gz or .zst",
+        )
+        is_repeated = sum(path.samefile(other) for other in paths if other.is_file()) > 1
+        require(not is_repeated, f"{path}: stands twice in task.path")
+    return paths
 
 
 def find_splits(folder: Path, subset: str | None, named: Collection[str]) -> FoundSplits:

@@ -1,20 +1,23 @@
-"""The rows of an Arrow table, as they were written, and their hash."""
+"""Rows of Arrow tables: Parquet files, what `save_to_disk` wrote and the Hub; and their hash."""
 
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lit_sft.errors import require
+from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file
 from lit_sft.tasks.plain import FileState, name_cached_of, read_state
 
 HASHED_ROWS = 8192
 """Rows of a table that are hashed at once; another number gives another hash."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
+SAVED = ("dataset_dict.json", "state.json")
+"""What `save_to_disk` writes beside the data, of several splits and of one."""
 
 
 class ArrowRows(Sequence[dict[str, Any]]):
@@ -72,6 +75,60 @@ class ArrowRows(Sequence[dict[str, Any]]):
                 "read before; put back what it held, or start anew",
             )
             self._states[path] = now
+
+
+def read_parquet(paths: Sequence[Path]) -> ArrowRows:
+    """Return the rows of Parquet files, memory-mapped from the cache of `datasets`.
+
+    Raises:
+        InputError: If a file cannot be read.
+    """
+    from datasets import Dataset
+
+    try:
+        return ArrowRows(Dataset.from_parquet([str(path) for path in paths]))
+    except Exception as error:  # Arrow and datasets fail in many types
+        reason = f"{type(error).__name__}: {error.__cause__ or error}"
+        raise InputError(f"{paths[0]}: cannot be read as Parquet ({reason:.200})") from error
+
+
+def load_saved(folder: Path) -> dict[str, ArrowRows]:
+    """Return the splits of a folder that `save_to_disk` wrote; a set without any is `train`.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(str(folder))
+    except Exception as error:  # Arrow and datasets fail in many types
+        raise InputError(
+            f"{folder}: cannot be read as `save_to_disk` writes ({type(error).__name__}: "
+            f"{error!s:.200})"
+        ) from error
+    splits = found if isinstance(found, DatasetDict) else {"train": found}
+    return {str(name): ArrowRows(rows) for name, rows in splits.items()}
+
+
+@lru_cache(maxsize=8)
+def load_hub(path: str, subset: str | None) -> dict[str, ArrowRows]:
+    """Return all splits of a data set of the Hub, downloaded once and memory-mapped.
+
+    Raises:
+        InputError: If it cannot be loaded.
+    """
+    from datasets import load_dataset
+
+    try:
+        found: Any = load_dataset(path, subset)
+        return {str(name): ArrowRows(rows) for name, rows in found.items()}
+    except Exception as error:  # the Hub fails in a dozen types, none of them the user's concern
+        raise InputError(
+            f"the data set {path!r} could not be loaded from the Hub ({type(error).__name__}: "
+            f"{error}); check the id and the network, or set the task's `path` to a local file or "
+            "folder"
+        ) from error
 
 
 def hash_table(table: Any) -> str:

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from lit_sft import ChatFile
 from lit_sft.errors import InputError
-from lit_sft.tasks.folders import find_splits
+from lit_sft.tasks.data_files import find_splits
 
 HASH = "0f1e2d3c4b5a6978"
 CONFIGS = """---

@@ -10,8 +10,7 @@ from typing import Any, BinaryIO
 
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.formats import COLUMNS
-from lit_sft.tasks.lines import find_line, index_lines
-from lit_sft.tasks.plain import read_ending, read_state, write_out
+from lit_sft.tasks.plain import find_line, index_lines, read_ending, read_state, write_out
 
 
 class JsonLines(Sequence[dict[str, Any]]):
