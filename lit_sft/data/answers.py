@@ -1,11 +1,11 @@
-"""Where an answer stands in a rendering, and the thoughts before it.
+"""A rendered conversation, and where in it an answer stands and the thoughts before it.
 
 Some generation prompts open the thoughts: they end in `<think>` and a line break. A model then says
 its thoughts, the closing mark, and the answer, whatever the template makes of a turn that is past.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +31,31 @@ class Span(NamedTuple):
     """The first character that the model must generate."""
     stop: int
     """The first character of the stop token."""
+
+
+class RenderedChat(NamedTuple):
+    """A conversation as a model sees it."""
+
+    text: str
+    spans: list[Span]
+    """One a supervised turn of the assistant, in order."""
+    is_broken_up: bool
+    """Whether `text` holds `BREAKER`."""
+    messages: Sequence[Message]
+    """What the template was given."""
+    learnt: frozenset[int]
+    """The numbers of the messages that `spans` are of; of none, in a prompt."""
+    written: str
+    """What the template made of it: `text`, unless the thoughts of the last turn were added."""
+    added: str | None = None
+    """These thoughts, without white space around them."""
+    cuts: Sequence[int] = ()
+    """Where a generation prompt ends that opens the thoughts: no token may reach across."""
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether the text ends in the generation prompt, for a model to go on."""
+        return not self.learnt
 
 
 class Reading(NamedTuple):

@@ -1,9 +1,16 @@
 """Messages to token ids and labels, with the loss mask proven for every row.
 
-`render` says where in the text the assistant speaks. Here the text becomes tokens, the spans are
-found in them by character offsets, decoded again and compared with what the assistant said; and the
-control tokens are compared with those that the template itself writes. A row for which any of this
-fails is an error, never a silent mask.
+The way of a row, a file a step:
+
+    messages         what it has to be before a template sees it
+    control_tokens   the tokens that no message may write, broken up where one is spelt
+    chat_template    the template renders it, within `template_limits`
+    render           where in the text the assistant speaks, by `answers`
+    lost_fields      what a message holds and the template left out
+    encode           text to tokens; the spans found in them, decoded and compared
+    forgery          the control tokens compared with those that the template itself writes
+
+A row for which any of this fails is an error, never a silent mask.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,18 +20,23 @@ from typing import NamedTuple
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.answers import Span
-from lit_sft.data.control_tokens import BREAKER, find_control_tokens
+from lit_sft.data.answers import RenderedChat, Span
+from lit_sft.data.chat_template import find_pieces
+from lit_sft.data.control_tokens import (
+    BREAKER,
+    find_control_tokens,
+    find_token,
+    join_cuts,
+    plain_backend,
+    tokenize_chats,
+)
 from lit_sft.data.forgery import prove_control_tokens
-from lit_sft.data.frame import find_pieces
-from lit_sft.data.limits import limit_memory
-from lit_sft.data.lost import LostField, OnLostField, find_lost_fields, refuse_lost_fields
-from lit_sft.data.reading import find_token, join_cuts, plain_backend, tokenize_chats
+from lit_sft.data.lost_fields import LostField, OnLostField, find_lost_fields, refuse_lost_fields
 from lit_sft.data.render import (
-    RenderedChat,
     render_conversation,
     render_prompt,
 )
+from lit_sft.data.template_limits import limit_memory
 from lit_sft.errors import InputError
 from lit_sft.types import IGNORE_INDEX, Example, Message
 

@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.failures import FailedRows, Failure, name_error
 from lit_sft.data.fingerprint import hash_request, make_cache_key
-from lit_sft.data.lost import OnLostField
-from lit_sft.data.markers import OnMarker
+from lit_sft.data.lost_fields import OnLostField
+from lit_sft.data.messages import OnMarker
 from lit_sft.data.overlength import OnOverlength, describe_overlength, encode_to_fit
 from lit_sft.data.splits import Conversation
 from lit_sft.errors import InputError, require

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.reading import plain_backend
+from lit_sft.data.control_tokens import plain_backend
 from lit_sft.types import Message
 
 PACKAGE = Path(__file__).parents[1]

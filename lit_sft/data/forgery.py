@@ -6,9 +6,9 @@ given, or a content ends in half of a token and the template goes on with the ot
 control tokens of a row are compared with those of the same turns with harmless text in them: they
 have to be the same, in order, and each where the template wrote it.
 
-For plain turns, `lit_sft.data.frame` tells what the template writes around the contents, and one
-encoding a sequence of roles tells the control tokens of it. Any other row is rendered once more,
-with every letter of its messages replaced by one that no token and no template knows.
+For plain turns, `find_pieces` tells what the template writes around the contents, and one encoding
+a sequence of roles tells the control tokens of it. Any other row is rendered once more, with every
+letter of its messages replaced by one that no token and no template knows.
 """
 
 import re
@@ -22,10 +22,10 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data import answers
+from lit_sft.data.answers import RenderedChat
 from lit_sft.data.chat_template import list_constants, render_turns, template_of
-from lit_sft.data.control_tokens import find_control_tokens
-from lit_sft.data.reading import find_token, plain_backend
-from lit_sft.data.render import RenderedChat, render_safe_turns
+from lit_sft.data.control_tokens import find_control_tokens, find_token, plain_backend
+from lit_sft.data.render import render_safe_turns
 from lit_sft.errors import InputError, require
 
 STAND_INS = 0xF0000
@@ -52,14 +52,17 @@ def prove_control_tokens(
     encoding: Encoding,
     input_ids: list[int],
 ) -> None:
-    """Raise `InputError` where a row has other control tokens than its template wrote.
+    """Prove that a row has the control tokens that its template wrote, and no others.
 
     Args:
         tokenizer: With the template that rendered it.
         chat: The row.
         own: What the template wrote around the contents, as `find_pieces` tells.
         encoding: Of the row's text, as `tokenize_chats` returns it.
-        input_ids: Its tokens without those of cuts.
+        input_ids: `[tokens]`, without those of cuts.
+
+    Raises:
+        InputError: For the first control token that is not the template's own.
     """
     control = find_control_tokens(tokenizer)
     if input_ids[:2] == [control.bos_id, control.bos_id]:

@@ -7,11 +7,10 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from lit_sft.data.control_tokens import plain_backend
 from lit_sft.data.encode import encode_and_report, encode_chat, naming
-from lit_sft.data.lost import LostField, OnLostField
-from lit_sft.data.markers import OnMarker, list_markers, refuse_markers
-from lit_sft.data.messages import refuse_silence
-from lit_sft.data.reading import plain_backend
+from lit_sft.data.lost_fields import LostField, OnLostField
+from lit_sft.data.messages import OnMarker, list_markers, refuse_markers, refuse_silence
 from lit_sft.types import IGNORE_INDEX, Example, Message
 
 OnOverlength = Literal["drop", "error", "truncate_prompt", "truncate"]

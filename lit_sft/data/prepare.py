@@ -13,8 +13,8 @@ from lit_sft.data.encoded_rows import EncodedRows, load_or_encode
 from lit_sft.data.failures import FailedRows
 from lit_sft.data.fingerprint import hash_rows
 from lit_sft.data.ledger import Ledger, describe_lost_fields, describe_markers, make_ledger
-from lit_sft.data.lost import OnLostField
-from lit_sft.data.markers import OnMarker
+from lit_sft.data.lost_fields import OnLostField
+from lit_sft.data.messages import OnMarker
 from lit_sft.data.overlength import OnOverlength, describe_overlength
 from lit_sft.data.sources import group_by_source
 from lit_sft.data.splits import (

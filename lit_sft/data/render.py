@@ -14,42 +14,17 @@ That they are is proven on the tokens, by `lit_sft.data.forgery`.
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data import answers
-from lit_sft.data.answers import Span
+from lit_sft.data.answers import RenderedChat, Span
 from lit_sft.data.chat_template import GENERATION_MARK, opens_thoughts, render_turns, template_of
 from lit_sft.data.control_tokens import break_up_control_tokens, find_control_tokens
 from lit_sft.data.messages import check_messages, strip_keys
 from lit_sft.errors import InputError, require
 from lit_sft.types import Message
-
-
-class RenderedChat(NamedTuple):
-    """A conversation as a model sees it."""
-
-    text: str
-    spans: list[Span]
-    """One a supervised turn of the assistant, in order."""
-    is_broken_up: bool
-    """Whether `text` holds `BREAKER`."""
-    messages: Sequence[Message]
-    """What the template was given."""
-    learnt: frozenset[int]
-    """The numbers of the messages that `spans` are of; of none, in a prompt."""
-    written: str
-    """What the template made of it: `text`, unless the thoughts of the last turn were added."""
-    added: str | None = None
-    """These thoughts, without white space around them."""
-    cuts: Sequence[int] = ()
-    """Where a generation prompt ends that opens the thoughts: no token may reach across."""
-
-    @property
-    def is_prompt(self) -> bool:
-        """Whether the text ends in the generation prompt, for a model to go on."""
-        return not self.learnt
 
 
 def render_conversation(

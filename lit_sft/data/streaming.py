@@ -26,8 +26,8 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.lost import OnLostField
-from lit_sft.data.markers import OnMarker
+from lit_sft.data.lost_fields import OnLostField
+from lit_sft.data.messages import OnMarker
 from lit_sft.data.overlength import OnOverlength, encode_to_fit
 from lit_sft.data.splits import NamedRow, read_conversations
 from lit_sft.data.vocabulary import require_embeddings

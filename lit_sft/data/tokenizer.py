@@ -57,42 +57,8 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTok
             offsets, lacks the tokens of the template or has nothing but EOS to pad with, or the
             template does not write an answer and then a stop token.
     """
-    place = path
-    if is_local(path):
-        place = str(require_folder(path, holding="tokenizer.json", option="tokenizer"))
-    try:
-        tokenizer = _load(place)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, TypeError here
-        raise InputError(
-            f"the tokenizer {path!r} could not be loaded "
-            f"({_find_broken_file(place) or f'{type(error).__name__}: {error}'})"
-        ) from error
-    require(
-        bool(getattr(tokenizer, "is_fast", False)),
-        f"the tokenizer {path!r} has no fast version, and so gives no character offsets",
-    )
-    own = tokenizer.chat_template
-    named = own if isinstance(own, dict) else {}
-    texts = [*named.values()] if named else [own or ""]
-    require(
-        all(isinstance(text, str) for text in texts),
-        f"the tokenizer {path!r}: expected its chat_template to be text, got {own!r:.80}; mend "
-        "tokenizer_config.json, or remove the template and set data.chat_template",
-    )
-    if chat_template in named and chat_template not in TURN_TOKENS:
-        tokenizer.chat_template = pin_date(named[chat_template])
-    elif chat_template is not None or own is None:
-        _install_template(tokenizer, path, chat_template)
-    elif named:
-        require(
-            "default" in named,
-            f"the tokenizer {path!r} has several chat templates and no default; set "
-            f"data.chat_template to one of them ({', '.join(sorted(named))}), to one of "
-            f"{', '.join(TURN_TOKENS)}, or to a Jinja file",
-        )
-        tokenizer.chat_template = {name: pin_date(template) for name, template in named.items()}
-    else:
-        tokenizer.chat_template = pin_date(own)
+    tokenizer = _load_fast(path)
+    _set_template(tokenizer, path, chat_template)
     tokenizer.pad_token = _choose_pad_token(tokenizer, path)
     tokenizer.padding_side = "right"
     return tokenizer
@@ -119,6 +85,29 @@ def pin_date(template: str) -> str:
     return TODAY.sub(lambda found: repr(PINNED_DATE.strftime(found[2])), template)
 
 
+def _load_fast(path: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that gives character offsets.
+
+    Raises:
+        InputError: If there is none, naming the file that is broken.
+    """
+    place = path
+    if is_local(path):
+        place = str(require_folder(path, holding="tokenizer.json", option="tokenizer"))
+    try:
+        tokenizer = _load(place)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, TypeError here
+        raise InputError(
+            f"the tokenizer {path!r} could not be loaded "
+            f"({_find_broken_file(place) or f'{type(error).__name__}: {error}'})"
+        ) from error
+    require(
+        bool(getattr(tokenizer, "is_fast", False)),
+        f"the tokenizer {path!r} has no fast version, and so gives no character offsets",
+    )
+    return tokenizer
+
+
 def _load(place: str, local_files_only: bool = False) -> PreTrainedTokenizerBase:
     """Load a tokenizer as `AutoTokenizer` would, and spare it two seconds of imports if possible.
 
@@ -128,12 +117,14 @@ def _load(place: str, local_files_only: bool = False) -> PreTrainedTokenizerBase
     if _read_json(place, "config.json").get("model_type") == "llama":
         named = _read_json(place, "tokenizer_config.json")
         if named.get("tokenizer_class") in GENERIC_CLASSES and "auto_map" not in named:
-            return PreTrainedTokenizerFast.from_pretrained(place)
+            known: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(place)
+            return known
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         place, trust_remote_code=False, local_files_only=local_files_only
     )
+    return tokenizer
 
 
 def _read_json(folder: str, name: str) -> dict[str, Any]:
@@ -156,6 +147,36 @@ def _find_broken_file(place: str) -> str:
         except ValueError as error:  # no UTF-8, or no JSON
             return f"{path.relative_to(folder)}: {error}"
     return ""
+
+
+def _set_template(tokenizer: PreTrainedTokenizerBase, path: str, chat_template: str | None) -> None:
+    """Give a tokenizer the chat template that is asked for, without a clock.
+
+    Raises:
+        InputError: If there is no such template, or the tokenizer lacks its tokens.
+    """
+    own = tokenizer.chat_template
+    named = own if isinstance(own, dict) else {}
+    texts = [*named.values()] if named else [own or ""]
+    require(
+        all(isinstance(text, str) for text in texts),
+        f"the tokenizer {path!r}: expected its chat_template to be text, got {own!r:.80}; mend "
+        "tokenizer_config.json, or remove the template and set data.chat_template",
+    )
+    if chat_template in named and chat_template not in TURN_TOKENS:
+        tokenizer.chat_template = pin_date(named[chat_template])
+    elif chat_template is not None or own is None:
+        _install_template(tokenizer, path, chat_template)
+    elif named:
+        require(
+            "default" in named,
+            f"the tokenizer {path!r} has several chat templates and no default; set "
+            f"data.chat_template to one of them ({', '.join(sorted(named))}), to one of "
+            f"{', '.join(TURN_TOKENS)}, or to a Jinja file",
+        )
+        tokenizer.chat_template = {name: pin_date(template) for name, template in named.items()}
+    else:
+        tokenizer.chat_template = pin_date(own)
 
 
 def _install_template(tokenizer: PreTrainedTokenizerBase, path: str, name: str | None) -> None:

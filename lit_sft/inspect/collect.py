@@ -10,7 +10,7 @@ from lit_sft.data.encode import encode_chat
 from lit_sft.data.encoded_rows import EncodedRows
 from lit_sft.data.failures import FailedRows, describe_failures
 from lit_sft.data.failures import Failure as RowFailure
-from lit_sft.data.markers import list_markers
+from lit_sft.data.messages import list_markers
 from lit_sft.data.prepare import ChatRows
 from lit_sft.data.splits import (
     Conversation,

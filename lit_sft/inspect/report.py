@@ -8,11 +8,10 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.control_tokens import find_control_tokens
+from lit_sft.data.control_tokens import find_control_tokens, plain_backend
 from lit_sft.data.duplicates import Repeat
 from lit_sft.data.encoded_rows import EncodedRows
 from lit_sft.data.ledger import Ledger, find_quantile, measure_padding
-from lit_sft.data.reading import plain_backend
 from lit_sft.types import IGNORE_INDEX, Example, Split
 
 VERSION = 1

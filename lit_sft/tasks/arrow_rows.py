@@ -3,15 +3,19 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file
 from lit_sft.tasks.plain import FileState, name_cached_of, read_state
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pyarrow import Array
 
 HASHED_ROWS = 8192
 """Rows of a table that are hashed at once; another number gives another hash."""
@@ -31,7 +35,7 @@ class ArrowRows(Sequence[dict[str, Any]]):
         table: Whose rows are read when they are asked for.
     """
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: "Dataset") -> None:
         self.table = table.with_format(None)  # one that was saved as `torch` would give tensors
         self._contents: str | None = None
         self._states: dict[Path, FileState] = {}
@@ -131,7 +135,7 @@ def load_hub(path: str, subset: str | None) -> dict[str, ArrowRows]:
         ) from error
 
 
-def hash_table(table: Any) -> str:
+def hash_table(table: "Dataset") -> str:
     """Return a SHA-256 over the columns and rows of a `datasets.Dataset`.
 
     It is the same for all ways to lay out a table in files, chunks and buffers.
@@ -140,38 +144,38 @@ def hash_table(table: Any) -> str:
     for part in table.with_format("arrow").iter(batch_size=HASHED_ROWS):
         for column in part.combine_chunks().columns:
             for array in column.chunks:
-                _hash_array(digest, array)
+                _hash_array(digest.update, array)
     return digest.hexdigest()
 
 
-def _hash_array(digest: Any, array: Any) -> None:
-    """Add the values of an array to a hash: its buffers may hold others beside them."""
+def _hash_array(update: Callable[..., None], array: "Array") -> None:
+    """Add the values of an array to a hash, by its `update`: the buffers may hold others."""
     import numpy as np
     import pyarrow as pa
 
     types, kind = pa.types, array.type
     if types.is_string(kind) or types.is_large_string(kind):
-        digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)))
+        update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)))
         texts = array.fill_null("").cast(pa.large_binary())
         first, last = texts.offset, texts.offset + len(texts) + 1
         offsets = np.frombuffer(texts.buffers()[1], np.int64)[first:last]
-        digest.update(np.diff(offsets))
+        update(np.diff(offsets))
         if texts.buffers()[2] is not None:
-            digest.update(memoryview(texts.buffers()[2])[offsets[0] : offsets[-1]])
+            update(memoryview(texts.buffers()[2])[offsets[0] : offsets[-1]])
     elif types.is_list(kind) or types.is_large_list(kind):
-        digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)))
-        digest.update(array.value_lengths().fill_null(0).cast(pa.int64()).to_numpy())
-        _hash_array(digest, array.flatten())
+        update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)))
+        update(array.value_lengths().fill_null(0).cast(pa.int64()).to_numpy())
+        _hash_array(update, array.flatten())
     elif types.is_struct(kind):
-        digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)))
-        digest.update(json.dumps([field.name for field in kind]).encode())
+        update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)))
+        update(json.dumps([field.name for field in kind]).encode())
         for child in array.flatten():
-            _hash_array(digest, child)
+            _hash_array(update, child)
     else:
-        digest.update(repr(array.to_pylist()).encode())
+        update(repr(array.to_pylist()).encode())
 
 
-def _load_hash(table: Any, files: Sequence[Path]) -> str:
+def _load_hash(table: "Dataset", files: Sequence[Path]) -> str:
     """Return `hash_table` from the cache, which has it for a table of files in certain states."""
     if not files:  # a table in memory
         return hash_table(table)

@@ -1,14 +1,14 @@
 """Any published chat data set: a file, a folder or a Hub id, read without code."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lit_sft.errors import InputError, require, suggest
 from lit_sft.paths import is_local
-from lit_sft.tasks.arrow_rows import SAVED, load_hub, load_saved, read_parquet
+from lit_sft.tasks.arrow_rows import SAVED, ArrowRows, load_hub, load_saved, read_parquet
 from lit_sft.tasks.base import ChatTask, Row, read_text
 from lit_sft.tasks.csv_rows import read_csv
 from lit_sft.tasks.data_files import (
@@ -33,6 +33,8 @@ from lit_sft.tasks.row_sequences import Joined, SlicedRows, is_sliced, read_slic
 from lit_sft.tasks.turns import add_system, is_missing, mark_all_but_last
 from lit_sft.types import MEANING, Message, Split
 
+Found = Mapping[str, list[Path] | ArrowRows]
+"""What there is of each split: the files that hold its rows, or the rows."""
 LOOKED_AT = 64
 """Rows whose columns tell the format, the first that has them all."""
 TURN_KEYS = {"role", "content", "weight"}
@@ -139,8 +141,7 @@ class ChatFile(ChatTask):
             f"format or columns name; there are {', '.join(rows[0])}",
         )
 
-    def _find(self) -> Mapping[str, Any]:
-        """Return what there is of each split: rows, or the files that hold them."""
+    def _find(self) -> Found:
         if self._listed is not None:
             return {"train": require_files(self._listed)}
         path = Path(self.path).expanduser()
@@ -159,16 +160,16 @@ class ChatFile(ChatTask):
         files, self._doubts = find_splits(path, self.subset, list(self.splits.values()))
         return files
 
-    def _read(self, split: Split, name: str, found: Mapping[str, Any]) -> Sequence[Row]:
+    def _read(self, split: Split, name: str, found: Found) -> Sequence[Row]:
         require(
             name not in self._doubts,
             f"{self.path}: the split {name!r} is not certain: {self._doubts.get(name)}; name what "
             f"to read, a split, a file or a folder, with the task's `splits: {{{split}: …}}`",
         )
-        rows: Sequence[Row] = found[name]
-        return read_files(found[name]) if isinstance(found[name], list) else rows
+        rows = found[name]
+        return read_files(rows) if isinstance(rows, list) else rows
 
-    def _slice(self, split: Split, name: str, found: Mapping[str, Any]) -> Sequence[Row]:
+    def _slice(self, split: Split, name: str, found: Found) -> Sequence[Row]:
         """Return the part of a split that is asked for, which no other may share with `train`."""
         whole = {x: self._read(split, x, found) for x in found if x not in self._doubts}
         lengths = {x: len(rows) for x, rows in whole.items()}
@@ -207,5 +208,8 @@ def read_files(paths: Sequence[Path]) -> Sequence[Row]:
     )
     if endings == [".parquet"]:
         return read_parquet(paths)
-    read: Any = {".json": read_json, ".csv": read_csv, ".tsv": read_csv}.get(endings[0], JsonLines)
+    readers: Mapping[str, Callable[[Path], Sequence[Row]]] = {
+        ".json": read_json, ".csv": read_csv, ".tsv": read_csv
+    }  # fmt: skip
+    read = readers.get(endings[0], JsonLines)
     return Joined([read(path) for path in paths])

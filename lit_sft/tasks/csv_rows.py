@@ -4,10 +4,13 @@ import csv
 import re
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.plain import write_out
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 EXCEL_SEPARATOR = re.compile(r"sep=(.)\r?\n")
 """What Excel writes before the header, where it is asked to."""
@@ -47,7 +50,7 @@ def _find_delimiter(file: TextIO) -> str:
     return max(DELIMITERS, key=lambda x: counts[x])  # the first of those that are equal
 
 
-def _read_table(path: Path, reader: Any) -> list[dict[str, str | None]]:
+def _read_table(path: Path, reader: "Reader") -> list[dict[str, str | None]]:
     try:
         header = [name.strip() for name in next((x for x in reader if any(x)), [])]
         while header and not header[-1]:  # columns of a sheet that were never used

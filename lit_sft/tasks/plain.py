@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from itertools import accumulate, compress, takewhile
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file
@@ -136,7 +136,7 @@ def write_out(path: Path) -> Path:
         raise InputError(f"{path}: {what} ({error.strerror or error})") from error
 
 
-def _read_pieces(source: Any, encoding: str | None) -> Iterator[bytes]:
+def _read_pieces(source: IO[bytes], encoding: str | None) -> Iterator[bytes]:
     decoder = codecs.getincrementaldecoder(encoding)() if encoding else None
     while piece := source.read(PIECE_BYTES):
         yield decoder.decode(piece).encode() if decoder else piece
@@ -145,11 +145,11 @@ def _read_pieces(source: Any, encoding: str | None) -> Iterator[bytes]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _open(path: Path) -> Iterator[IO[bytes]]:
     """Open a file to read the bytes that it holds once it is unpacked."""
     if path.suffix.lower() == ".gz":
-        with gzip.open(path) as file:
-            yield file
+        with gzip.open(path) as unpacked:
+            yield cast(IO[bytes], unpacked)
     elif path.suffix.lower() == ".zst":
         import pyarrow
 

@@ -10,21 +10,23 @@ import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.arrow_rows import ArrowRows
 from lit_sft.types import Split
 
+Item = TypeVar("Item")
 
-class Joined(Sequence[Any]):
+
+class Joined(Sequence[Item]):
     """The items of several sequences, one after the other; what is lazy stays lazy.
 
     Args:
         parts: Each with its items.
     """
 
-    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
+    def __init__(self, parts: Sequence[Sequence[Item]]) -> None:
         self.parts = parts
         self.ends = list(accumulate(len(part) for part in parts))
 
@@ -35,7 +37,7 @@ class Joined(Sequence[Any]):
         part, within = self.locate(int(index))
         return self.parts[part][within]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Item]:
         return chain.from_iterable(self.parts)
 
     def hash_contents(self) -> str | None:
@@ -54,7 +56,7 @@ class Joined(Sequence[Any]):
         return part, index - (self.ends[part - 1] if part else 0)
 
 
-class SlicedRows(Sequence[Any]):
+class SlicedRows(Sequence[Item]):
     """Some of the rows of a sequence, each read when it is asked for.
 
     Args:
@@ -63,7 +65,7 @@ class SlicedRows(Sequence[Any]):
         stop: Behind the last.
     """
 
-    def __init__(self, rows: Sequence[Any], start: int, stop: int) -> None:
+    def __init__(self, rows: Sequence[Item], start: int, stop: int) -> None:
         self.rows, self.start, self.stop = rows, start, stop
 
     def __len__(self) -> int:
@@ -74,7 +76,7 @@ class SlicedRows(Sequence[Any]):
             raise IndexError(index)
         return self.rows[self.start + int(index)]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Item]:
         return islice(self.rows, self.start, self.stop)
 
     def hash_contents(self) -> str | None:
@@ -82,7 +84,7 @@ class SlicedRows(Sequence[Any]):
         return join_hashes([hash_contents(self.rows)], f"{self.start}:{self.stop}")
 
 
-def hash_contents(rows: Sequence[Any]) -> str | None:
+def hash_contents(rows: Sequence[object]) -> str | None:
     """Return a SHA-256 over all rows, in hexadecimal; None where only reading each would tell.
 
     Args:

@@ -37,7 +37,7 @@ PARTIAL_MARKS = ("train_detail", "training_detail")
 """Which characters of a turn are learnt, as Axolotl writes it."""
 
 
-def read_turns(value: Any, column: str) -> list[Message]:
+def read_turns(value: object, column: str) -> list[Message]:
     """Return turns written as `role`/`content`, as `from`/`value`, or as `input`/`output` pairs.
 
     Strings alone are the user's and the assistant's in turn.
@@ -65,7 +65,7 @@ def read_turns(value: Any, column: str) -> list[Message]:
     return turns
 
 
-def read_history(value: Any, column: str) -> list[Message]:
+def read_history(value: object, column: str) -> list[Message]:
     """Return earlier turns: `[question, answer]` pairs, or turns as `read_turns` reads them.
 
     Raises:
@@ -104,13 +104,13 @@ def add_system(turns: list[Message], system: str, column: str) -> list[Message]:
 def mark_all_but_last(messages: list[Message]) -> list[Message]:
     """Give every assistant turn but the last a weight of 0, unless it has one of its own."""
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    unlearnt: Any = {"weight": 0}
+    unlearnt = turns[:-1]
     return [
-        unlearnt | message if i in turns[:-1] else message for i, message in enumerate(messages)
+        {"weight": 0, **message} if i in unlearnt else message for i, message in enumerate(messages)
     ]
 
 
-def parse_json(value: Any) -> Any:
+def parse_json(value: object) -> object:
     """Return what a string holds as a JSON list or object, or else the value itself."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
@@ -120,7 +120,7 @@ def parse_json(value: Any) -> Any:
     return value
 
 
-def is_missing(value: Any) -> bool:
+def is_missing(value: object) -> bool:
     """Return whether a value says nothing; tables hold an empty list or object as text."""
     return value in (None, "", [], {}, "[]", "{}", "null")
 
@@ -193,7 +193,7 @@ def _read_weight(others: dict[str, Any], where: str) -> dict[str, int]:
     return {"weight": learnt.pop()} if learnt else {}
 
 
-def _parse_calls(calls: Any) -> Any:
+def _parse_calls(calls: object) -> object:
     """Return tool calls with their arguments as objects, where a string holds them as JSON.
 
     OpenAI writes them as a string; templates write an object, as servers give it to them.
@@ -212,7 +212,7 @@ def _parse_calls(calls: Any) -> Any:
     return parsed
 
 
-def _join_parts(content: Any, where: str) -> str:
+def _join_parts(content: object, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

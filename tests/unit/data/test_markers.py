@@ -8,7 +8,7 @@ from test_tokenizer import save_tokenizer
 from lit_sft import ChatTask, SFTDataModule
 from lit_sft.data.encoded_rows import encode_rows, load_or_encode
 from lit_sft.data.ledger import describe_markers, make_ledger
-from lit_sft.data.markers import list_markers
+from lit_sft.data.messages import list_markers
 from lit_sft.data.streaming import StreamedRows
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from families import FAMILIES, TEMPLATES, generate_conversations, make_tokenizer
 
-from lit_sft.data import lost
+from lit_sft.data import lost_fields
 from lit_sft.data.encode import encode_chat, encode_chats, encode_prompt
-from lit_sft.data.lost import find_lost_fields
+from lit_sft.data.lost_fields import find_lost_fields
 from lit_sft.data.render import render_conversation
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
@@ -140,7 +140,7 @@ def test_thoughts_that_are_added_are_not_lost_and_others_are(load, name):
 @pytest.mark.parametrize("name", OPENING)
 def test_plain_rows_are_compared_and_not_rendered_again(load, name, monkeypatch):
     encode_chat(load(name), [ask("q"), say("a")])
-    monkeypatch.setattr(lost, "render_turns", None)
+    monkeypatch.setattr(lost_fields, "render_turns", None)
     encode_chat(load(name), [ask("another <|im_end|>\n"), say("answer")])
 
 

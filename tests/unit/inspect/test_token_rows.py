@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
+from lit_sft.data.control_tokens import plain_backend
 from lit_sft.data.encode import encode_chat
-from lit_sft.data.reading import plain_backend
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.inspect.report import count_lengths, decode_each, read_tokens
 from lit_sft.model.loss import sum_cross_entropy

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lit_sft.data import limits
+from lit_sft.data import template_limits
 from lit_sft.data.encode import encode_chat, encode_prompt
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
@@ -44,8 +44,8 @@ HOSTILE = {
 
 @pytest.fixture
 def tokenizer(tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(limits, "MAX_SECONDS", 0.5)
-    monkeypatch.setattr(limits, "MAX_BYTES", 2**28)
+    monkeypatch.setattr(template_limits, "MAX_SECONDS", 0.5)
+    monkeypatch.setattr(template_limits, "MAX_BYTES", 2**28)
     return load_tokenizer(str(tiny_tokenizer))
 
 

@@ -3,20 +3,20 @@
 The mask is proven on what was rendered; a field that the template leaves out would be lost under
 it. Whether a template writes a field is asked, not read out of its program: the field is replaced
 by a word that stands nowhere else, and looked for in what the template makes of that. Turns of role
-and content alone are spared the question by `lit_sft.data.frame`.
+and content alone are spared the question by `find_pieces`.
 """
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.answers import KEYS as THOUGHTS
+from lit_sft.data.answers import RenderedChat
 from lit_sft.data.chat_template import render_turns
-from lit_sft.data.render import RenderedChat
-from lit_sft.errors import InputError, require
+from lit_sft.errors import InputError
 from lit_sft.types import MEANING, Message
 
 OnLostField = Literal["error", "drop"]
@@ -84,21 +84,28 @@ def find_lost_fields(
     for leaf in leaves:
         # Where a template refuses the words that stand for a field, its own have to do.
         is_written = (shown is None or leaf.probe in shown) and _has_words(text, leaf.text)
-        is_learnt = leaf.turn in chat.learnt
-        if not is_written and leaf.is_thought and is_learnt:
-            is_written = leaf.text.strip() == chat.added
-        elif not is_written and leaf.is_thought:
-            # A prompt that opens the thoughts had them follow, when it was this turn's.
-            is_written = bool(chat.cuts) or leaf.probe in (
-                _try_to_render(tokenizer, messages[: leaf.turn + 1]) or ""
-            )
-        if not is_written:
-            message = chat.messages[leaf.turn]
-            lost[leaf.turn, leaf.field] = LostField(
-                *(leaf.turn, message["role"], leaf.field, is_learnt),
-                is_alone=not message["content"].strip(),
-            )
+        if is_written or (leaf.is_thought and _is_thought_of(tokenizer, chat, messages, leaf)):
+            continue
+        message = chat.messages[leaf.turn]
+        lost[leaf.turn, leaf.field] = LostField(
+            *(leaf.turn, message["role"], leaf.field, leaf.turn in chat.learnt),
+            is_alone=not message["content"].strip(),
+        )
     return list(lost.values())
+
+
+def _is_thought_of(
+    tokenizer: PreTrainedTokenizerBase,
+    chat: RenderedChat,
+    messages: Sequence[Message],
+    leaf: _Leaf,
+) -> bool:
+    """Return whether thoughts that the template does not write here were there at their time."""
+    if leaf.turn in chat.learnt:
+        return leaf.text.strip() == chat.added
+    # A prompt that opens the thoughts had them follow, when it was this turn's.
+    so_far = messages[: leaf.turn + 1]
+    return bool(chat.cuts) or leaf.probe in (_try_to_render(tokenizer, so_far) or "")
 
 
 def refuse_lost_fields(lost: Sequence[LostField], on_lost_field: OnLostField) -> None:
@@ -109,17 +116,17 @@ def refuse_lost_fields(lost: Sequence[LostField], on_lost_field: OnLostField) ->
     """
     for found in lost:
         what = f"message {found.turn} ({found.role}): the chat template does not write its"
-        require(
-            not (found.is_learnt and (found.is_alone or CALLS.search(found.field))),
-            f"{what} {found.field}, so that the turn would be learnt as silence; give it weight 0, "
-            "or set a data.chat_template that writes it",
-        )
-        require(
-            on_lost_field == "drop",
-            f"{what} {found.field}, which would be lost; set a data.chat_template that writes it, "
-            "remove it from the data, or set data.on_lost_field to drop, which leaves it out and "
-            "counts it",
-        )
+        if found.is_learnt and (found.is_alone or CALLS.search(found.field)):
+            raise InputError(
+                f"{what} {found.field}, so that the turn would be learnt as silence; give it "
+                "weight 0, or set a data.chat_template that writes it"
+            )
+        if on_lost_field != "drop":
+            raise InputError(
+                f"{what} {found.field}, which would be lost; set a data.chat_template that writes "
+                "it, remove it from the data, or set data.on_lost_field to drop, which leaves it "
+                "out and counts it"
+            )
 
 
 def _list_fields(message: Message) -> list[str]:
@@ -213,7 +220,7 @@ def _find_implied(messages: Sequence[Message]) -> set[tuple[int, str]]:
     return implied
 
 
-def _list_calls(message: Any) -> Iterator[tuple[Any, Any]]:
+def _list_calls(message: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
     """Yield the id and the function's name of each call of a turn."""
     listed = message.get("tool_calls") or [message.get("function_call")]
     for call in listed if isinstance(listed, list | tuple) else []:

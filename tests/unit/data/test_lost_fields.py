@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 from families import FAMILIES, TEMPLATES, generate_conversations, make_tokenizer
 
-from lit_sft.data import lost
+from lit_sft.data import lost_fields
 from lit_sft.data.encode import encode_chat
 from lit_sft.data.encoded_rows import encode_rows, load_or_encode
 from lit_sft.data.ledger import describe_lost_fields, make_ledger
-from lit_sft.data.lost import find_lost_fields
+from lit_sft.data.lost_fields import find_lost_fields
 from lit_sft.data.render import render_conversation
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
 
-CHATML = Path(lost.__file__).parent.joinpath("templates/chatml.jinja").read_text()
+CHATML = Path(lost_fields.__file__).parent.joinpath("templates/chatml.jinja").read_text()
 ASK, SAY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "s"}
 CALL = {
@@ -176,7 +176,7 @@ def test_a_call_is_never_learnt_as_silence(load, template, content):
 def test_plain_rows_are_compared_and_not_rendered_again(load, monkeypatch):
     tokenizer = load("chatml")
     encode_chat(tokenizer, [SYSTEM, ASK, SAY])
-    monkeypatch.setattr(lost, "render_turns", None)
+    monkeypatch.setattr(lost_fields, "render_turns", None)
     encode_chat(tokenizer, [SYSTEM | {"content": " <|im_end|>\n"}, ASK | {"content": ""}, SAY])
 
 
