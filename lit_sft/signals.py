@@ -1,4 +1,4 @@
-"""The one owner of SIGTERM, Ctrl-C and SIGHUP, from the first line of a command to its last.
+"""The one owner of SIGTERM, Ctrl-C, SIGHUP and SIGUSR1, from a command's first line to its last.
 
 While a step is taken, the run has a few seconds to finish it and to save it; at any other time,
 such as while a model loads or an upload runs, there is nothing to wait for, and a signal ends the
@@ -10,6 +10,7 @@ a rendezvous of ranks. So the system's own part of the handler writes the number
 (`signal.set_wakeup_fd`), and a thread reads it there.
 """
 
+import atexit
 import contextlib
 import os
 import select
@@ -20,7 +21,9 @@ import time
 from types import FrameType
 from typing import Any
 
-OWNED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+"""The last is what SLURM is told to send before a job's time is over (`--signal=USR1@90`)."""
+OWNED = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 TOGETHER = 2.0
 """Seconds within which nobody sends a second signal by hand."""
 LAUNCHER = "LIT_SFT_LAUNCHER"
@@ -71,7 +74,9 @@ class Signals:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=_leave_pipe)
         self._owner = os.getpid()
-        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+        watch = threading.Thread(target=self._watch, args=(reader,), daemon=True)
+        watch.start()
+        atexit.register(self._leave_process, writer, watch)
         self.take()
 
     def take(self) -> None:
@@ -107,6 +112,20 @@ class Signals:
         self._advice = advice
         if not self.received:
             self._grace = None
+
+    def _leave_process(self, writer: int, watch: threading.Thread) -> None:
+        """Ignore signals while the interpreter is taken down: all is done, and the status is known.
+
+        Python would go back to what the system does, which kills; and a thread that it stops on
+        waking may unwind through the frames of a library that aborts at that.
+        """
+        if not self.is_of_process:
+            return
+        for number in OWNED:
+            signal.signal(number, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
+        os.close(writer)
+        watch.join(1.0)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Do nothing in a process that is owned: the thread has seen it."""
@@ -164,7 +183,10 @@ class Signals:
                     )
                 left = min(ends_in, left or ends_in)
             if select.select([reader], [], [], left)[0]:
-                for number in os.read(reader, 64):
+                received = os.read(reader, 64)
+                if not received:
+                    return
+                for number in received:
                     if number in OWNED:
                         self._pass_on(number)
                         self._receive(number)

@@ -28,9 +28,9 @@ class LastCheckpoint(Checkpoint):
     validation that follows a step is done before the step is saved, so that a resumed run neither
     repeats nor misses one. Lightning's `ModelCheckpoint` beside it keeps the best by a metric.
 
-    On SIGTERM, Ctrl-C or SIGHUP the run goes on to the next such moment, saves, and ends with
-    `InterruptedRun`; before the first step and behind the last, a command ends at once, as there is
-    nothing to save. A second signal, two seconds later or more, ends it at once, too.
+    On SIGTERM, Ctrl-C, SIGHUP or SIGUSR1 the run goes on to the next such moment, saves, and ends
+    with `InterruptedRun`; before the first step and behind the last, a command ends at once, as
+    there is nothing to save. A second signal, two seconds later or more, ends it at once, too.
 
     Args:
         every_n_steps: Optimizer steps between two checkpoints, besides those after each validation

@@ -31,9 +31,12 @@ class AtomicCheckpointIO(CheckpointIO):
         try:
             with replace_file(Path(path)) as staged, staged.open("wb") as file:
                 torch.save(checkpoint, file)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            refusal = _find_refusal(error)
+            if refusal is None:
+                raise
             raise SaveError(
-                f"the checkpoint {str(path)!r} could not be written ({error.strerror}); what was "
+                f"the checkpoint {str(path)!r} could not be written ({refusal.strerror}); what was "
                 "there before is still whole"
             ) from error
 
@@ -65,6 +68,13 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
         """Delete a checkpoint that is no longer wanted."""
         Path(path).unlink(missing_ok=True)
+
+
+def _find_refusal(error: BaseException | None) -> OSError | None:
+    """Return what the system said, from behind what torch says when it closes a torn archive."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def choose_checkpoint(candidates: Sequence[Path], may_fall_back: bool) -> Path:

@@ -36,7 +36,7 @@ def read_generations(path: Path) -> list[KeptAnswer]:
 def _read(line: str | None) -> KeptAnswer | None:
     try:
         values = json.loads(line or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(values, dict) or type(values.get("step")) is not int:
         return None

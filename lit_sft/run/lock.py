@@ -53,7 +53,8 @@ def hold_folder(folder: Path, command: str = "fit") -> Iterator[None]:
     try:
         is_locked = _lock(handle, folder, command)
         if command == "fit":
-            for place in (folder, *(x for x in folder.iterdir() if x.is_dir())):
+            inner = [x for x in folder.iterdir() if x.is_dir() and not (x / path.name).exists()]
+            for place in (folder, *inner):  # what has a lock of its own is another run's
                 remove_leftovers(place, is_held=is_locked)
         own = _identify(path)
         _held.add(own)

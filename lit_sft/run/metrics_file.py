@@ -154,7 +154,7 @@ def _split(line: str | None) -> list[str]:
 
 def _read_row(columns: Sequence[str], cells: Sequence[str]) -> dict[str, str] | None:
     """Return the figures of a row by column, or None where it cannot be one."""
-    if len(cells) != len(columns) or not re.fullmatch(r"0|[1-9][0-9]*", cells[0]):
+    if len(cells) != len(columns) or not re.fullmatch(r"0|[1-9][0-9]{0,17}", cells[0]):
         return None
     figures = {name: cell for name, cell in zip(columns, cells, strict=True) if cell}
     try:

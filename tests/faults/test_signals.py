@@ -248,3 +248,32 @@ def _find_ranks(launcher: int) -> list[int]:
 
 def _command(process: str) -> bytes:
     return Path(f"/proc/{process}/cmdline").read_bytes()
+
+
+LATE = """
+import os, time
+from lit_sft.signals import SIGNALS
+
+class Late:
+    def __init__(self):
+        self.write, self.sleep = os.write, time.sleep
+
+    def __del__(self):
+        self.write(1, b"late\\n")
+        self.sleep(1.0)
+
+SIGNALS.own_process("stopped")
+late = Late()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_the_interpreter_is_taken_down_changes_nothing(number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", LATE],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout.readline() == b"late\n"
+    process.send_signal(number)
+    assert process.wait(LIMIT) == 0

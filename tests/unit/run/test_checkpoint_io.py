@@ -2,12 +2,13 @@
 
 import os
 import pickle
+import resource
 import zipfile
 
 import pytest
 import torch
 
-from lit_sft.errors import InputError
+from lit_sft.errors import InputError, SaveError
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 
 CHECKPOINT = {"state_dict": {"a": torch.arange(1000.0)}, "step": 3, "nested": {"b": [1, "c"]}}
@@ -72,4 +73,19 @@ def test_a_failed_save_keeps_the_old_one(saved):
     with pytest.raises(AttributeError):
         AtomicCheckpointIO().save_checkpoint({"cannot": lambda: "be pickled"}, saved)
     assert AtomicCheckpointIO().load_checkpoint(saved)["step"] == 3
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+@pytest.mark.parametrize("room", [0, 1, 63, 64, 65, 500, 3487, 4000])
+def test_a_disk_that_is_full_at_any_byte_is_told_in_a_line(saved, room):
+    size = saved.stat().st_size
+    assert room < size
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, former[1]))
+    try:
+        with pytest.raises(SaveError, match=r"could not be written \(File too large\)"):
+            AtomicCheckpointIO().save_checkpoint(CHECKPOINT, saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert saved.stat().st_size == size
     assert list(saved.parent.iterdir()) == [saved]

@@ -31,3 +31,9 @@ def test_a_damaged_line_is_left_out_and_told_and_no_other(tmp_path, caplog, dama
 
 def test_without_a_file_there_are_no_answers(tmp_path):
     assert read_generations(tmp_path / "generations.jsonl") == []
+
+
+def test_a_line_that_is_nested_without_end_is_left_out(tmp_path):
+    path = tmp_path / "generations.jsonl"
+    path.write_text("[" * 100_000 + "\n")
+    assert read_generations(path) == []

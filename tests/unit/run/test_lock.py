@@ -97,3 +97,14 @@ def test_the_holder_removes_what_killed_runs_left(tmp_path):
         assert len(list(tmp_path.rglob("*.tmp"))) == 2
     with hold_folder(tmp_path):
         assert list(tmp_path.rglob("*.tmp")) == []
+
+
+def test_what_is_half_written_of_a_run_in_a_folder_inside_stays(tmp_path):
+    """It has a lock of its own, and may be writing on another machine."""
+    inner = tmp_path / "a"
+    for folder in (inner, tmp_path / "logs"):
+        (folder / ".adapter.deadbeef.12345678.tmp").mkdir(parents=True)
+    (inner / ".fit.lock").touch()
+    with hold_folder(tmp_path):
+        assert (inner / ".adapter.deadbeef.12345678.tmp").is_dir()
+        assert not (tmp_path / "logs" / ".adapter.deadbeef.12345678.tmp").exists()

@@ -173,3 +173,9 @@ def test_without_the_names_of_the_columns_it_says_what_to_do(tmp_path, header):
         logger.resume_from(step=3)
     logger.path.unlink()
     logger.resume_from(step=3)
+
+
+def test_a_step_of_thousands_of_digits_is_a_damaged_row(tmp_path, capsys):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train/loss\n1,2.0\n" + "9" * 5000 + ",3.0\n")
+    assert list(read_metrics(path)[1]) == [1]
