@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lit_sft.data.tokenizer import load_tokenizer
     from lit_sft.evaluation.metric import GSM8KExactMatch
     from lit_sft.model.base_model import Lora, Quantization
-    from lit_sft.model.fast.speed import Speed
+    from lit_sft.model.fast.kernels import Speed
     from lit_sft.model.module import SFTModule
     from lit_sft.run.wandb_run import WandbRun
     from lit_sft.tasks.base import ChatTask
@@ -35,7 +35,7 @@ _HOMES = {
     "SFTModule": "lit_sft.model.module",
     "Lora": "lit_sft.model.base_model",
     "Quantization": "lit_sft.model.base_model",
-    "Speed": "lit_sft.model.fast.speed",
+    "Speed": "lit_sft.model.fast.kernels",
     "ChatTask": "lit_sft.tasks.base",
     "ChatFile": "lit_sft.tasks.chat_file",
     "GSM8K": "lit_sft.tasks.gsm8k",

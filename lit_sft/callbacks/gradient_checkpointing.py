@@ -5,14 +5,16 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lit_sft.errors import require
-from lit_sft.model.fast.memory import GIB, free_memory_bytes
-from lit_sft.model.fast.recompute import (
+from lit_sft.model.fast.memory import (
+    GIB,
     Policy,
     choose_count,
     count_bytes_per_token,
     find_layers,
+    free_memory_bytes,
     recompute_layers,
 )
+from lit_sft.model.figures import GIB
 
 
 class GradientCheckpointing(pl.Callback):

@@ -13,7 +13,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from lit_sft.errors import InputError, require
-from lit_sft.model.fast.weight_cache import WeightCache
+from lit_sft.model.fast.memory import WeightCache
 from lit_sft.paths import is_local, locate, require_folder, require_own_shards, require_weights
 
 

@@ -10,10 +10,9 @@ from lit_sft.model.adapter import attach_lora, load_adapter
 from lit_sft.model.adapter_config import read_adapter_tokens
 from lit_sft.model.base_model import Lora, Quantization, load_base
 from lit_sft.model.fast.embedding import fuse_token_rows
+from lit_sft.model.fast.kernels import Speed, compile_layers
 from lit_sft.model.fast.lora import fuse_lora
-from lit_sft.model.fast.recompute import find_layers
-from lit_sft.model.fast.speed import Speed, compile_layers
-from lit_sft.model.fast.weight_cache import cache_weights
+from lit_sft.model.fast.memory import cache_weights, find_layers
 from lit_sft.model.untrained_tokens import choose_tokens
 
 

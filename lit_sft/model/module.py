@@ -20,9 +20,8 @@ from lit_sft.model.adapter import require_same_shapes
 from lit_sft.model.adapter_config import read_adapter_config, require_same_lora
 from lit_sft.model.base_model import Lora, Quantization, compute_dtype, outline, read_base_config
 from lit_sft.model.build import build_model
-from lit_sft.model.determinism import any_kernels, settle, spare_fills
+from lit_sft.model.device import describe_device, require_precision, tell_if_emulated
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
-from lit_sft.model.eval_loss import EvalLoss
 from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.cross_entropy import LogitScale
 from lit_sft.model.fast.flat_parameters import (
@@ -30,14 +29,12 @@ from lit_sft.model.fast.flat_parameters import (
     require_same_layout,
     require_same_order,
 )
-from lit_sft.model.fast.memory import peak_memory_gib
-from lit_sft.model.fast.speed import Speed
+from lit_sft.model.fast.kernels import Speed, any_kernels, settle, spare_fills
+from lit_sft.model.figures import EvalLoss, StepClock, peak_memory_gib
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.nonfinite import NonFiniteSteps, require_finite_weights
 from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup, count_steps
-from lit_sft.model.precision import describe_device, require_precision, tell_if_emulated
 from lit_sft.model.probe import LONGEST, probe_model, require_fixed_positions
-from lit_sft.model.step_clock import StepClock
 from lit_sft.model.targets import find_targets
 from lit_sft.model.trainer_options import require_a_validation, require_limits
 from lit_sft.run.identity import (

@@ -13,8 +13,7 @@ from typing import Any
 from lit_sft.errors import require
 from lit_sft.model.adapter import fingerprint_base
 from lit_sft.model.base_model import Lora, Quantization
-from lit_sft.model.determinism import is_deterministic
-from lit_sft.model.fast.speed import Speed
+from lit_sft.model.fast.kernels import Speed, is_deterministic
 
 VERSION = 2
 """Of the form. The first had `str(module.lora)` for `model.lora`, and no version."""

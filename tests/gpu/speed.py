@@ -37,7 +37,7 @@ from lit_sft import (
 )
 from lit_sft.cli.notices import silence_known_notices
 from lit_sft.data.windows import PackedWindows, WindowLoader
-from lit_sft.model.fast.recompute import Policy
+from lit_sft.model.fast.memory import Policy
 from lit_sft.types import IGNORE_INDEX, Example
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

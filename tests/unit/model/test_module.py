@@ -288,7 +288,7 @@ def test_the_rate_counts_the_wait_for_the_loader_and_nothing_between_steps(
     data = Ticking(WordProblems(train_rows=64), val_rows=8, max_length=600)
     ticks = Tick(data)
     clock = SimpleNamespace(perf_counter=lambda: data.now)
-    monkeypatch.setattr("lit_sft.model.step_clock.time", clock)
+    monkeypatch.setattr("lit_sft.model.figures.time", clock)
     make_trainer(tmp_path, steps=3, val_check_interval=2, callbacks=[ticks]).fit(module, data)
     assert len(ticks.figures) == 3
     for tokens, figures in ticks.figures:
