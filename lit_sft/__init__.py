@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from lit_sft.data.encode import encode_chat
     from lit_sft.data.tokenizer import load_tokenizer
     from lit_sft.evaluation.metric import GSM8KExactMatch
-    from lit_sft.model.base_model import Lora, Quantization
+    from lit_sft.model.adapter import Lora
+    from lit_sft.model.base_model import Quantization
     from lit_sft.model.fast.kernels import Speed
     from lit_sft.model.module import SFTModule
     from lit_sft.run.wandb_run import WandbRun
@@ -33,7 +34,7 @@ _HOMES = {
     "encode_chat": "lit_sft.data.encode",
     "load_tokenizer": "lit_sft.data.tokenizer",
     "SFTModule": "lit_sft.model.module",
-    "Lora": "lit_sft.model.base_model",
+    "Lora": "lit_sft.model.adapter",
     "Quantization": "lit_sft.model.base_model",
     "Speed": "lit_sft.model.fast.kernels",
     "ChatTask": "lit_sft.tasks.base",

@@ -6,7 +6,6 @@ import lightning.pytorch as pl
 
 from lit_sft.errors import require
 from lit_sft.model.fast.memory import (
-    GIB,
     Policy,
     choose_count,
     count_bytes_per_token,

@@ -1,5 +1,6 @@
 """Load a base model, frozen and in four bits (Dettmers et al., 2023)."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -8,13 +9,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from lit_sft.errors import InputError, require
+from lit_sft.model.fast.embedding import find_frozen_layer
 from lit_sft.model.fast.memory import WeightCache
 from lit_sft.paths import is_local, locate, require_folder, require_own_shards, require_weights
+
+SAMPLED_EVERY = 997
+"""Rows of the embedding from one sampled to the next."""
+VARYING_ROPE = ("dynamic", "longrope")
+"""Position embeddings of a row that depend on the longest row beside it."""
 
 
 @dataclass(frozen=True)
@@ -32,31 +40,6 @@ class Quantization:
     format: Literal["nf4", "fp4", "none"] = "nf4"
     double_quant: bool = True
     weight_cache: WeightCache = "auto"
-
-
-@dataclass(frozen=True)
-class Lora:
-    """The shape of the adapter.
-
-    Args:
-        r: The rank.
-        alpha: The update is scaled by `alpha / r`.
-        dropout: Of the adapter's input, in training.
-        target_modules: The linear layers that get an adapter: `attention` (q, k, v and o, by
-            whatever names the model has), `all-linear` (all but the head), a list of names, or a
-            regular expression over full names.
-    """
-
-    r: int = 32
-    alpha: int = 64
-    dropout: float = 0.1
-    target_modules: tuple[str, ...] | str = "attention"
-
-    def __post_init__(self) -> None:
-        require(self.r > 0, f"lora.r must be positive, got {self.r}")
-        require(self.alpha > 0, f"lora.alpha must be positive, got {self.alpha}")
-        require(0 <= self.dropout < 1, f"lora.dropout must be in [0, 1), got {self.dropout}")
-        require(bool(self.target_modules), "lora.target_modules must name at least one layer")
 
 
 def read_base_config(base_model: str) -> PretrainedConfig:
@@ -130,6 +113,36 @@ def outline(base_model: str, config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
+def require_fixed_positions(config: Any, max_length: int, runs_alone: bool) -> None:
+    """Raise `InputError` if where a token stands would depend on the rows that it is run with.
+
+    Args:
+        config: Of the model.
+        max_length: Tokens of the longest row.
+        runs_alone: Whether each row is run without another.
+    """
+    config = config.get_text_config()
+    for rope in _list_ropes(getattr(config, "rope_parameters", None)):
+        kind = rope.get("rope_type", rope.get("type"))
+        named = [getattr(config, f"{x}max_position_embeddings", None) for x in ("original_", "")]
+        limits = [rope.get("original_max_position_embeddings"), *named]
+        limit = next((x for x in limits if x is not None), None)
+        require(
+            kind not in VARYING_ROPE or runs_alone or limit is None or max_length <= limit,
+            f"model.base_model: its position embedding ({kind}) changes for all rows of a pass if "
+            f"one has over {limit} tokens; set data.max_length to that at most, got {max_length}, "
+            "or run each row alone, with data.batching padded and data.batch_size 1",
+        )
+
+
+def _list_ropes(parameters: Any) -> list[Any]:
+    """Return the parameters of a rotary embedding, which models may have by kind of layer."""
+    if not isinstance(parameters, dict):
+        return []
+    inner = [value for value in parameters.values() if isinstance(value, dict)]
+    return inner or [parameters]
+
+
 def load_base(
     base_model: str, quantization: Quantization, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
@@ -183,6 +196,24 @@ def load_base(
     forbid_packing(model)
     base: PreTrainedModel = model
     return base
+
+
+def fingerprint_base(model: nn.Module) -> str:
+    """Return a SHA-256 of the base's norms and of some rows of its embedding, in hexadecimal.
+
+    These are never quantised and take no time to read. They are rounded to bfloat16 first, so that
+    the dtype in which a base is loaded changes nothing. Two models that share both, such as one and
+    what became of it by a LoRA on its attention layers, are taken for the same.
+
+    Args:
+        model: With or without an adapter, which changes nothing: what is read is frozen.
+    """
+    digest = hashlib.sha256()
+    embedding = find_frozen_layer(model.get_input_embeddings())  # type: ignore[operator]
+    tensors = [p for _, p in sorted(model.named_parameters()) if p.ndim == 1]
+    for tensor in [*tensors, embedding.weight[::SAMPLED_EVERY]]:
+        digest.update(tensor.detach().bfloat16().cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def compute_dtype(precision: str) -> torch.dtype:

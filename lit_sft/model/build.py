@@ -6,13 +6,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.errors import require
-from lit_sft.model.adapter import attach_lora, load_adapter
-from lit_sft.model.adapter_config import read_adapter_tokens
-from lit_sft.model.base_model import Lora, Quantization, load_base
+from lit_sft.model.adapter import Lora, attach_lora
+from lit_sft.model.base_model import Quantization, load_base
 from lit_sft.model.fast.embedding import fuse_token_rows
 from lit_sft.model.fast.kernels import Speed, compile_layers
 from lit_sft.model.fast.lora import fuse_lora
 from lit_sft.model.fast.memory import cache_weights, find_layers
+from lit_sft.model.saved_adapter import load_adapter, read_adapter_tokens
 from lit_sft.model.untrained_tokens import choose_tokens
 
 

@@ -26,7 +26,8 @@ def sum_supervised_loss(
         batch: Rows side by side, or end to end.
         fused: Whether to use `fused_cross_entropy`; a head that is more than frozen rows, such as
             one with a bias, takes the plain way in any case.
-        logit_scale: What the model makes of its head's output, see `lit_sft.model.probe`.
+        logit_scale: What the model makes of its head's output, see
+            `lit_sft.model.fast.cross_entropy.choose_logit_scale`.
 
     Returns:
         float32 scalar: the sum, not the mean. Whoever knows all tokens of the optimizer step

@@ -16,9 +16,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from lit_sft.data.prompts import find_stop_ids
 from lit_sft.errors import InputError, require
 from lit_sft.evaluation.generate import Generation, evaluating, generate_greedy
-from lit_sft.model.adapter import require_same_shapes
-from lit_sft.model.adapter_config import read_adapter_config, require_same_lora
-from lit_sft.model.base_model import Lora, Quantization, compute_dtype, outline, read_base_config
+from lit_sft.model.adapter import Lora, find_targets
+from lit_sft.model.base_model import (
+    Quantization,
+    compute_dtype,
+    outline,
+    read_base_config,
+    require_fixed_positions,
+)
 from lit_sft.model.build import build_model
 from lit_sft.model.device import describe_device, require_precision, tell_if_emulated
 from lit_sft.model.distributed import sum_gradients, sum_over_ranks, without_gradient_sync
@@ -34,8 +39,8 @@ from lit_sft.model.figures import EvalLoss, StepClock, peak_memory_gib
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.nonfinite import NonFiniteSteps, require_finite_weights
 from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup, count_steps
-from lit_sft.model.probe import LONGEST, probe_model, require_fixed_positions
-from lit_sft.model.targets import find_targets
+from lit_sft.model.probe import LONGEST, probe_model
+from lit_sft.model.saved_adapter import read_adapter_config, require_same_lora, require_same_shapes
 from lit_sft.model.trainer_options import require_a_validation, require_limits
 from lit_sft.run.identity import (
     describe_run,

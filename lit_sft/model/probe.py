@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from lit_sft.data.batching import pack_batch, pad_batch
-from lit_sft.errors import InputError, require
+from lit_sft.errors import InputError
 from lit_sft.evaluation.generate import evaluating
 from lit_sft.model.fast.attention import use_attention
-from lit_sft.model.fast.cross_entropy import LogitScale
+from lit_sft.model.fast.cross_entropy import LogitScale, choose_logit_scale
 from lit_sft.model.loss import decode, sum_head_loss
 from lit_sft.types import IGNORE_INDEX, Batch, Example
 
@@ -34,10 +34,6 @@ WINDOWS = re.compile("window|chunk")
 """In the names of config entries that say how far a token sees, or in what pieces rows are run."""
 LONGEST = 4096
 """Tokens of a row, where nothing says how long rows are."""
-VARYING_ROPE = ("dynamic", "longrope")
-"""Position embeddings of a row that depend on the longest row beside it."""
-FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
-"""Config entries by which models multiply or divide their logits; which of the two is measured."""
 FLOAT32_ERRORS = (1e-4, 1e-3)
 """How far a loss, and the gradient of what is trained by its norm, may be off, as shares."""
 BFLOAT16_ERRORS = (2e-2, 1e-1)
@@ -104,54 +100,6 @@ def probe_model(model: Any, packed: bool, fused: bool, max_length: int = LONGEST
         f"model.base_model: {name} is not trained on its own loss: {'; '.join(faults.values())}. "
         "It would learn something else without a word, so it is refused"
     )
-
-
-def choose_logit_scale(plain: Tensor, own: Tensor, config: Any) -> LogitScale:
-    """Return what a model makes of its head's output, found by trying what its config may mean.
-
-    The entries of `FACTORS` mean a product in some models, and a quotient in others.
-
-    Args:
-        plain: What the head gives, `[tokens, vocabulary]`.
-        own: The model's logits, likewise.
-        config: The model's.
-    """
-    config = config.get_text_config()
-    values = [getattr(config, name, None) for name in FACTORS]
-    factors = [1.0, *(x for value in values if value for x in (float(value), 1 / value))]
-    softcap = getattr(config, "final_logit_softcapping", None)
-    known = [LogitScale(factor, cap) for factor in factors for cap in {softcap, None}]
-    return min(known, key=lambda scale: (scale.apply(plain.float()) - own.float()).norm().item())
-
-
-def require_fixed_positions(config: Any, max_length: int, runs_alone: bool) -> None:
-    """Raise `InputError` if where a token stands would depend on the rows that it is run with.
-
-    Args:
-        config: Of the model.
-        max_length: Tokens of the longest row.
-        runs_alone: Whether each row is run without another.
-    """
-    config = config.get_text_config()
-    for rope in _list_ropes(getattr(config, "rope_parameters", None)):
-        kind = rope.get("rope_type", rope.get("type"))
-        named = [getattr(config, f"{x}max_position_embeddings", None) for x in ("original_", "")]
-        limits = [rope.get("original_max_position_embeddings"), *named]
-        limit = next((x for x in limits if x is not None), None)
-        require(
-            kind not in VARYING_ROPE or runs_alone or limit is None or max_length <= limit,
-            f"model.base_model: its position embedding ({kind}) changes for all rows of a pass if "
-            f"one has over {limit} tokens; set data.max_length to that at most, got {max_length}, "
-            "or run each row alone, with data.batching padded and data.batch_size 1",
-        )
-
-
-def _list_ropes(parameters: Any) -> list[Any]:
-    """Return the parameters of a rotary embedding, which models may have by kind of layer."""
-    if not isinstance(parameters, dict):
-        return []
-    inner = [value for value in parameters.values() if isinstance(value, dict)]
-    return inner or [parameters]
 
 
 def _find_fault(

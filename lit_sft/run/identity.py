@@ -11,8 +11,8 @@ from dataclasses import fields
 from typing import Any
 
 from lit_sft.errors import require
-from lit_sft.model.adapter import fingerprint_base
-from lit_sft.model.base_model import Lora, Quantization
+from lit_sft.model.adapter import Lora
+from lit_sft.model.base_model import Quantization, fingerprint_base
 from lit_sft.model.fast.kernels import Speed, is_deterministic
 
 VERSION = 2

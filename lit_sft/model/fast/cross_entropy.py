@@ -21,6 +21,8 @@ from lit_sft.model.fast.embedding import TokenRows, match_tokens
 
 ROWS_AT_ONCE = 2**14
 """Rows of the head in one call of the CPU's kernel, which lays a copy of them out for itself."""
+FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Config entries by which models multiply or divide their logits; which of the two is measured."""
 CHUNK_LOGITS = 2**27
 """Logits that stand in memory at once on other devices."""
 
@@ -37,6 +39,24 @@ class LogitScale(NamedTuple):
         """Return what the model makes of logits of any shape."""
         scaled = logits * self.factor if self.factor != 1.0 else logits
         return scaled if self.softcap is None else self.softcap * (scaled / self.softcap).tanh()
+
+
+def choose_logit_scale(plain: Tensor, own: Tensor, config: Any) -> LogitScale:
+    """Return what a model makes of its head's output, found by trying what its config may mean.
+
+    The entries of `FACTORS` mean a product in some models, and a quotient in others.
+
+    Args:
+        plain: What the head gives, `[tokens, vocabulary]`.
+        own: The model's logits, likewise.
+        config: The model's.
+    """
+    config = config.get_text_config()
+    values = [getattr(config, name, None) for name in FACTORS]
+    factors = [1.0, *(x for value in values if value for x in (float(value), 1 / value))]
+    softcap = getattr(config, "final_logit_softcapping", None)
+    known = [LogitScale(factor, cap) for factor in factors for cap in {softcap, None}]
+    return min(known, key=lambda scale: (scale.apply(plain.float()) - own.float()).norm().item())
 
 
 class Loss(NamedTuple):

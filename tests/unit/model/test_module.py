@@ -20,8 +20,8 @@ from lit_sft import (
 )
 from lit_sft.data.batching import pack_batch
 from lit_sft.errors import InputError, NonFiniteError
-from lit_sft.model.adapter import require_same_shapes
 from lit_sft.model.loss import sum_supervised_loss
+from lit_sft.model.saved_adapter import require_same_shapes
 
 DTYPE = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 
