@@ -1,5 +1,6 @@
-"""Sums over ranks. A single process pays nothing, and need not know."""
+"""Sums over ranks, and what each draws. A single process pays nothing, and need not know."""
 
+import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -43,9 +44,18 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def without_gradient_sync(model: nn.Module | None) -> AbstractContextManager[None]:
+def without_sync(model: nn.Module | None) -> AbstractContextManager[None]:
     """Keep DDP from averaging gradients in every backward: the window sums them once at its end."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def seed_step(seed: int, step: int, rank: int) -> int:
+    """Return 32 bits, all that the CPU generator reads, from seed, step and rank.
+
+    What dropout draws then depends on no history: a resumed run draws what the uninterrupted one
+    drew, and an evaluation in between changes nothing.
+    """
+    return zlib.crc32(f"{seed} {step} {rank}".encode())
 
 
 def _is_distributed() -> bool:

@@ -1,11 +1,10 @@
 """Cross-entropy on the supervised positions, and on nothing else."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.cross_entropy import LogitScale, fused_cross_entropy
@@ -13,8 +12,25 @@ from lit_sft.model.fast.embedding import read_rows
 from lit_sft.types import IGNORE_INDEX, Batch
 
 
+class CausalLM(Protocol):
+    """A causal language model of transformers, or a `peft.PeftModel` around one."""
+
+    @property
+    def config(self) -> Any:
+        """Of the model."""
+
+    def get_decoder(self) -> Any:
+        """Return all of it but the head."""
+
+    def get_input_embeddings(self) -> Any:
+        """Return the embedding."""
+
+    def get_output_embeddings(self) -> Any:
+        """Return the head."""
+
+
 def sum_supervised_loss(
-    model: PreTrainedModel,
+    model: CausalLM,
     batch: Batch,
     fused: bool = True,
     logit_scale: LogitScale = LogitScale(),  # noqa: B008 (it is frozen)
@@ -37,7 +53,7 @@ def sum_supervised_loss(
     return sum_head_loss(model.get_output_embeddings(), hidden, batch, fused, logit_scale)
 
 
-def decode(model: PreTrainedModel, batch: Batch) -> Tensor:
+def decode(model: CausalLM, batch: Batch) -> Tensor:
     """Run a causal language model without its head.
 
     Args:

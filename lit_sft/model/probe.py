@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
     """The largest gradient of the second row's loss at a token of the first."""
 
 
-def probe_model(model: Any, packed: bool, fused: bool, max_length: int = LONGEST) -> Probe:
+def probe_model(model: Any, packed: bool, fused: bool = True, max_length: int = LONGEST) -> Probe:
     """Return how a model is to be run, so that it is trained on its own loss.
 
     It takes about five forwards and two backwards of 25 tokens, or of twice the widest window that

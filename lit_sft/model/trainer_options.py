@@ -2,7 +2,11 @@
 
 from typing import Any
 
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
 from lit_sft.errors import require
+from lit_sft.model.device import describe_device, require_precision, tell_if_emulated
 
 NOTHING = "leaves nothing to train; set it above 0 (lit-sft validate evaluates without training)"
 
@@ -39,6 +43,25 @@ def require_known_options(options: Any) -> None:
         not options.model_registry,
         "trainer.model_registry cannot be set; append lit_sft.HubUpload to trainer.callbacks",
     )
+
+
+def require_honoured(trainer: pl.Trainer, stage: str) -> None:
+    """Raise `InputError` if a trainer is not one that windows can be run by.
+
+    Args:
+        trainer: With its data set up.
+        stage: As Lightning calls it.
+    """
+    strategy = trainer.strategy
+    require_precision(trainer.precision, describe_device(strategy.root_device))
+    tell_if_emulated(trainer.precision, strategy.root_device)
+    require(
+        isinstance(strategy, SingleDeviceStrategy | DDPStrategy),
+        f"trainer.strategy must be auto or ddp, got {type(strategy).__name__}",
+    )
+    if stage == "fit":
+        require_limits(trainer)
+        require_a_validation(trainer)
 
 
 def require_limits(options: Any) -> None:

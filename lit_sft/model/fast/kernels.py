@@ -8,15 +8,21 @@ flash and of memory-efficient attention is not deterministic, and says so: it is
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.data.batching import pack_batch, pad_batch
+from lit_sft.model.fast.embedding import fuse_token_rows
+from lit_sft.model.fast.lora import fuse_lora
+from lit_sft.model.fast.memory import find_layers
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.types import Example
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 REFUSAL = "does not have a deterministic implementation"
 """What torch says of an operation."""
@@ -25,23 +31,28 @@ TRIED_TOKENS = 64
 
 @dataclass(frozen=True)
 class Speed:
-    """Switches of what makes a step faster, each of which can be had without the others.
+    """What makes a step faster at a price; what has none is always done.
 
     Args:
-        fused_head: Loss and gradient of the head at once, without logits, see
-            `lit_sft.model.fast.cross_entropy`.
-        fused_lora: The update of a LoRA layer as one function, see `lit_sft.model.fast.lora`. Its
-            dropout draws from the same distribution as PEFT's, but not the same numbers.
-        flat_optimizer: The adapter as one buffer, see `lit_sft.model.fast.flat_parameters`.
         compile: Whether `torch.compile` makes the kernels of a layer. On a GPU that waits for
             Python it more than doubles the speed, after a minute at the start; numbers are rounded
             otherwise. Two such runs have the same bits, and so has a resumed one.
     """
 
-    fused_head: bool = True
-    fused_lora: bool = True
-    flat_optimizer: bool = True
     compile: bool = False
+
+
+def make_fast(model: "PeftModel", speed: Speed) -> None:
+    """Let the layers of a model compute by the functions of this folder.
+
+    Args:
+        model: Its parameters and their names stay what they are.
+        speed: What is done besides.
+    """
+    fuse_token_rows(model)
+    fuse_lora(model)
+    if speed.compile:
+        compile_layers(find_layers(model))
 
 
 def compile_layers(layers: Iterable[Any]) -> None:
