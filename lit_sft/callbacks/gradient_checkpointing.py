@@ -14,6 +14,7 @@ from lit_sft.model.fast.memory import (
     recompute_layers,
 )
 from lit_sft.model.figures import GIB
+from lit_sft.model.module import SFTModule
 
 
 class GradientCheckpointing(pl.Callback):
@@ -33,7 +34,9 @@ class GradientCheckpointing(pl.Callback):
         require(n > 0, f"GradientCheckpointing.n must be positive, got {n}")
         self.policy, self.n = policy, n
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_fit_start(  # type: ignore[override]
+        self, trainer: pl.Trainer, pl_module: SFTModule
+    ) -> None:
         """Turn it on; transformers applies it in training mode alone."""
         layers = len(find_layers(pl_module.model))
         if self.policy == "auto":
@@ -43,7 +46,7 @@ class GradientCheckpointing(pl.Callback):
         if count:
             recompute_layers(pl_module.model, count)
 
-    def _choose(self, trainer: pl.Trainer, pl_module: Any, layers: int) -> int:
+    def _choose(self, trainer: pl.Trainer, pl_module: SFTModule, layers: int) -> int:
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "max_tokens_per_pass"):
             return layers

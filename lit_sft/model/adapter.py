@@ -4,13 +4,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lit_sft.errors import InputError, require, suggest
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from lit_sft.model.loss import CausalLM
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 """In the name or the class of a module whose linear layers are q, k, v and o."""
@@ -41,8 +46,8 @@ class Lora:
         require(bool(self.target_modules), "lora.target_modules must name at least one layer")
 
 
-def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = ()) -> Any:
-    """Return the base as a `peft.PeftModel` in training mode; only the adapter asks for gradients.
+def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = ()) -> "PeftModel":
+    """Return the base with an adapter, in training mode; only the adapter asks for gradients.
 
     `from_pretrained` leaves a model in eval mode, where dropout and gradient checkpointing are
     silently off.
@@ -73,7 +78,7 @@ def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = (
 
 
 def name_token_layers(
-    model: PreTrainedModel, token_ids: Sequence[int], also_tied: bool = False
+    model: "CausalLM", token_ids: Sequence[int], also_tied: bool = False
 ) -> dict[str, list[int]]:
     """Return the layers whose rows are trained, as `trainable_token_indices` names them.
 
@@ -89,7 +94,7 @@ def name_token_layers(
     return {names[id(layer)]: list(token_ids) for layer in layers}
 
 
-def find_targets(model: Any, wanted: str | Sequence[str]) -> list[str] | str:
+def find_targets(model: PreTrainedModel, wanted: str | Sequence[str]) -> list[str] | str:
     """Return what PEFT is to be told, after a look at the layers that there are.
 
     Args:
@@ -120,7 +125,9 @@ def find_targets(model: Any, wanted: str | Sequence[str]) -> list[str] | str:
     return _shorten(found, layers)
 
 
-def list_adapted(model: Any, targets: str | Sequence[str], **others: Any) -> set[str]:
+def list_adapted(
+    model: PreTrainedModel, targets: str | Sequence[str], **others: object
+) -> set[str]:
     """Return the full names of the modules that PEFT adapts for what it is told, by its own rule.
 
     Args:
@@ -136,7 +143,7 @@ def list_adapted(model: Any, targets: str | Sequence[str], **others: Any) -> set
     return {name for name in names if check_target_module_exists(config, name)}
 
 
-def _list_linear_layers(model: Any) -> list[str]:
+def _list_linear_layers(model: "CausalLM") -> list[str]:
     """Return the full names of what LoRA can adapt, but for the head and for routers of experts."""
     head = model.get_output_embeddings()
     return [
@@ -146,14 +153,14 @@ def _list_linear_layers(model: Any) -> list[str]:
     ]
 
 
-def _is_in_attention(model: Any, name: str) -> bool:
+def _is_in_attention(model: PreTrainedModel, name: str) -> bool:
     """Return whether a layer stands in a module that is called attention, or whose class is."""
     parent = name.rpartition(".")[0]
     of_class = type(model.get_submodule(parent)).__name__
     return bool(ATTENTION.search(parent.rpartition(".")[2]) or ATTENTION.search(of_class))
 
 
-def _is_read_by_a_kernel(model: Any, name: str) -> bool:
+def _is_read_by_a_kernel(model: PreTrainedModel, name: str) -> bool:
     """Return whether the kernel of a state-space layer may read the weight, past an adapter."""
     parent, _, own = name.rpartition(".")
     layer = model.get_submodule(parent)

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.prompts import find_stop_ids
 from lit_sft.errors import InputError
-from lit_sft.evaluation.generate import Generation, evaluating, generate_greedy
+from lit_sft.evaluation.evaluating import evaluating
+from lit_sft.evaluation.generate import Generation, generate_greedy
 from lit_sft.model.fast.attention import use_attention
 
 if TYPE_CHECKING:

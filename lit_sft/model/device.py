@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -67,6 +67,11 @@ def require_precision(precision: str | int, device: Device) -> str:
         f"trainer.precision: {device.name} has no bf16 arithmetic; use 32-true",
     )
     return name
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """Return the dtype that one of Lightning's precisions computes in."""
+    return torch.bfloat16 if precision.startswith("bf16") else torch.float32
 
 
 def describe_device(device: torch.device) -> Device:
@@ -168,7 +173,8 @@ def _cpu_has_bf16() -> bool:
     It also has one for AVX512 alone, in fp32 arithmetic; on x86 the CPU is asked too.
     `ONEDNN_MAX_CPU_ISA` counts: it is how another machine is tried.
     """
-    if not torch.backends.mkldnn.is_available():
+    has_onednn: Any = torch.backends.mkldnn.is_available
+    if not has_onednn():
         return False
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Return the sum of a tensor over all ranks, on its device."""
+    """Return the sum of a tensor over all ranks, of its shape and dtype, on its device."""
     if _is_distributed():
         value = value.clone()
         distributed.all_reduce(value)
@@ -39,7 +39,7 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
-    parts = flat.split([gradient.numel() for gradient in gradients])
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
 

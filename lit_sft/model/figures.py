@@ -64,8 +64,8 @@ class EvalLoss:
 
         Args:
             source: The number of its loader.
-            loss: Scalar, the sum over the window.
-            tokens: Scalar, the supervised ones.
+            loss: float32 scalar, the sum over the window.
+            tokens: float32 scalar, the supervised ones.
         """
         sums = torch.stack([loss, tokens]).double()
         self._sums[source] = self._sums.get(source, 0) + sums

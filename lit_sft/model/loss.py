@@ -1,5 +1,6 @@
 """Cross-entropy on the supervised positions, and on nothing else."""
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,9 @@ class CausalLM(Protocol):
     @property
     def config(self) -> Any:
         """Of the model."""
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Return all modules by their full names."""
 
     def get_decoder(self) -> Any:
         """Return all of it but the head."""
@@ -39,7 +43,7 @@ def sum_supervised_loss(
 
     Args:
         model: A causal language model.
-        batch: Rows side by side, or end to end.
+        batch: Rows side by side, or packed; int64 `[batch, tokens]` tensors.
         fused: Whether to use `fused_cross_entropy`; a head that is more than frozen rows, such as
             one with a bias, takes the plain way in any case.
         logit_scale: What the model makes of its head's output, see
@@ -58,7 +62,7 @@ def decode(model: CausalLM, batch: Batch) -> Tensor:
 
     Args:
         model: A causal language model.
-        batch: Rows side by side, or end to end, which decides how the model attends.
+        batch: Rows side by side, or packed, which decides how the model attends.
 
     Returns:
         The last hidden states, `[batch, tokens, hidden]`.
@@ -81,7 +85,7 @@ def decode(model: CausalLM, batch: Batch) -> Tensor:
 
 
 def sum_head_loss(
-    head: Any, hidden: Tensor, batch: Batch, fused: bool, logit_scale: LogitScale
+    head: nn.Module, hidden: Tensor, batch: Batch, fused: bool, logit_scale: LogitScale
 ) -> Tensor:
     """Sum the loss of the hidden states that have to predict a supervised token.
 

@@ -16,17 +16,12 @@ from lit_sft.model.adapter import Lora
 from lit_sft.model.answering import answer_greedily
 from lit_sft.model.base_model import (
     Quantization,
-    compute_dtype,
     read_base_config,
     require_fixed_positions,
 )
 from lit_sft.model.build import build_model, require_trainable, try_out
-from lit_sft.model.distributed import (
-    seed_step,
-    sum_gradients,
-    sum_over_ranks,
-    without_sync,
-)
+from lit_sft.model.device import compute_dtype
+from lit_sft.model.distributed import seed_step, sum_gradients, sum_over_ranks, without_sync
 from lit_sft.model.fast.cross_entropy import LogitScale
 from lit_sft.model.fast.flat_parameters import FlatParameters
 from lit_sft.model.fast.kernels import Speed, spare_fills

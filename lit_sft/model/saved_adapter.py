@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
@@ -13,6 +13,9 @@ from lit_sft.errors import InputError, require
 from lit_sft.model.adapter import Lora, find_targets, list_adapted, name_token_layers
 from lit_sft.model.base_model import fingerprint_base
 from lit_sft.paths import is_local, locate, require_folder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 CONFIG = "adapter_config.json"
 PROVENANCE = "lit_sft.json"
@@ -81,7 +84,7 @@ def read_adapter_tokens(adapter: str) -> list[int]:
     return list(next(iter(layers.values())) if isinstance(layers, dict) else layers)
 
 
-def load_adapter(model: Any, adapter: str) -> None:
+def load_adapter(model: "PeftModel", adapter: str) -> None:
     """Put the weights of an adapter's folder or Hub id into a `peft.PeftModel`.
 
     Raises:
@@ -97,7 +100,9 @@ def load_adapter(model: Any, adapter: str) -> None:
     set_peft_model_state_dict(model, weights)
 
 
-def require_same_shapes(expected: dict[str, Any], given: dict[str, Any], what: str) -> None:
+def require_same_shapes(
+    expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], what: str
+) -> None:
     """Raise `InputError` unless two sets of tensors have the same names and shapes.
 
     Args:
@@ -138,7 +143,8 @@ def require_plain_lora(adapter: str, config: Mapping[str, Any]) -> None:
         unlike.append(f"task_type: {task}")
     from peft import LoraConfig
 
-    defaults = LoraConfig().to_dict()
+    plain: Any = LoraConfig()
+    defaults = plain.to_dict()
     for name in sorted(config.keys() - {"peft_type", "task_type", "init_lora_weights"}):
         value, default = config[name], defaults.get(name)
         is_known = name in HONOURED or name in TARGETING or name in NEUTRAL
@@ -218,11 +224,11 @@ def _list_theirs(adapter: str, targeting: Mapping[str, Any], base: PreTrainedMod
         ) from error
 
 
-def _in_order(value: Any) -> Any:
+def _in_order(value: object) -> object:
     return sorted(value) if isinstance(value, list) else value
 
 
-def _require_same_base(model: Any, adapter: str) -> None:
+def _require_same_base(model: "PeftModel", adapter: str) -> None:
     path = Path(locate(adapter)) / PROVENANCE
     if not path.is_file():
         return  # trained by another tool, or not on this machine: the shapes must do

@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_sft import Lora
 from lit_sft.data.batching import pack_batch, pad_batch
-from lit_sft.evaluation.generate import Generation, evaluating, generate_greedy
+from lit_sft.evaluation.evaluating import evaluating
+from lit_sft.evaluation.generate import Generation, generate_greedy
 from lit_sft.model.adapter import attach_lora
 from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.cross_entropy import differentiate_by_chunks, fused_cross_entropy

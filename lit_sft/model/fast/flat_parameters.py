@@ -23,11 +23,13 @@ class FlatParameters:
         self._gradient: Tensor = torch.zeros_like(joined)
         self._parameters = list(parameters)
         sizes = [parameter.numel() for parameter in parameters]
-        for parameter, value in zip(parameters, joined.split(sizes), strict=True):
+        for parameter, value in zip(parameters, torch.split(joined, sizes), strict=True):
             parameter.data = value.view_as(parameter)
         self._views = [
             gradient.view_as(parameter)
-            for parameter, gradient in zip(parameters, self._gradient.split(sizes), strict=True)
+            for parameter, gradient in zip(
+                parameters, torch.split(self._gradient, sizes), strict=True
+            )
         ]
         self.zero_grad()
 

@@ -8,11 +8,12 @@ flash and of memory-efficient attention is not deterministic, and says so: it is
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from lit_sft.data.batching import pack_batch, pad_batch
 from lit_sft.model.fast.embedding import fuse_token_rows
@@ -55,19 +56,24 @@ def make_fast(model: "PeftModel", speed: Speed) -> None:
         compile_layers(find_layers(model))
 
 
-def compile_layers(layers: Iterable[Any]) -> None:
+def compile_layers(layers: Iterable[nn.Module]) -> None:
     """Let `torch.compile` make the kernels of layers, for any number of tokens.
 
     Under deterministic algorithms no kernel is chosen by how long it takes, which two processes
     may judge differently.
     """
-    import torch._inductor.config as known
-
     options = {}
-    if torch.are_deterministic_algorithms_enabled() and hasattr(known, "deterministic"):
+    if torch.are_deterministic_algorithms_enabled() and _inductor_has("deterministic"):
         options = {"deterministic": True}
     for layer in layers:
         layer.compile(dynamic=True, options=options)
+
+
+def _inductor_has(option: str) -> bool:
+    """Return whether this torch compiles with an option; it has no public list of them."""
+    import torch._inductor.config as known
+
+    return hasattr(known, option)
 
 
 def is_deterministic() -> bool:
@@ -98,14 +104,14 @@ def any_kernels() -> Iterator[None]:
         torch.set_deterministic_debug_mode(mode)
 
 
-def settle(model: Any, device: torch.device, packed: bool) -> None:
+def settle(model: "PeftModel", device: torch.device, packed: bool) -> None:
     """Take a small forward and backward, and give determinism up if an operation lacks it.
 
     Compiled layers see this shape first in every run, also in one that is resumed: what is
     generated for them depends on no window.
 
     Args:
-        model: A `peft.PeftModel` in training mode; gradients and random states stay as they were.
+        model: In training mode; gradients and random states stay as they were.
         device: Where it is.
         packed: Whether training packs its rows.
     """
@@ -122,7 +128,7 @@ def settle(model: Any, device: torch.device, packed: bool) -> None:
         )
 
 
-def _take_pass(model: Any, device: torch.device, packed: bool) -> None:
+def _take_pass(model: "PeftModel", device: torch.device, packed: bool) -> None:
     ids = [1] * TRIED_TOKENS
     rows = [Example(ids, ids)]
     batch = pack_batch(rows) if packed else pad_batch(rows, pad_token_id=0)
@@ -132,7 +138,8 @@ def _take_pass(model: Any, device: torch.device, packed: bool) -> None:
         for parameter in trained:
             parameter.grad = None
         try:
-            sum_supervised_loss(model, move_data_to_device(batch, device)).backward()
+            loss = sum_supervised_loss(model, move_data_to_device(batch, device))
+            torch.autograd.backward(loss)
         finally:
             for parameter, gradient in zip(trained, gradients, strict=True):
                 parameter.grad = gradient

@@ -8,7 +8,7 @@ activations, and which compute them again (Chen et al., 2016), changes no number
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 import torch
@@ -21,6 +21,10 @@ from lit_sft.errors import InputError
 from lit_sft.model.figures import GIB
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.types import Example
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 WeightCache = Literal["auto", "none", "bf16"]
 AFFORDABLE = 0.5
@@ -112,7 +116,7 @@ def _dequantize(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
     return plain.train(layer.training)
 
 
-def recompute_layers(model: Any, count: int) -> None:
+def recompute_layers(model: "PreTrainedModel | PeftModel", count: int) -> None:
     """Let evenly spread layers keep their input alone, and the others all that they need.
 
     Args:
@@ -127,7 +131,7 @@ def recompute_layers(model: Any, count: int) -> None:
         )
 
 
-def find_layers(model: nn.Module) -> list[Any]:
+def find_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
     """Return the layers that can compute their forward again."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
@@ -146,13 +150,13 @@ def choose_count(bytes_per_layer: float, layers: int, free: float) -> int:
     return 0 if fitting >= layers else min(layers, layers - fitting + 1)
 
 
-def count_bytes_per_token(model: Any, device: torch.device, packed: bool = True) -> float:
+def count_bytes_per_token(model: "PeftModel", device: torch.device, packed: bool = True) -> float:
     """Return what one token keeps for the backward pass in one layer, counted in a small forward.
 
     Args:
         model: A `peft.PeftModel` in training mode; random states are left as they were.
         device: Where it is.
-        packed: Whether rows are to be laid end to end.
+        packed: Whether rows are to be packed.
     """
     ids = [1] * PROBED_TOKENS
     row = [Example(ids, ids)]
