@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lit_sft.model.precision import choose_precision, describe_device, find_device
+from lit_sft.model.device import choose_precision, describe_device, find_device
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from lit_sft.data.datamodule import SFTDataModule
     from lit_sft.data.encode import encode_chat
     from lit_sft.data.tokenizer import load_tokenizer
-    from lit_sft.model.base_model import Lora, Quantization
-    from lit_sft.model.fast.speed import Speed
+    from lit_sft.model.adapter import Lora
+    from lit_sft.model.base_model import Quantization
+    from lit_sft.model.fast.kernels import Speed
     from lit_sft.model.module import SFTModule
     from lit_sft.run.wandb_run import WandbRun
     from lit_sft.tasks.base import ChatTask
@@ -31,9 +32,9 @@ _HOMES = {
     "encode_chat": "lit_sft.data.encode",
     "load_tokenizer": "lit_sft.data.tokenizer",
     "SFTModule": "lit_sft.model.module",
-    "Lora": "lit_sft.model.base_model",
+    "Lora": "lit_sft.model.adapter",
     "Quantization": "lit_sft.model.base_model",
-    "Speed": "lit_sft.model.fast.speed",
+    "Speed": "lit_sft.model.fast.kernels",
     "ChatTask": "lit_sft.tasks.base",
     "ChatFile": "lit_sft.tasks.chat_file",
     "GSM8K": "lit_sft.tasks.gsm8k",

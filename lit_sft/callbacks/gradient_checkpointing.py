@@ -5,14 +5,16 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lit_sft.errors import require
-from lit_sft.model.fast.memory import GIB, free_memory_bytes
-from lit_sft.model.fast.recompute import (
+from lit_sft.model.fast.memory import (
     Policy,
     choose_count,
     count_bytes_per_token,
     find_layers,
+    free_memory_bytes,
     recompute_layers,
 )
+from lit_sft.model.figures import GIB
+from lit_sft.model.module import SFTModule
 
 
 class GradientCheckpointing(pl.Callback):
@@ -32,7 +34,9 @@ class GradientCheckpointing(pl.Callback):
         require(n > 0, f"GradientCheckpointing.n must be positive, got {n}")
         self.policy, self.n = policy, n
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_fit_start(  # type: ignore[override]
+        self, trainer: pl.Trainer, pl_module: SFTModule
+    ) -> None:
         """Turn it on; transformers applies it in training mode alone."""
         layers = len(find_layers(pl_module.model))
         if self.policy == "auto":
@@ -42,7 +46,7 @@ class GradientCheckpointing(pl.Callback):
         if count:
             recompute_layers(pl_module.model, count)
 
-    def _choose(self, trainer: pl.Trainer, pl_module: Any, layers: int) -> int:
+    def _choose(self, trainer: pl.Trainer, pl_module: SFTModule, layers: int) -> int:
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "max_tokens_per_pass"):
             return layers

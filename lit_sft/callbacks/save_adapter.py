@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.export.adapter_folder import ADAPTER, save_adapter
 from lit_sft.export.model_card import ModelCard
-from lit_sft.model.adapter import fingerprint_base
+from lit_sft.model.base_model import fingerprint_base
 from lit_sft.run.metrics_file import MetricsFile
 
 

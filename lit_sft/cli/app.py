@@ -29,16 +29,16 @@ from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.errors import InputError, require
 from lit_sft.export.adapter_folder import ADAPTER
 from lit_sft.files import replace_file, require_writable
-from lit_sft.model.module import SFTModule
-from lit_sft.model.precision import (
+from lit_sft.model.device import (
     PRECISIONS,
     PrecisionName,
     choose_precision,
     describe_device,
     find_device,
+    limit_threads,
     require_precision,
 )
-from lit_sft.model.threads import limit_threads
+from lit_sft.model.module import SFTModule
 from lit_sft.model.trainer_options import require_known_options, require_limits
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO, choose_checkpoint
 from lit_sft.run.lock import hold_folder

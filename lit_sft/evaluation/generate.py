@@ -1,12 +1,9 @@
-"""Greedy generation in batches, and a frame around it that leaves training untouched."""
+"""Greedy generation in batches, as large as memory allows."""
 
-import random
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import LongTensor, Tensor, nn
 from transformers import Cache
@@ -33,6 +30,14 @@ class Generation(NamedTuple):
     """`[tokens]`, at most `max_new_tokens`, without the stop token."""
     finished: bool
     """Whether the model stopped by itself, rather than at the token limit."""
+
+
+class Ending(NamedTuple):
+    """How answers of a batch end."""
+
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    max_new_tokens: int
 
 
 def generate_greedy(
@@ -68,60 +73,9 @@ def generate_greedy(
         RuntimeError: If one row alone does not fit into memory.
     """
     _check_request(model, prompts, max_new_tokens, max_batch_tokens)
-    answers: dict[int, Generation] = {}
-    # Longest first: where memory is short, the first batch shows it.
-    waiting = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
-    budget, warned = max_batch_tokens, False
-    while waiting:
-        width = len(prompts[waiting[0]]) + max_new_tokens
-        rows = waiting[: max(1, budget // width)]
-        batch = [prompts[row] for row in rows]
-        generations = _generate_if_it_fits(model, batch, stop_ids, pad_id, max_new_tokens)
-        if generations is not None:
-            answers |= zip(rows, generations, strict=True)
-            waiting = waiting[len(rows) :]
-            continue
-        budget = len(rows) * width // 2
-        if not warned:
-            warnings.warn(
-                f"generation ran out of memory with {len(rows)} rows of {width} tokens; it goes on "
-                f"with at most {budget} tokens a batch (max_batch_tokens was {max_batch_tokens})",
-                stacklevel=2,
-            )
-            warned = True
+    ending = Ending(tuple(stop_ids), pad_id, max_new_tokens)
+    answers = _generate_all(model, prompts, ending, max_batch_tokens)
     return [answers[row] for row in range(len(prompts))]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode without gradients, and afterwards leave no trace in training.
-
-    Restored, also after an error: the training flag of every module by itself (a model that trains
-    with some modules in eval mode gets exactly those back), and the random states of Python, NumPy,
-    torch and every CUDA device.
-
-    One trace cannot be removed here: on a CPU with AVX512-BF16, the first eval-mode forward of a
-    bitsandbytes four-bit layer packs its weights in a layout that has no backward, and later
-    training silently loses the gradient through it. `lit_sft.model.base_model.forbid_packing`
-    keeps it from that; call it for a four-bit model that `load_base` has not loaded.
-    """
-    training = [(module, module.training) for module in model.modules()]
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    torch_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, flag in training:
-            # Not `train(flag)`, which modules override and which reaches below.
-            module.training = flag
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
 
 
 def _check_request(
@@ -138,16 +92,40 @@ def _check_request(
     )
 
 
+def _generate_all(
+    model: nn.Module, prompts: Sequence[Sequence[int]], ending: Ending, max_batch_tokens: int
+) -> dict[int, Generation]:
+    """Return the generation of each prompt, by its number."""
+    answers: dict[int, Generation] = {}
+    # Longest first: where memory is short, the first batch shows it.
+    waiting = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
+    budget = max_batch_tokens
+    while waiting:
+        width = len(prompts[waiting[0]]) + ending.max_new_tokens
+        rows = waiting[: max(1, budget // width)]
+        batch = [prompts[row] for row in rows]
+        generations = _generate_if_it_fits(model, batch, ending)
+        if generations is not None:
+            answers |= zip(rows, generations, strict=True)
+            waiting = waiting[len(rows) :]
+            continue
+        told = budget < max_batch_tokens
+        budget = len(rows) * width // 2
+        if not told:
+            warnings.warn(
+                f"generation ran out of memory with {len(rows)} rows of {width} tokens; it goes on "
+                f"with at most {budget} tokens a batch (max_batch_tokens was {max_batch_tokens})",
+                stacklevel=3,
+            )
+    return answers
+
+
 def _generate_if_it_fits(
-    model: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    stop_ids: Sequence[int],
-    pad_id: int,
-    max_new_tokens: int,
+    model: nn.Module, prompts: Sequence[Sequence[int]], ending: Ending
 ) -> list[Generation] | None:
     """Return the generations of one batch, or None where it ran out of memory with several rows."""
     try:
-        return _generate_batch(model, prompts, stop_ids, pad_id, max_new_tokens)
+        return _generate_batch(model, prompts, ending)
     except (RuntimeError, MemoryError) as error:
         if len(prompts) == 1 or not _is_out_of_memory(error):
             raise
@@ -165,12 +143,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 @torch.no_grad()
 def _generate_batch(
-    model: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    stop_ids: Sequence[int],
-    pad_id: int,
-    max_new_tokens: int,
+    model: nn.Module, prompts: Sequence[Sequence[int]], ending: Ending
 ) -> list[Generation]:
+    stop_ids, pad_id, max_new_tokens = ending
     device = next(model.parameters()).device
     tokens, attention_mask = _pad_left(prompts, pad_id, max_new_tokens, device)
     position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
@@ -194,10 +169,10 @@ def _generate_batch(
         if going_on == 0:
             break
         if going_on < COMPACT_BELOW * len(rows):
-            keep = running.nonzero().squeeze(1)
+            keep = cast(LongTensor, running.nonzero().squeeze(1))
             for cache in past.values():
                 # Not `batch_select_indices`: it leaves the states of linear attention behind.
-                cache.reorder_cache(cast(LongTensor, keep))
+                cache.reorder_cache(keep)
             rows, running, likeliest = rows[keep], running[keep], likeliest[keep]
             attention_mask, position_ids = attention_mask[keep], position_ids[keep]
         tokens = likeliest[:, None]

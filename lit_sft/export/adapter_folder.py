@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_sft.export.model_card import ModelCard, format_card, name_source
 from lit_sft.files import replace_folder
-from lit_sft.model.adapter import PROVENANCE
+from lit_sft.model.saved_adapter import PROVENANCE
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -20,7 +20,7 @@ class ModelCard:
     Args:
         base_model: A Hub id or a folder; a folder is named, and left out of the metadata.
         dataset: A Hub id or a folder, likewise.
-        base_sha256: Of the base, as `lit_sft.model.adapter.fingerprint_base` computes it.
+        base_sha256: Of the base, as `lit_sft.model.base_model.fingerprint_base` computes it.
         template_sha256: Of the chat template that the adapter was trained with.
         metrics: The last values of the run's metrics, such as `val/loss`.
         steps: Optimizer steps taken.

@@ -1,30 +1,53 @@
-"""Attach a LoRA adapter to a base (Hu et al., 2021), or one that was trained before."""
+"""Attach a LoRA adapter to a base (Hu et al., 2021): to which layers, and to which token rows."""
 
-import hashlib
-import json
+import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from lit_sft.errors import InputError, require
-from lit_sft.model.adapter_config import name_token_layers
-from lit_sft.model.base_model import Lora
-from lit_sft.model.fast.embedding import find_frozen_layer
-from lit_sft.model.targets import find_targets
-from lit_sft.paths import locate
+from lit_sft.errors import InputError, require, suggest
 
-PROVENANCE = "lit_sft.json"
-"""In an adapter's folder: what the adapter was trained on, so that a wrong base is found out."""
-SAMPLED_EVERY = 997
-"""Rows of the embedding from one sampled to the next."""
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from lit_sft.model.loss import CausalLM
+
+ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+"""In the name or the class of a module whose linear layers are q, k, v and o."""
 
 
-def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = ()) -> Any:
-    """Return the base as a `peft.PeftModel` in training mode; only the adapter asks for gradients.
+@dataclass(frozen=True)
+class Lora:
+    """The shape of the adapter.
+
+    Args:
+        r: The rank.
+        alpha: The update is scaled by `alpha / r`.
+        dropout: Of the adapter's input, in training.
+        target_modules: The linear layers that get an adapter: `attention` (q, k, v and o, by
+            whatever names the model has), `all-linear` (all but the head), a list of names, or a
+            regular expression over full names.
+    """
+
+    r: int = 32
+    alpha: int = 64
+    dropout: float = 0.1
+    target_modules: tuple[str, ...] | str = "attention"
+
+    def __post_init__(self) -> None:
+        require(self.r > 0, f"lora.r must be positive, got {self.r}")
+        require(self.alpha > 0, f"lora.alpha must be positive, got {self.alpha}")
+        require(0 <= self.dropout < 1, f"lora.dropout must be in [0, 1), got {self.dropout}")
+        require(bool(self.target_modules), "lora.target_modules must name at least one layer")
+
+
+def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = ()) -> "PeftModel":
+    """Return the base with an adapter, in training mode; only the adapter asks for gradients.
 
     `from_pretrained` leaves a model in eval mode, where dropout and gradient checkpointing are
     silently off.
@@ -54,72 +77,141 @@ def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = (
     return adapted
 
 
-def load_adapter(model: Any, adapter: str) -> None:
-    """Put the weights of an adapter's folder or Hub id into a `peft.PeftModel`.
+def name_token_layers(
+    model: "CausalLM", token_ids: Sequence[int], also_tied: bool = False
+) -> dict[str, list[int]]:
+    """Return the layers whose rows are trained, as `trainable_token_indices` names them.
+
+    Args:
+        model: The base, with weights or without.
+        token_ids: The rows.
+        also_tied: Whether the head of a tied pair is named; PEFT wraps both for one name.
+    """
+    layers = [model.get_input_embeddings()]
+    if also_tied or not model.config.tie_word_embeddings:
+        layers.append(model.get_output_embeddings())
+    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+    return {names[id(layer)]: list(token_ids) for layer in layers}
+
+
+def find_targets(model: PreTrainedModel, wanted: str | Sequence[str]) -> list[str] | str:
+    """Return what PEFT is to be told, after a look at the layers that there are.
+
+    Args:
+        model: A model of transformers; its weights are not looked at.
+        wanted: `attention`, `all-linear`, names, or a regular expression over full names.
+
+    Returns:
+        Names, each as short as it may be without meaning other layers too; a regular expression is
+        returned as it is.
 
     Raises:
-        InputError: If the adapter was trained on another base, or its tensors are not exactly the
-            model's.
+        InputError: If it names no linear layer.
     """
-    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+    layers = _list_linear_layers(model)
+    if wanted == "attention":
+        found = [name for name in layers if _is_in_attention(model, name)]
+    elif wanted == "all-linear":
+        found = [name for name in layers if not _is_read_by_a_kernel(model, name)]
+    elif isinstance(wanted, str):
+        return _require_match(wanted, layers)
+    else:
+        return _require_names(wanted, layers)
+    if not found:
+        raise InputError(
+            f"lora.target_modules: {type(model).__name__} has no layer for {wanted!r}; it has "
+            f"{_describe(layers)}"
+        )
+    return _shorten(found, layers)
 
-    _require_same_base(model, adapter)
-    weights = load_peft_weights(locate(adapter), device="cpu")
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    require_same_shapes(own, weights, f"model.adapter {adapter!r}")
-    set_peft_model_state_dict(model, weights)
 
-
-def require_same_shapes(expected: dict[str, Any], given: dict[str, Any], what: str) -> None:
-    """Raise `InputError` unless two sets of tensors have the same names and shapes.
+def list_adapted(
+    model: PreTrainedModel, targets: str | Sequence[str], **others: object
+) -> set[str]:
+    """Return the full names of the modules that PEFT adapts for what it is told, by its own rule.
 
     Args:
-        expected: Those of this model.
-        given: Those of a file.
-        what: What to call the file.
+        model: A model of transformers.
+        targets: As `find_targets` returns it, or as `adapter_config.json` holds it.
+        others: `exclude_modules`, `layers_to_transform` and `layers_pattern`, likewise.
     """
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
 
-    def describe(tensor: torch.Tensor | None) -> str:
-        return "missing" if tensor is None else str(list(tensor.shape))
+    config = LoraConfig(target_modules=targets, **others)  # type: ignore[arg-type]
+    names = (name for name, _ in model.named_modules() if name)
+    return {name for name in names if check_target_module_exists(config, name)}
 
-    differing = [
-        f"{name}: here {describe(expected.get(name))}, there {describe(given.get(name))}"
-        for name in sorted(expected.keys() | given.keys())
-        if describe(expected.get(name)) != describe(given.get(name))
+
+def _list_linear_layers(model: "CausalLM") -> list[str]:
+    """Return the full names of what LoRA can adapt, but for the head and for routers of experts."""
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and "router" not in name
     ]
-    require(
-        not differing,
-        f"{what} is of another adapter: {len(differing)} tensors differ, such as "
-        f"{'; '.join(differing[:3])}. Were model.lora or model.trainable_tokens changed?",
-    )
 
 
-def fingerprint_base(model: nn.Module) -> str:
-    """Return a SHA-256 of the base's norms and of some rows of its embedding, in hexadecimal.
-
-    These are never quantised and take no time to read. They are rounded to bfloat16 first, so that
-    the dtype in which a base is loaded changes nothing. Two models that share both, such as one and
-    what became of it by a LoRA on its attention layers, are taken for the same.
-
-    Args:
-        model: With or without an adapter, which changes nothing: what is read is frozen.
-    """
-    digest = hashlib.sha256()
-    embedding = find_frozen_layer(model.get_input_embeddings())  # type: ignore[operator]
-    tensors = [p for _, p in sorted(model.named_parameters()) if p.ndim == 1]
-    for tensor in [*tensors, embedding.weight[::SAMPLED_EVERY]]:
-        digest.update(tensor.detach().bfloat16().cpu().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
+def _is_in_attention(model: PreTrainedModel, name: str) -> bool:
+    """Return whether a layer stands in a module that is called attention, or whose class is."""
+    parent = name.rpartition(".")[0]
+    of_class = type(model.get_submodule(parent)).__name__
+    return bool(ATTENTION.search(parent.rpartition(".")[2]) or ATTENTION.search(of_class))
 
 
-def _require_same_base(model: Any, adapter: str) -> None:
-    path = Path(locate(adapter)) / PROVENANCE
-    if not path.is_file():
-        return  # trained by another tool, or not on this machine: the shapes must do
-    there = json.loads(path.read_text(encoding="utf-8"))
-    here = fingerprint_base(model)
-    require(
-        there.get("base_sha256") == here,
-        f"model.adapter: {adapter!r} was trained on another base, {there.get('base_model')!r} "
-        f"(fingerprint {str(there.get('base_sha256'))[:12]}; here it is {here[:12]})",
-    )
+def _is_read_by_a_kernel(model: PreTrainedModel, name: str) -> bool:
+    """Return whether the kernel of a state-space layer may read the weight, past an adapter."""
+    parent, _, own = name.rpartition(".")
+    layer = model.get_submodule(parent)
+    return own == "out_proj" and hasattr(layer, "A_log") and hasattr(layer, "D")
+
+
+def _require_match(expression: str, layers: Sequence[str]) -> str:
+    try:
+        matches = [name for name in layers if re.fullmatch(expression, name)]
+    except re.error as error:
+        raise InputError(
+            f"lora.target_modules: {expression!r} is no regular expression ({error}); use "
+            "attention, all-linear, or a list of names"
+        ) from error
+    if not matches:
+        names, example = ["attention", "all-linear"], next(iter(layers), "none")
+        raise InputError(
+            f"lora.target_modules: {expression!r} matches no linear layer; a regular expression "
+            f"has to match the full name, such as {example!r}.{suggest(expression, names)}"
+        )
+    return expression
+
+
+def _require_names(names: Sequence[str], layers: Sequence[str]) -> list[str]:
+    missing = [name for name in names if not _select(name, layers)]
+    if missing:
+        raise InputError(
+            f"lora.target_modules: the model has no linear layer {', '.join(missing)}; it has "
+            f"{_describe(layers)}"
+        )
+    return list(names)
+
+
+def _select(ending: str, layers: Sequence[str]) -> set[str]:
+    """Return the layers that PEFT takes for a name: those that end on it, by whole parts."""
+    return {name for name in layers if name == ending or name.endswith(f".{ending}")}
+
+
+def _shorten(found: Sequence[str], layers: Sequence[str]) -> list[str]:
+    """Return the shortest endings that select what was found and nothing else."""
+    chosen = set(found)
+    endings: set[str] = set()
+    for name in found:
+        parts = name.split(".")
+        for length in count(1):
+            ending = ".".join(parts[-length:])
+            if _select(ending, layers) <= chosen:
+                endings.add(ending)
+                break
+    return sorted(endings)
+
+
+def _describe(layers: Sequence[str]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in layers})) or "none"

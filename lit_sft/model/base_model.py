@@ -1,20 +1,30 @@
 """Load a base model, frozen and in four bits (Dettmers et al., 2023)."""
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
+from transformers.utils.quantization_config import BitsAndBytesConfig
 
 from lit_sft.errors import InputError, require
-from lit_sft.model.fast.weight_cache import WeightCache
+from lit_sft.model.fast.embedding import find_frozen_layer
+from lit_sft.model.fast.memory import WeightCache
 from lit_sft.paths import is_local, locate, require_folder, require_own_shards, require_weights
+
+PACKING = "support_avx512bf16_for_cpu"
+SAMPLED_EVERY = 997
+"""Rows of the embedding from one sampled to the next."""
+VARYING_ROPE = ("dynamic", "longrope")
+"""Position embeddings of a row that depend on the longest row beside it."""
 
 
 @dataclass(frozen=True)
@@ -34,31 +44,6 @@ class Quantization:
     weight_cache: WeightCache = "auto"
 
 
-@dataclass(frozen=True)
-class Lora:
-    """The shape of the adapter.
-
-    Args:
-        r: The rank.
-        alpha: The update is scaled by `alpha / r`.
-        dropout: Of the adapter's input, in training.
-        target_modules: The linear layers that get an adapter: `attention` (q, k, v and o, by
-            whatever names the model has), `all-linear` (all but the head), a list of names, or a
-            regular expression over full names.
-    """
-
-    r: int = 32
-    alpha: int = 64
-    dropout: float = 0.1
-    target_modules: tuple[str, ...] | str = "attention"
-
-    def __post_init__(self) -> None:
-        require(self.r > 0, f"lora.r must be positive, got {self.r}")
-        require(self.alpha > 0, f"lora.alpha must be positive, got {self.alpha}")
-        require(0 <= self.dropout < 1, f"lora.dropout must be in [0, 1), got {self.dropout}")
-        require(bool(self.target_modules), "lora.target_modules must name at least one layer")
-
-
 def read_base_config(base_model: str) -> PretrainedConfig:
     """Read the config of a base model, and see that its weights are there; none are read.
 
@@ -74,7 +59,8 @@ def read_base_config(base_model: str) -> PretrainedConfig:
     try:
         _require_no_adapter(base_model)
         # Said aloud, or transformers asks at a terminal, and runs the folder's code on a "y".
-        config = AutoConfig.from_pretrained(locate(base_model), trust_remote_code=False)
+        read: Callable[..., PretrainedConfig] = AutoConfig.from_pretrained
+        config = read(locate(base_model), trust_remote_code=False)
     except InputError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError here
@@ -117,17 +103,45 @@ def outline(base_model: str, config: PretrainedConfig) -> PreTrainedModel:
     Raises:
         InputError: If it is no causal language model of transformers.
     """
+    make: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False
-            )
+            return make(config, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise InputError(
             f"model.base_model: {base_model!r} is no causal language model that transformers can "
             f"build ({type(error).__name__}: {str(error).splitlines()[0]:.200})"
         ) from error
-    return model
+
+
+def require_fixed_positions(config: PretrainedConfig, max_length: int, runs_alone: bool) -> None:
+    """Raise `InputError` if where a token stands would depend on the rows that it is run with.
+
+    Args:
+        config: Of the model.
+        max_length: Tokens of the longest row.
+        runs_alone: Whether each row is run without another.
+    """
+    text = config.get_text_config()
+    for rope in _list_ropes(getattr(text, "rope_parameters", None)):
+        kind = rope.get("rope_type", rope.get("type"))
+        named = [getattr(text, f"{x}max_position_embeddings", None) for x in ("original_", "")]
+        own = rope.get("original_max_position_embeddings")
+        limit = next((x for x in (own, *named) if x is not None), None)
+        require(
+            kind not in VARYING_ROPE or runs_alone or limit is None or max_length <= limit,
+            f"model.base_model: its position embedding ({kind}) changes for all rows of a pass if "
+            f"one has over {limit} tokens; set data.max_length to that at most, got {max_length}, "
+            "or run each row alone, with data.batching padded and data.batch_size 1",
+        )
+
+
+def _list_ropes(parameters: object) -> list[dict[str, Any]]:
+    """Return the parameters of a rotary embedding, which models may have by kind of layer."""
+    if not isinstance(parameters, dict):
+        return []
+    inner = [value for value in parameters.values() if isinstance(value, dict)]
+    return inner or [parameters]
 
 
 def load_base(
@@ -144,19 +158,37 @@ def load_base(
     Raises:
         InputError: If weights of the base are missing, or of another shape.
     """
+    model: PreTrainedModel
+    model, report = _load_weights(base_model, quantization, dtype, device)
+    missing = sorted(report["missing_keys"])
+    require(
+        not missing,
+        f"model.base_model: {base_model!r} lacks {len(missing)} of its weights, which would be "
+        f"random, such as {', '.join(missing[:3])}. Is it whole, and a causal language model?",
+    )
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    forbid_packing(model)
+    return model
+
+
+def _load_weights(
+    base_model: str, quantization: Quantization, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """Return a base as transformers loads it, and a report of what was missing."""
     kwargs: dict[str, Any] = {}
     if quantization.format != "none":
-        from transformers import BitsAndBytesConfig
-
-        kwargs["quantization_config"] = BitsAndBytesConfig(
+        describe: Callable[..., Any] = BitsAndBytesConfig
+        kwargs["quantization_config"] = describe(
             load_in_4bit=True,
             bnb_4bit_quant_type=quantization.format,
             bnb_4bit_use_double_quant=quantization.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
+    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
     with _without_progress_bar() if is_local(base_model) else nullcontext():
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            return load(
                 locate(base_model),
                 dtype=dtype,
                 device_map={"": device},
@@ -171,38 +203,40 @@ def load_base(
                 f"model.base_model: the weights of {base_model!r} do not fit its config; are all "
                 f"there? ({type(error).__name__}: {str(error).splitlines()[0]:.150})"
             ) from error
-    model, report = loaded
-    missing = sorted(report["missing_keys"])
-    require(
-        not missing,
-        f"model.base_model: {base_model!r} lacks {len(missing)} of its weights, which would be "
-        f"random, such as {', '.join(missing[:3])}. Is it whole, and a causal language model?",
-    )
-    model.requires_grad_(False)
-    model.config.use_cache = False
-    forbid_packing(model)
-    base: PreTrainedModel = model
-    return base
 
 
-def compute_dtype(precision: str) -> torch.dtype:
-    """Return the dtype that one of Lightning's precisions computes in."""
-    return torch.bfloat16 if precision.startswith("bf16") else torch.float32
+def fingerprint_base(model: nn.Module) -> str:
+    """Return a SHA-256 of the base's norms and of some rows of its embedding, in hexadecimal.
+
+    These are never quantised and take no time to read. They are rounded to bfloat16 first, so that
+    the dtype in which a base is loaded changes nothing. Two models that share both, such as one and
+    what became of it by a LoRA on its attention layers, are taken for the same.
+
+    Args:
+        model: With or without an adapter, which changes nothing: what is read is frozen.
+    """
+    digest = hashlib.sha256()
+    embedding = find_frozen_layer(model.get_input_embeddings())  # type: ignore[operator]
+    tensors = [p for _, p in sorted(model.named_parameters()) if p.ndim == 1]
+    for tensor in [*tensors, embedding.weight[::SAMPLED_EVERY]]:
+        digest.update(tensor.detach().bfloat16().cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
     """A download is worth a bar; reading a local file is not."""
-    was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    bar: Any = transformers_logging
+    was_enabled = bar.is_progress_bar_enabled()
+    bar.disable_progress_bar()
     try:
         yield
     finally:
         if was_enabled:
-            transformers_logging.enable_progress_bar()
+            bar.enable_progress_bar()
 
 
-def forbid_packing(model: Any) -> None:
+def forbid_packing(model: nn.Module) -> None:
     """Keep bitsandbytes from packing the weights of a CPU model for inference.
 
     On a CPU with AVX512-BF16 the first forward in eval mode packs them in a layout that has no
@@ -212,5 +246,5 @@ def forbid_packing(model: Any) -> None:
         model: However it was loaded.
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, PACKING):
+            setattr(module, PACKING, False)

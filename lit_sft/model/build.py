@@ -1,87 +1,129 @@
-"""Put together what is trained: the frozen base, the adapter, the trained token rows."""
+"""Put together what is trained, the base, the adapter and the trained token rows; try it out."""
 
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import lightning.pytorch as pl
 import torch
-from transformers import PreTrainedTokenizerBase
+from lightning.pytorch.utilities import rank_zero_info
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.errors import require
-from lit_sft.model.adapter import attach_lora, load_adapter
-from lit_sft.model.adapter_config import read_adapter_tokens
-from lit_sft.model.base_model import Lora, Quantization, load_base
-from lit_sft.model.fast.embedding import fuse_token_rows
-from lit_sft.model.fast.lora import fuse_lora
-from lit_sft.model.fast.recompute import find_layers
-from lit_sft.model.fast.speed import Speed, compile_layers
-from lit_sft.model.fast.weight_cache import cache_weights
+from lit_sft.model.adapter import attach_lora, find_targets
+from lit_sft.model.base_model import load_base, outline
+from lit_sft.model.fast.kernels import Speed, any_kernels, make_fast, settle
+from lit_sft.model.fast.memory import cache_weights
+from lit_sft.model.probe import LONGEST, Probe, probe_model
+from lit_sft.model.saved_adapter import (
+    load_adapter,
+    read_adapter_config,
+    read_adapter_tokens,
+    require_same_lora,
+)
 from lit_sft.model.untrained_tokens import choose_tokens
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from lit_sft.model.module import SFTModule
 
 
 class BuiltModel(NamedTuple):
     """A model that is ready to train."""
 
-    model: Any
-    """A `peft.PeftModel` in training mode; only the adapter asks for gradients."""
+    model: "PeftModel"
+    """In training mode; only the adapter asks for gradients."""
     trained_tokens: dict[str, str]
     """Tokens whose rows are trained as well, and why."""
     cached_bytes: int
     """What the weights take that were dequantised for good."""
 
 
+def require_trainable(module: "SFTModule") -> None:
+    """Raise `InputError` if a base cannot be trained as asked; reads configs alone.
+
+    Args:
+        module: Whose options say what is asked.
+    """
+    base = outline(module.base_model, module.base_config)
+    find_targets(base, module.lora.target_modules)
+    if module.adapter:
+        config = read_adapter_config(module.adapter)
+        require_same_lora(module.adapter, config, module.lora, base)
+
+
 def build_model(
-    base_model: str,
-    quantization: Quantization,
-    lora: Lora,
-    adapter: str | None,
-    trainable_tokens: Literal["auto", "none"] | list[str],
-    speed: Speed,
+    module: "SFTModule",
     tokenizer: PreTrainedTokenizerBase | None,
     dtype: torch.dtype,
     device: torch.device,
-    seed: int,
 ) -> BuiltModel:
     """Load a base and attach an adapter to it.
 
     Args:
-        base_model: A Hub id or a folder.
-        quantization: How the base is stored.
-        lora: The shape of the adapter.
-        adapter: A folder or Hub id to take the adapter's weights from.
-        trainable_tokens: As `SFTModule` takes them; without a tokenizer, `auto` is none.
-        speed: What is done for it.
+        module: Whose options say which. The adapter starts from its seed, whatever the global
+            random state; without a tokenizer, `trainable_tokens: auto` is none.
         tokenizer: As `load_tokenizer` returns it.
         dtype: What the base is computed in.
         device: Where it goes.
-        seed: Of the adapter's initial weights, whatever the global random state.
 
     Raises:
         InputError: If the adapter does not fit, or a token that is asked for is unknown.
     """
-    base = load_base(base_model, quantization, dtype, device)
-    cached_bytes = cache_weights(base, quantization.weight_cache, dtype, device)
-    if adapter:
-        tokens = dict.fromkeys(read_adapter_tokens(adapter), "the adapter has it")
-    elif tokenizer is not None:
-        embedding: Any = base.get_input_embeddings()
-        tokens = choose_tokens(trainable_tokens, embedding.weight.detach(), tokenizer)
-    else:
-        require(
-            trainable_tokens in ("auto", "none"),
-            "model.trainable_tokens: naming tokens takes a data module with a tokenizer",
-        )
-        tokens = {}
+    base = load_base(module.base_model, module.quantization, dtype, device)
+    cached_bytes = cache_weights(base, module.quantization.weight_cache, dtype, device)
+    tokens = _find_trained_rows(base, module.adapter, module.trainable_tokens, tokenizer)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = attach_lora(base, lora, list(tokens))
-    if adapter:
-        load_adapter(model, adapter)
-    if speed.fused_head:
-        fuse_token_rows(model)
-    if speed.fused_lora:
-        fuse_lora(model)
-    if speed.compile:
-        compile_layers(find_layers(model))
+        torch.manual_seed(module.seed)
+        model = attach_lora(base, module.lora, list(tokens))
+    if module.adapter:
+        load_adapter(model, module.adapter)
+    make_fast(model, module.speed)
     name: Any = tokenizer.convert_ids_to_tokens if tokenizer else str
-    return BuiltModel(
-        model, {name(token): reason for token, reason in tokens.items()}, cached_bytes
+    named = {name(token): reason for token, reason in tokens.items()}
+    return BuiltModel(model, named, cached_bytes)
+
+
+def try_out(model: "PeftModel", trainer: pl.Trainer, speed: Speed) -> Probe:
+    """See that the loss here is the model's own, and say how its rows are to be run.
+
+    A data module pads its rows where the model cannot keep packed ones apart. In `fit`, an
+    operation without a deterministic form is found, too.
+
+    Args:
+        model: In training mode.
+        trainer: What it is to be run by.
+        speed: Compiled layers, like a GPU, may have kernels of their own.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    packs = getattr(data, "batching", "padding_free") == "padding_free"
+    device = trainer.strategy.root_device
+    with trainer.precision_plugin.forward_context():
+        with any_kernels():
+            probe = probe_model(model, packs, max_length=getattr(data, "max_length", LONGEST))
+        if trainer.state.fn == "fit" and (speed.compile or device.type == "cuda"):
+            settle(model, device, probe.packs)
+    remark = probe.remark
+    if packs and not probe.packs and hasattr(data, "pad_rows"):
+        remark += f" ({data.pad_rows():.1%} of train is padding then)"
+    if remark:
+        rank_zero_info(remark)
+    return probe
+
+
+def _find_trained_rows(
+    base: PreTrainedModel,
+    adapter: str | None,
+    trainable_tokens: Literal["auto", "none"] | list[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> dict[int, str]:
+    """Return the tokens whose rows are trained, and why."""
+    if adapter:
+        return dict.fromkeys(read_adapter_tokens(adapter), "the adapter has it")
+    if tokenizer is not None:
+        embedding: Any = base.get_input_embeddings()
+        return choose_tokens(trainable_tokens, embedding.weight.detach(), tokenizer)
+    require(
+        trainable_tokens in ("auto", "none"),
+        "model.trainable_tokens: naming tokens takes a data module with a tokenizer",
     )
+    return {}

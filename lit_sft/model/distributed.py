@@ -1,5 +1,6 @@
-"""Sums over ranks. A single process pays nothing, and need not know."""
+"""Sums over ranks, and what each draws. A single process pays nothing, and need not know."""
 
+import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -9,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Return the sum of a tensor over all ranks, on its device."""
+    """Return the sum of a tensor over all ranks, of its shape and dtype, on its device."""
     if _is_distributed():
         value = value.clone()
         distributed.all_reduce(value)
@@ -38,14 +39,23 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
-    parts = flat.split([gradient.numel() for gradient in gradients])
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
 
 
-def without_gradient_sync(model: nn.Module | None) -> AbstractContextManager[None]:
+def without_sync(model: nn.Module | None) -> AbstractContextManager[None]:
     """Keep DDP from averaging gradients in every backward: the window sums them once at its end."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def seed_step(seed: int, step: int, rank: int) -> int:
+    """Return 32 bits, all that the CPU generator reads, from seed, step and rank.
+
+    What dropout draws then depends on no history: a resumed run draws what the uninterrupted one
+    drew, and an evaluation in between changes nothing.
+    """
+    return zlib.crc32(f"{seed} {step} {rank}".encode())
 
 
 def _is_distributed() -> bool:

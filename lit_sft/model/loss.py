@@ -1,11 +1,11 @@
 """Cross-entropy on the supervised positions, and on nothing else."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.cross_entropy import LogitScale, fused_cross_entropy
@@ -13,8 +13,28 @@ from lit_sft.model.fast.embedding import read_rows
 from lit_sft.types import IGNORE_INDEX, Batch
 
 
+class CausalLM(Protocol):
+    """A causal language model of transformers, or a `peft.PeftModel` around one."""
+
+    @property
+    def config(self) -> Any:
+        """Of the model."""
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Return all modules by their full names."""
+
+    def get_decoder(self) -> Any:
+        """Return all of it but the head."""
+
+    def get_input_embeddings(self) -> Any:
+        """Return the embedding."""
+
+    def get_output_embeddings(self) -> Any:
+        """Return the head."""
+
+
 def sum_supervised_loss(
-    model: PreTrainedModel,
+    model: CausalLM,
     batch: Batch,
     fused: bool = True,
     logit_scale: LogitScale = LogitScale(),  # noqa: B008 (it is frozen)
@@ -23,10 +43,11 @@ def sum_supervised_loss(
 
     Args:
         model: A causal language model.
-        batch: Rows side by side, or end to end.
+        batch: Rows side by side, or packed; int64 `[batch, tokens]` tensors.
         fused: Whether to use `fused_cross_entropy`; a head that is more than frozen rows, such as
             one with a bias, takes the plain way in any case.
-        logit_scale: What the model makes of its head's output, see `lit_sft.model.probe`.
+        logit_scale: What the model makes of its head's output, see
+            `lit_sft.model.fast.cross_entropy.choose_logit_scale`.
 
     Returns:
         float32 scalar: the sum, not the mean. Whoever knows all tokens of the optimizer step
@@ -36,12 +57,12 @@ def sum_supervised_loss(
     return sum_head_loss(model.get_output_embeddings(), hidden, batch, fused, logit_scale)
 
 
-def decode(model: PreTrainedModel, batch: Batch) -> Tensor:
+def decode(model: CausalLM, batch: Batch) -> Tensor:
     """Run a causal language model without its head.
 
     Args:
         model: A causal language model.
-        batch: Rows side by side, or end to end, which decides how the model attends.
+        batch: Rows side by side, or packed, which decides how the model attends.
 
     Returns:
         The last hidden states, `[batch, tokens, hidden]`.
@@ -64,7 +85,7 @@ def decode(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def sum_head_loss(
-    head: Any, hidden: Tensor, batch: Batch, fused: bool, logit_scale: LogitScale
+    head: nn.Module, hidden: Tensor, batch: Batch, fused: bool, logit_scale: LogitScale
 ) -> Tensor:
     """Sum the loss of the hidden states that have to predict a supervised token.
 

@@ -46,7 +46,7 @@ class NonFiniteSteps:
         Args:
             trainer: Whose data module can name rows, or cannot.
             batch_idx: The number of the step's window within its epoch.
-            loss: Over the window, the same on all ranks.
+            loss: float32 scalar, over the window, the same on all ranks.
             grad_norm: Likewise, before clipping.
             supervised: The tokens of the window that carry loss, likewise. A stream may have left
                 out all of its rows; then there is nothing to update by.
@@ -65,6 +65,18 @@ class NonFiniteSteps:
             f"optimizer step {trainer.global_step}: loss {loss.item()}, gradient norm "
             f"{grad_norm.item()}, on {_name_rows(trainer, batch_idx)} (counted from 0)"
         )
+        self._require_few(what)
+        rank_zero_info(f"{what}: skipped")
+        return False
+
+    def figures(self, loss: Tensor, grad_norm: Tensor) -> dict[str, Tensor | float]:
+        """Return what to log of the step: its loss, or how many were skipped; scalars all."""
+        if self._accepted:
+            return {"train/loss": loss, "train/grad_norm": grad_norm}
+        return {"train/skipped_steps": float(self.skipped)} if self.in_a_row else {}
+
+    def _require_few(self, what: str) -> None:
+        """Raise `NonFiniteError` if the run may not skip a step, told in `what`."""
         if self.policy == "stop":
             raise NonFiniteError(
                 f"{what}. The run stopped before the update, and its last checkpoint is good: look "
@@ -76,14 +88,6 @@ class NonFiniteSteps:
                 f"{what}. It is the {self.in_a_row}th such step in a row, and not skipped any "
                 "more: go on from its last checkpoint with a lower learning rate"
             )
-        rank_zero_info(f"{what}: skipped")
-        return False
-
-    def figures(self, loss: Tensor, grad_norm: Tensor) -> dict[str, Tensor | float]:
-        """Return what to log of the step: its loss, or how many were skipped so far."""
-        if self._accepted:
-            return {"train/loss": loss, "train/grad_norm": grad_norm}
-        return {"train/skipped_steps": float(self.skipped)} if self.in_a_row else {}
 
 
 def _name_rows(trainer: pl.Trainer, batch_idx: int) -> str:
@@ -97,7 +101,7 @@ def require_finite_weights(weights: dict[str, Tensor], step: int) -> None:
     """Raise `NonFiniteError` if an update has overflowed: a checkpoint is good or is not written.
 
     Args:
-        weights: By name.
+        weights: By name, of any shape.
         step: Optimizer steps taken.
     """
     poisoned = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]

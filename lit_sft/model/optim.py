@@ -1,7 +1,7 @@
 """Optimizers by name, and the schedule of the learning rate."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
 import torch
@@ -38,14 +38,14 @@ def build_optimizer(
     if name not in get_args(OptimizerName):
         known = get_args(OptimizerName)
         raise InputError(f"unknown optimizer {name!r}; use one of {known}.{suggest(name, known)}")
-    from bitsandbytes import optim
+    from bitsandbytes.optim import adamw
 
-    optimizer: type[Optimizer] = {
-        "paged_adamw_32bit": optim.PagedAdamW32bit,
-        "paged_adamw_8bit": optim.PagedAdamW8bit,
-        "adamw_8bit": optim.AdamW8bit,
+    kind: Callable[..., Optimizer] = {
+        "paged_adamw_32bit": adamw.PagedAdamW32bit,
+        "paged_adamw_8bit": adamw.PagedAdamW8bit,
+        "adamw_8bit": adamw.AdamW8bit,
     }[name]
-    return optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)  # type: ignore[call-arg]
+    return kind(parameters, lr=learning_rate, weight_decay=weight_decay)
 
 
 def count_steps(max_steps: int, max_epochs: int | None, steps_per_epoch: float) -> int:

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
@@ -19,12 +19,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from lit_sft.data.batching import pack_batch, pad_batch
-from lit_sft.errors import InputError, require
-from lit_sft.evaluation.generate import evaluating
+from lit_sft.errors import InputError
+from lit_sft.evaluation.evaluating import evaluating
 from lit_sft.model.fast.attention import use_attention
-from lit_sft.model.fast.cross_entropy import LogitScale
+from lit_sft.model.fast.cross_entropy import LogitScale, choose_logit_scale
 from lit_sft.model.loss import decode, sum_head_loss
 from lit_sft.types import IGNORE_INDEX, Batch, Example
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 ROW_TOKENS = (7, 18)
 """Lengths of the two rows: unequal, so that padding shows, and short, so that it takes no time."""
@@ -34,10 +37,6 @@ WINDOWS = re.compile("window|chunk")
 """In the names of config entries that say how far a token sees, or in what pieces rows are run."""
 LONGEST = 4096
 """Tokens of a row, where nothing says how long rows are."""
-VARYING_ROPE = ("dynamic", "longrope")
-"""Position embeddings of a row that depend on the longest row beside it."""
-FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
-"""Config entries by which models multiply or divide their logits; which of the two is measured."""
 FLOAT32_ERRORS = (1e-4, 1e-3)
 """How far a loss, and the gradient of what is trained by its norm, may be off, as shares."""
 BFLOAT16_ERRORS = (2e-2, 1e-1)
@@ -48,7 +47,7 @@ class Probe(NamedTuple):
     """How a model is to be run."""
 
     packs: bool
-    """Whether rows may lie end to end."""
+    """Whether rows may be packed."""
     logit_scale: LogitScale
     remark: str
     """What is to be said, such as why rows are padded although they were to be packed."""
@@ -65,7 +64,9 @@ class Outcome(NamedTuple):
     """The largest gradient of the second row's loss at a token of the first."""
 
 
-def probe_model(model: Any, packed: bool, fused: bool, max_length: int = LONGEST) -> Probe:
+def probe_model(
+    model: "PeftModel", packed: bool, fused: bool = True, max_length: int = LONGEST
+) -> Probe:
     """Return how a model is to be run, so that it is trained on its own loss.
 
     It takes about five forwards and two backwards of 25 tokens, or of twice the widest window that
@@ -74,8 +75,8 @@ def probe_model(model: Any, packed: bool, fused: bool, max_length: int = LONGEST
     and random states are left as they were.
 
     Args:
-        model: A `peft.PeftModel` in training mode; under autocast, if training is.
-        packed: Whether rows are to lie end to end. Where that is wrong, they are padded.
+        model: In training mode; under autocast, if training is.
+        packed: Whether rows are to be packed. Where that is wrong, they are padded.
         fused: As `sum_supervised_loss` takes it.
         max_length: Tokens of the longest row that is trained on.
 
@@ -106,56 +107,8 @@ def probe_model(model: Any, packed: bool, fused: bool, max_length: int = LONGEST
     )
 
 
-def choose_logit_scale(plain: Tensor, own: Tensor, config: Any) -> LogitScale:
-    """Return what a model makes of its head's output, found by trying what its config may mean.
-
-    The entries of `FACTORS` mean a product in some models, and a quotient in others.
-
-    Args:
-        plain: What the head gives, `[tokens, vocabulary]`.
-        own: The model's logits, likewise.
-        config: The model's.
-    """
-    config = config.get_text_config()
-    values = [getattr(config, name, None) for name in FACTORS]
-    factors = [1.0, *(x for value in values if value for x in (float(value), 1 / value))]
-    softcap = getattr(config, "final_logit_softcapping", None)
-    known = [LogitScale(factor, cap) for factor in factors for cap in {softcap, None}]
-    return min(known, key=lambda scale: (scale.apply(plain.float()) - own.float()).norm().item())
-
-
-def require_fixed_positions(config: Any, max_length: int, runs_alone: bool) -> None:
-    """Raise `InputError` if where a token stands would depend on the rows that it is run with.
-
-    Args:
-        config: Of the model.
-        max_length: Tokens of the longest row.
-        runs_alone: Whether each row is run without another.
-    """
-    config = config.get_text_config()
-    for rope in _list_ropes(getattr(config, "rope_parameters", None)):
-        kind = rope.get("rope_type", rope.get("type"))
-        named = [getattr(config, f"{x}max_position_embeddings", None) for x in ("original_", "")]
-        limits = [rope.get("original_max_position_embeddings"), *named]
-        limit = next((x for x in limits if x is not None), None)
-        require(
-            kind not in VARYING_ROPE or runs_alone or limit is None or max_length <= limit,
-            f"model.base_model: its position embedding ({kind}) changes for all rows of a pass if "
-            f"one has over {limit} tokens; set data.max_length to that at most, got {max_length}, "
-            "or run each row alone, with data.batching padded and data.batch_size 1",
-        )
-
-
-def _list_ropes(parameters: Any) -> list[Any]:
-    """Return the parameters of a rotary embedding, which models may have by kind of layer."""
-    if not isinstance(parameters, dict):
-        return []
-    inner = [value for value in parameters.values() if isinstance(value, dict)]
-    return inner or [parameters]
-
-
 def _find_fault(
-    model: Any,
+    model: "PeftModel",
     rows: Sequence[list[int]],
     packed: bool,
     fused: bool,
@@ -190,7 +143,7 @@ def _find_fault(
 
 
 @contextmanager
-def _with_gradients(model: Any) -> Iterator[None]:
+def _with_gradients(model: "PeftModel") -> Iterator[None]:
     """Turn off what is random, such as dropout, and leave no trace of it."""
     with evaluating(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         yield
@@ -203,7 +156,7 @@ def _keeping_random_states(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _run_alone(model: Any, rows: Sequence[list[int]]) -> tuple[Outcome, LogitScale]:
+def _run_alone(model: "PeftModel", rows: Sequence[list[int]]) -> tuple[Outcome, LogitScale]:
     """Run each row through the model's own forward; see what that makes of its head's output."""
     use_attention(model, packed=False)
     plain: list[Tensor] = []
@@ -225,7 +178,11 @@ def _run_alone(model: Any, rows: Sequence[list[int]]) -> tuple[Outcome, LogitSca
 
 
 def _run_together(
-    model: Any, rows: Sequence[list[int]], packed: bool, fused: bool, logit_scale: LogitScale
+    model: "PeftModel",
+    rows: Sequence[list[int]],
+    packed: bool,
+    fused: bool,
+    logit_scale: LogitScale,
 ) -> Outcome:
     """Run the rows as training does."""
     unseen = [[IGNORE_INDEX] * len(row) for row in rows]
@@ -234,7 +191,7 @@ def _run_together(
     second = _make_batch(rows, [unseen[0], learnt[1]], packed, _device(model))
     embedded: list[Tensor] = []
 
-    def watch(module: Any, inputs: Any, output: Tensor) -> Tensor:
+    def watch(module: object, inputs: object, output: Tensor) -> Tensor:
         embedded.append(output if output.requires_grad else output.requires_grad_())
         return output.clone()  # which a model may scale in place
 
@@ -250,7 +207,9 @@ def _run_together(
     return Outcome((losses[0].item(), losses[1].item()), gradient, of_first.abs().max().item())
 
 
-def _differentiate(loss: Tensor, embedded: Tensor | None, model: Any) -> tuple[Tensor, Tensor]:
+def _differentiate(
+    loss: Tensor, embedded: Tensor | None, model: "PeftModel"
+) -> tuple[Tensor, Tensor]:
     """Return the gradients of some tokens, and of all that is trained as one float32 vector."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     inputs = [*trained, *([] if embedded is None else [embedded])]
@@ -259,7 +218,7 @@ def _differentiate(loss: Tensor, embedded: Tensor | None, model: Any) -> tuple[T
     return gradients[-1], torch.cat(flat)
 
 
-def _draw_rows(model: Any, max_length: int) -> list[list[int]]:
+def _draw_rows(model: "PeftModel", max_length: int) -> list[list[int]]:
     """Return two rows, the second beyond every window that a row of `max_length` may leave."""
     config = model.config.get_text_config()
     named = [value for name, value in vars(config).items() if WINDOWS.search(name)]
@@ -279,7 +238,7 @@ def _make_batch(
     return on_device
 
 
-def _device(model: Any) -> torch.device:
+def _device(model: "PeftModel") -> torch.device:
     device: torch.device = next(model.parameters()).device
     return device
 

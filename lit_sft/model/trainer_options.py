@@ -1,13 +1,20 @@
 """Options of Lightning's trainer that a run of windows cannot honour: refused, never ignored."""
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lit_sft.errors import require
+from lit_sft.model.device import describe_device, require_precision, tell_if_emulated
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
 
 NOTHING = "leaves nothing to train; set it above 0 (lit-sft validate evaluates without training)"
 
 
-def require_known_options(options: Any) -> None:
+def require_known_options(options: "Namespace") -> None:
     """Raise `InputError` for what only a config asks for: a `Trainer` of one's own may have it.
 
     Args:
@@ -41,7 +48,26 @@ def require_known_options(options: Any) -> None:
     )
 
 
-def require_limits(options: Any) -> None:
+def require_honoured(trainer: pl.Trainer, stage: str) -> None:
+    """Raise `InputError` if a trainer is not one that windows can be run by.
+
+    Args:
+        trainer: With its data set up.
+        stage: As Lightning calls it.
+    """
+    strategy = trainer.strategy
+    require_precision(trainer.precision, describe_device(strategy.root_device))
+    tell_if_emulated(trainer.precision, strategy.root_device)
+    require(
+        isinstance(strategy, SingleDeviceStrategy | DDPStrategy),
+        f"trainer.strategy must be auto or ddp, got {type(strategy).__name__}",
+    )
+    if stage == "fit":
+        require_limits(trainer)  # type: ignore[arg-type]  # it has the same names
+        require_a_validation(trainer)
+
+
+def require_limits(options: "Namespace") -> None:
     """Raise `InputError` if a run would train nothing, or not the rows that were meant.
 
     Args:
@@ -57,13 +83,13 @@ def require_limits(options: Any) -> None:
         require(getattr(options, name) != 0, f"trainer.{name}=0 {NOTHING}")
 
 
-def require_a_validation(trainer: Any) -> None:
+def require_a_validation(trainer: pl.Trainer) -> None:
     """Raise `InputError` if validation is to come after more windows than an epoch has.
 
     Args:
         trainer: In `fit`, with its data set up.
     """
-    interval, data = trainer.val_check_interval, trainer.datamodule
+    interval, data = trainer.val_check_interval, trainer.datamodule  # type: ignore[attr-defined]
     counts_steps = isinstance(interval, int) and trainer.check_val_every_n_epoch is not None
     if not counts_steps or not trainer.limit_val_batches or not hasattr(data, "describe_run"):
         return

@@ -11,15 +11,20 @@ from dataclasses import fields
 from typing import Any
 
 from lit_sft.errors import require
-from lit_sft.model.adapter import fingerprint_base
-from lit_sft.model.base_model import Lora, Quantization
-from lit_sft.model.determinism import is_deterministic
-from lit_sft.model.fast.speed import Speed
+from lit_sft.model.adapter import Lora
+from lit_sft.model.base_model import Quantization, fingerprint_base
+from lit_sft.model.fast.kernels import Speed, is_deterministic
 
 VERSION = 2
 """Of the form. The first had `str(module.lora)` for `model.lora`, and no version."""
 OPTIONS = {"model.quantization": Quantization, "model.lora": Lora, "model.speed": Speed}
 """Options that are fields of a run one by one."""
+SETTLED = {
+    "model.speed.fused_head": True,
+    "model.speed.fused_lora": True,
+    "model.speed.flat_optimizer": True,
+}
+"""Options of earlier releases, and the one value that every run has now."""
 NOT_AS_DECLARED = ("model.quantization.weight_cache", "model.lora.target_modules")
 """Among them, one that changes no numbers, and one that is held as the layers that it came to."""
 
@@ -59,7 +64,7 @@ def match_runs(saved: Mapping[str, Any], module: Any) -> tuple[dict[str, Any], d
         was = _read_first_version(was)
         if requests := getattr(module.trainer.datamodule, "requests", {}):
             now["data.rows"] = requests.get("train")  # not of what was encoded, but was to be
-    return _defaults() | was, now
+    return _defaults() | SETTLED | was, now | SETTLED
 
 
 def only_what_answers_depend_on(run: Mapping[str, Any]) -> dict[str, Any]:

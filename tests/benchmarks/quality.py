@@ -20,10 +20,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, get_cosine_sc
 
 from lit_sft import SFTDataModule, WordProblems
 from lit_sft.data.prompts import decode_answer, find_stop_ids, make_prompts
+from lit_sft.evaluation.evaluating import evaluating
 from lit_sft.evaluation.exact_match import ExactMatch
-from lit_sft.evaluation.generate import evaluating, generate_greedy
-from lit_sft.model.base_model import compute_dtype, forbid_packing
-from lit_sft.model.precision import choose_precision, describe_device
+from lit_sft.evaluation.generate import generate_greedy
+from lit_sft.model.base_model import forbid_packing
+from lit_sft.model.device import choose_precision, compute_dtype, describe_device
 from lit_sft.paths import locate
 
 CONFIG = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())

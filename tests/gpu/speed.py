@@ -37,11 +37,12 @@ from lit_sft import (
 )
 from lit_sft.cli.notices import silence_known_notices
 from lit_sft.data.windows import PackedWindows, WindowLoader
-from lit_sft.model.fast.recompute import Policy
+from lit_sft.model.fast.memory import Policy
 from lit_sft.types import IGNORE_INDEX, Example
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("benchmarks", "parity")]
 from floor import count_flops, list_matmuls
+from plain_module import PlainModule
 
 WINDOW_ROWS, RANK, WARMUP_STEPS, SHOWN_KERNELS = 16, 32, 2, 15
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
@@ -57,17 +58,11 @@ class Arm(NamedTuple):
     max_tokens_per_pass: int
     recomputed: Policy
     model: dict[str, Any]
+    kind: type[SFTModule] = SFTModule
 
 
 ARMS = {
-    "plain": Arm(
-        2048,
-        "all",
-        {
-            "quantization": Quantization(weight_cache="none"),
-            "speed": Speed(fused_head=False, fused_lora=False, flat_optimizer=False),
-        },
-    ),
+    "plain": Arm(2048, "all", {"quantization": Quantization(weight_cache="none")}, PlainModule),
     "recipe": Arm(2048, "all", {}),
     "fast": Arm(8192, "none", {}),
     "compiled": Arm(8192, "none", {"speed": Speed(compile=True)}),
@@ -238,7 +233,7 @@ def train(
         sampler=steps,
         pin_memory=device.type == "cuda",
     )
-    module = SFTModule(base, **arm.model)
+    module = arm.kind(base, **arm.model)
     trainer.fit(module, loader)
     del module, trainer
     gc.collect()

@@ -9,13 +9,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_sft import Lora
 from lit_sft.data.batching import pack_batch, pad_batch
-from lit_sft.evaluation.generate import Generation, evaluating, generate_greedy
+from lit_sft.evaluation.evaluating import evaluating
+from lit_sft.evaluation.generate import Generation, generate_greedy
 from lit_sft.model.adapter import attach_lora
 from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.cross_entropy import differentiate_by_chunks, fused_cross_entropy
 from lit_sft.model.fast.embedding import TokenRows
 from lit_sft.model.fast.lora import fuse_lora
-from lit_sft.model.fast.recompute import recompute_layers
+from lit_sft.model.fast.memory import recompute_layers
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.types import IGNORE_INDEX, Example
 

@@ -21,7 +21,7 @@ from lit_sft.data.batching import pack_batch, pad_batch, share_out
 from lit_sft.model.adapter import attach_lora
 from lit_sft.model.fast.embedding import fuse_token_rows
 from lit_sft.model.fast.lora import fuse_lora
-from lit_sft.model.fast.recompute import recompute_layers
+from lit_sft.model.fast.memory import recompute_layers
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.types import IGNORE_INDEX, Example
 

@@ -15,7 +15,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from lit_sft.evaluation.generate import Generation, evaluating, generate_greedy
+from lit_sft.evaluation.evaluating import evaluating
+from lit_sft.evaluation.generate import Generation, generate_greedy
 
 PAD, VOCABULARY, MAX_NEW = 0, 97, 24
 STOPS = list(range(1, 6))

@@ -1,22 +1,31 @@
-"""Attention over rows laid end to end, each of which sees itself alone."""
+"""Attention over packed rows, each of which sees itself alone."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+if TYPE_CHECKING:
+    from lit_sft.model.loss import CausalLM
+
 PACKED = "lit_sft_packed"
 """The name under which transformers knows `attend_packed`. Masks are not made for it."""
 
+NO_BOUNDARIES = (
+    "packed attention needs the boundaries of its rows, and no mask; a forward without them would "
+    "let rows see each other"
+)
 
-def use_attention(model: Any, packed: bool) -> None:
+
+def use_attention(model: "CausalLM", packed: bool) -> None:
     """Choose how a model attends from now on, in recomputed forwards too.
 
     Args:
         model: A model of transformers, or a `peft.PeftModel` around one.
-        packed: Whether the batches to come are rows end to end, with `cu_seq_lens`. Others take the
+        packed: Whether the batches to come are packed, with `cu_seq_lens`. Others take the
             model's own way, which is not the same for all: one may need sinks that another lacks.
     """
     decoder = model.get_decoder()
@@ -41,9 +50,9 @@ def attend_packed(
 
     Args:
         module: The attention layer.
-        query: `[1, heads, tokens, head_dim]`.
-        key: `[1, kv_heads, tokens, head_dim]`.
-        value: `[1, kv_heads, tokens, head_dim]`.
+        query: `[batch, heads, tokens, head_dim]`, a batch of 1, in any float dtype.
+        key: `[batch, kv_heads, tokens, head_dim]`, of the same dtype.
+        value: Likewise.
         attention_mask: Must be None: the boundaries say it all.
         scaling: Of the scores.
         dropout: The share of the attention weights that is zeroed.
@@ -53,33 +62,48 @@ def attend_packed(
         **kwargs: What transformers passes besides, such as the same boundaries for the keys.
 
     Returns:
-        `[1, tokens, heads, head_dim]`, and no attention weights.
+        `[batch, tokens, heads, head_dim]` in the dtype of the query, and no attention weights.
 
     Raises:
-        RuntimeError: If it is called without boundaries, or with anything that it would ignore:
-            rows would see each other, and nothing else would tell.
+        RuntimeError: Without boundaries, or with anything that would be ignored: rows would see
+            each other, and nothing else would tell.
     """
-    unknown = [name for name in ("softcap", "s_aux", "head_mask") if kwargs.get(name) is not None]
-    if unknown:
-        raise RuntimeError(f"packed attention has no {', '.join(unknown)}, which this model needs")
+    _require_nothing_unknown(kwargs)
     if cu_seq_lens_q is None or max_length_q is None or attention_mask is not None:
-        raise RuntimeError(
-            "packed attention needs the boundaries of its rows, and no mask; a forward without "
-            "them would let rows see each other"
-        )
+        raise RuntimeError(NO_BOUNDARIES)
     window = sliding_window if sliding_window and sliding_window < max_length_q else None
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
-        from torch.nn.attention.varlen import varlen_attn
-
-        q, k, v = (x.squeeze(0).transpose(0, 1) for x in _repeat_heads(query, key, value))
-        rows, longest = cu_seq_lens_q, max_length_q
-        to_the_left = window - 1 if window else -1  # -1 is all of them
-        mixed: Any = varlen_attn(
-            q, k, v, rows, rows, longest, longest, window_size=(to_the_left, 0), scale=scaling
-        )
-        return mixed.unsqueeze(0), None
+        bounds = cu_seq_lens_q, max_length_q
+        return _attend_at_once(query, key, value, *bounds, scaling, window), None
     lengths = cu_seq_lens_q.diff().tolist()
     return _attend_row_by_row(query, key, value, lengths, scaling, dropout, window), None
+
+
+def _require_nothing_unknown(options: Mapping[str, Any]) -> None:
+    unknown = [name for name in ("softcap", "s_aux", "head_mask") if options.get(name) is not None]
+    if unknown:
+        raise RuntimeError(f"packed attention has no {', '.join(unknown)}, which this model needs")
+
+
+def _attend_at_once(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Tensor,
+    longest: int,
+    scaling: float,
+    window: int | None,
+) -> Tensor:
+    """Attend within all rows by one kernel of CUDA; shapes are those of `attend_packed`."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in _repeat_heads(query, key, value))
+    to_the_left = window - 1 if window else -1  # -1 is all of them
+    mixed: Any = varlen_attn(
+        q, k, v, starts, starts, longest, longest, window_size=(to_the_left, 0), scale=scaling
+    )
+    attended: Tensor = mixed.unsqueeze(0)
+    return attended
 
 
 def _attend_row_by_row(
@@ -92,7 +116,7 @@ def _attend_row_by_row(
     window: int | None,
 ) -> Tensor:
     """Attend in float32: on a CPU, its backward is several times as fast as that of bfloat16."""
-    rows = zip(*(x.float().split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    rows = zip(*(torch.split(x.float(), lengths, dim=2) for x in (query, key, value)), strict=True)
     with torch.autocast(query.device.type, enabled=False):
         mixed = [
             scaled_dot_product_attention(

@@ -10,17 +10,20 @@ stop at a width of 256; there, logits stand in memory for a chunk of the states 
 `tests/benchmarks/head.py` compares with torch's own `linear_cross_entropy`, which is slower.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from lit_sft.model.fast.embedding import TokenRows, match_tokens
 
 ROWS_AT_ONCE = 2**14
 """Rows of the head in one call of the CPU's kernel, which lays a copy of them out for itself."""
+FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Config entries by which models multiply or divide their logits; which of the two is measured."""
 CHUNK_LOGITS = 2**27
 """Logits that stand in memory at once on other devices."""
 
@@ -37,6 +40,24 @@ class LogitScale(NamedTuple):
         """Return what the model makes of logits of any shape."""
         scaled = logits * self.factor if self.factor != 1.0 else logits
         return scaled if self.softcap is None else self.softcap * (scaled / self.softcap).tanh()
+
+
+def choose_logit_scale(plain: Tensor, own: Tensor, config: PretrainedConfig) -> LogitScale:
+    """Return what a model makes of its head's output, found by trying what its config may mean.
+
+    The entries of `FACTORS` mean a product in some models, and a quotient in others.
+
+    Args:
+        plain: What the head gives, `[tokens, vocabulary]`.
+        own: The model's logits, likewise.
+        config: The model's.
+    """
+    known_to = config.get_text_config()
+    values = [getattr(known_to, name, None) for name in FACTORS]
+    factors = [1.0, *(x for value in values if value for x in (float(value), 1 / value))]
+    softcap = getattr(known_to, "final_logit_softcapping", None)
+    known = [LogitScale(factor, cap) for factor in factors for cap in {softcap, None}]
+    return min(known, key=lambda scale: (scale.apply(plain.float()) - own.float()).norm().item())
 
 
 class Loss(NamedTuple):
@@ -69,10 +90,8 @@ def fused_cross_entropy(
     """
     if logit_scale.factor != 1.0:  # the logits are linear in the hidden states, which are narrower
         hidden = hidden * logit_scale.factor
-    loss: Tensor = _FusedCrossEntropy.apply(
-        hidden, head.weight, head.token_ids, head.rows, targets, logit_scale.softcap
-    )
-    return loss
+    apply: Callable[..., Tensor] = _FusedCrossEntropy.apply
+    return apply(hidden, head.weight, head.token_ids, head.rows, targets, logit_scale.softcap)
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
@@ -155,10 +174,7 @@ def differentiate_by_chunks(
         chunk, target = states[at : at + size], targets[at : at + size, None]
         logits = _multiply_in_float32(chunk, weight.T)
         logits[:, own_ids] = _multiply_in_float32(chunk, own.T)
-        slope = None
-        if softcap is not None:
-            slope = 1 - logits.div_(softcap).tanh_().square()
-            logits *= softcap
+        slope = None if softcap is None else _cap(logits, softcap)
         lse = logits.logsumexp(1, keepdim=True)
         loss += (lse - logits.gather(1, target)).sum()
         # In float32, so that of a target that is all but certain the small rest is left.
@@ -178,12 +194,15 @@ def _split(head: TokenRows) -> list[Tensor]:
     """Return the rows in use, as views of the frozen ones and the trained ones after them."""
     ends = pairwise([-1, *head.token_ids, len(head.weight)])
     parts = [head.weight[a + 1 : b] for a, b in ends if a + 1 < b]
-    frozen = [piece for part in parts for piece in part.split(ROWS_AT_ONCE)]
+    frozen = [piece for part in parts for piece in torch.split(part, ROWS_AT_ONCE)]
     return [*frozen, head.rows] if len(head.rows) else frozen
 
 
 def _attend(states: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log-sum-exp of the logits, and the mean of the rows by their probabilities."""
+    """Return the log-sum-exp of the logits, and the mean of the rows by their probabilities.
+
+    These are `[n]` and `[n, hidden]`, for states `[n, hidden]` and rows `[rows, hidden]`.
+    """
     query, key = states[None, None], rows[None, None]
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     mean, lse = attend(query, key, key, scale=1.0)
@@ -198,6 +217,13 @@ def _join(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     for own, part in parts:
         mean += part.float() * (own - lse).exp()[:, None]
     return lse, mean
+
+
+def _cap(logits: Tensor, softcap: float) -> Tensor:
+    """Squeeze logits in place, and return the derivative, of their shape."""
+    slope = 1 - logits.div_(softcap).tanh_().square()
+    logits *= softcap
+    return slope
 
 
 def _multiply_in_float32(left: Tensor, right: Tensor) -> Tensor:

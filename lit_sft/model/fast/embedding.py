@@ -6,11 +6,14 @@ gradient of a few rows. What is here touches those rows alone.
 
 from functools import lru_cache
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class TokenRows(NamedTuple):
@@ -28,23 +31,28 @@ class TokenRows(NamedTuple):
         return _on_device(self.token_ids, device)
 
 
-def find_frozen_layer(layer: Any) -> Any:
+def find_frozen_layer(layer: nn.Module) -> nn.Embedding | nn.Linear:
     """Return the layer as it was loaded: the `weight` of PEFT's wrapper is a trained copy.
 
     Args:
         layer: An embedding or a head, or PEFT's wrapper of one with trained rows.
     """
-    adapter = getattr(layer, "token_adapter", None)
-    return layer if adapter is None else adapter.base_layer
+    adapter = _find_token_adapter(layer)
+    return cast("nn.Embedding | nn.Linear", layer if adapter is None else adapter.base_layer)
 
 
-def read_rows(layer: Any) -> TokenRows | None:
+def _find_token_adapter(layer: Any) -> Any:
+    """Return PEFT's layer inside its wrapper of one with trained rows; None of any other."""
+    return getattr(layer, "token_adapter", None)
+
+
+def read_rows(layer: nn.Module) -> TokenRows | None:
     """Return the rows of an embedding or a head, or None where they are not all there is to it.
 
     Args:
         layer: An `nn.Embedding` or `nn.Linear`, or PEFT's wrapper of one with trained rows.
     """
-    adapter, base = getattr(layer, "token_adapter", None), find_frozen_layer(layer)
+    adapter, base = _find_token_adapter(layer), find_frozen_layer(layer)
     is_plain = isinstance(base, nn.Embedding | nn.Linear) and type(base.weight) is nn.Parameter
     if not is_plain or base.weight.requires_grad or getattr(base, "bias", None) is not None:
         return None
@@ -58,7 +66,7 @@ def read_rows(layer: Any) -> TokenRows | None:
     return TokenRows(base.weight, tuple(sorted(token_ids)), rows)
 
 
-def fuse_token_rows(model: Any) -> None:
+def fuse_token_rows(model: "PeftModel") -> None:
     """Let a `peft.PeftModel` take its trained rows by `embed` and by `project`.
 
     Args:
@@ -66,11 +74,11 @@ def fuse_token_rows(model: Any) -> None:
     """
     ways = {embed: model.get_input_embeddings(), project: model.get_output_embeddings()}
     for forward, layer in ways.items():
-        if hasattr(layer, "token_adapter"):
+        if _find_token_adapter(layer) is not None:
             layer.forward = MethodType(forward, layer)
 
 
-def embed(layer: Any, input_ids: Tensor) -> Tensor:
+def embed(layer: nn.Module, input_ids: Tensor) -> Tensor:
     """Return what an embedding gives, `[batch, tokens, hidden]`, its trained rows included.
 
     Args:
@@ -89,12 +97,12 @@ def embed(layer: Any, input_ids: Tensor) -> Tensor:
     return embedded if scale is None else embedded * scale.to(embedded.dtype)
 
 
-def project(layer: Any, hidden: Tensor) -> Tensor:
+def project(layer: nn.Module, hidden: Tensor) -> Tensor:
     """Return what a head gives, `[..., vocabulary]`, its trained rows included.
 
     Args:
         layer: An `nn.Linear`, or PEFT's wrapper of one.
-        hidden: `[..., hidden]`.
+        hidden: `[..., hidden]`, of the dtype of the head.
     """
     head = read_rows(layer)
     if head is None or not head.token_ids:
@@ -106,7 +114,15 @@ def project(layer: Any, hidden: Tensor) -> Tensor:
 
 
 def match_tokens(tokens: Tensor, token_ids: tuple[int, ...]) -> Tensor:
-    """Return which of some tokens each is, bool `[..., len(token_ids)]`; nothing waits for it."""
+    """Return which of some tokens each is, without a wait for the device.
+
+    Args:
+        tokens: int64 of any shape.
+        token_ids: The tokens.
+
+    Returns:
+        bool, of that shape and one dimension more, `[..., token_ids]`.
+    """
     return tokens.unsqueeze(-1) == _on_device(token_ids, tokens.device)
 
 

@@ -6,6 +6,7 @@ wide result three times. Here the scaling is part of a small matrix, the sum is 
 product, and the mask, a byte a number, is all that is kept beside what the base keeps anyway.
 """
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -39,14 +40,17 @@ def lora_update(
 
     Args:
         result: `[..., out]`; its dtype is what is computed in.
-        x: `[..., in]`.
-        lora_a: `[r, in]`.
-        lora_b: `[out, r]`.
+        x: `[..., in]`, of any float dtype.
+        lora_a: float32 `[r, in]`.
+        lora_b: float32 `[out, r]`.
         scaling: Of the update.
         dropout: The share of `x` that is zeroed, to a 65,536th; the rest is scaled up.
+
+    Returns:
+        `result` itself, `[..., out]`.
     """
-    updated: Tensor = _LoraUpdate.apply(result, x, lora_a, lora_b, scaling, dropout)
-    return updated
+    apply: Callable[..., Tensor] = _LoraUpdate.apply
+    return apply(result, x, lora_a, lora_b, scaling, dropout)
 
 
 class _LoraUpdate(torch.autograd.Function):
@@ -79,7 +83,7 @@ class _LoraUpdate(torch.autograd.Function):
 
 
 def draw_mask(rows: Tensor, dropout: float) -> Tensor:
-    """Return which entries are kept, as a bool tensor like `rows`.
+    """Return which entries are kept, bool `[rows, in]`, of the shape of `rows`.
 
     On a CPU, cutting random words is several times as fast as `bernoulli_`. (`torch.compile` knows
     the operation `randint`, and no `random_` with a range.)

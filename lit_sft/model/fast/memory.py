@@ -1,21 +1,40 @@
-"""How much memory a run holds."""
+"""Memory against arithmetic: weights that are kept dequantised, activations that are made again.
 
-import resource
-import sys
+bitsandbytes makes the weights of a frozen base anew in every forward, every backward, and every
+recomputed forward. They never change, so that once is enough where memory allows it. The numbers
+stay the same, to the bit wherever bitsandbytes multiplies with what it dequantises; for the few
+tokens of a decoding step on CUDA it has a kernel that rounds otherwise. Which layers keep their
+activations, and which compute them again (Chen et al., 2016), changes no number at all.
+"""
+
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-GIB = 2**30
+from lit_sft.data.batching import pack_batch, pad_batch
+from lit_sft.errors import InputError
+from lit_sft.model.figures import GIB
+from lit_sft.model.loss import sum_supervised_loss
+from lit_sft.types import Example
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
-def peak_memory_gib(device: torch.device) -> float:
-    """Return the most memory held so far, in GiB: the device's on CUDA, else the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / GIB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / GIB
+WeightCache = Literal["auto", "none", "bf16"]
+AFFORDABLE = 0.5
+"""The share of the free memory that `auto` takes at most; activations need the rest."""
+Policy = Literal["auto", "all", "none", "every_n"]
+PROBED_TOKENS = 64
+RESERVED_BYTES = 2 * GIB
+"""For the logits of a chunk, the gradients, and what the optimizer holds from its first step on."""
+USABLE = 0.85
+"""The share of the rest of the free memory that activations may take; blocks are never packed."""
 
 
 def free_memory_bytes(device: torch.device) -> float:
@@ -35,3 +54,128 @@ def _free_in_container() -> float:
         return int(limit) - int(used)
     except (OSError, ValueError):  # no such file, or the limit reads "max"
         return float("inf")
+
+
+def cache_weights(
+    base: nn.Module, cache: WeightCache, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Replace the 4-bit layers of a base by plain ones that hold the rounded weights.
+
+    Args:
+        base: Before an adapter is attached.
+        cache: `auto` does it where it takes up to half of the free memory.
+        dtype: What the base is computed in.
+        device: Where it is.
+
+    Returns:
+        The bytes that the weights take now; 0 where nothing was done.
+
+    Raises:
+        InputError: If `bf16` is asked for and there is no memory for it, or another dtype.
+    """
+    layers = find_quantized_layers(base)
+    if cache == "none" or not layers:
+        return 0
+    needed = sum(layer.in_features * layer.out_features for _, _, layer in layers) * dtype.itemsize
+    free = free_memory_bytes(device)
+    if cache == "auto" and needed > AFFORDABLE * free:
+        return 0
+    if cache == "bf16" and dtype != torch.bfloat16:
+        raise InputError(
+            "model.quantization.weight_cache: bf16 goes with trainer.precision bf16-mixed; auto "
+            "keeps the weights in the dtype of any other"
+        )
+    if needed > free:
+        raise InputError(
+            f"model.quantization.weight_cache: bf16 takes {needed / GIB:.1f} GiB, and "
+            f"{free / GIB:.1f} GiB are free on {device}; use auto or none"
+        )
+    for parent, name, layer in layers:
+        setattr(parent, name, _dequantize(layer, dtype))
+    return needed
+
+
+def find_quantized_layers(base: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """Return the 4-bit layers of a model, each behind its parent and its name there."""
+    return [
+        (parent, name, child)
+        for parent in base.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Linear) and hasattr(child.weight, "quant_state")
+    ]
+
+
+def _dequantize(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
+    from bitsandbytes.functional import dequantize_4bit
+
+    quantized: Any = layer.weight
+    weight = dequantize_4bit(quantized.data, quantized.quant_state).to(dtype)
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    plain.bias = layer.bias
+    return plain.train(layer.training)
+
+
+def recompute_layers(model: "PreTrainedModel | PeftModel", count: int) -> None:
+    """Let evenly spread layers keep their input alone, and the others all that they need.
+
+    Args:
+        model: A model of transformers, or a `peft.PeftModel`; it applies in training mode alone.
+        count: How many layers compute their forward again.
+    """
+    layers = find_layers(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for index, layer in enumerate(layers):
+        layer.gradient_checkpointing = (index + 1) * count // len(layers) > (
+            index * count // len(layers)
+        )
+
+
+def find_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
+    """Return the layers that can compute their forward again."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def choose_count(bytes_per_layer: float, layers: int, free: float) -> int:
+    """Return the smallest number of layers to recompute with which the others' activations fit.
+
+    Args:
+        bytes_per_layer: What one layer keeps for a whole pass.
+        layers: Of the model.
+        free: In bytes, before the first step.
+    """
+    room = max(0.0, (free - RESERVED_BYTES) * USABLE)
+    # A recomputed layer, too, holds all its activations once, in its own backward.
+    fitting = int(room // bytes_per_layer)
+    return 0 if fitting >= layers else min(layers, layers - fitting + 1)
+
+
+def count_bytes_per_token(model: "PeftModel", device: torch.device, packed: bool = True) -> float:
+    """Return what one token keeps for the backward pass in one layer, counted in a small forward.
+
+    Args:
+        model: A `peft.PeftModel` in training mode; random states are left as they were.
+        device: Where it is.
+        packed: Whether rows are to be packed.
+    """
+    ids = [1] * PROBED_TOKENS
+    row = [Example(ids, ids)]
+    batch = pack_batch(row) if packed else pad_batch(row, pad_token_id=0)
+    on_device = move_data_to_device(batch, device)
+    weights = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+    ):
+        loss = sum_supervised_loss(model, on_device)  # holds the graph, so that no memory is reused
+    del loss
+    return sum(kept.values()) / PROBED_TOKENS / len(find_layers(model))

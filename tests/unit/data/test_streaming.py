@@ -9,8 +9,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from datasets import Dataset
+from plain_module import PlainModule
 
-from lit_sft import ChatFile, Mixture, SFTDataModule, SFTModule, Speed
+from lit_sft import ChatFile, Mixture, SFTDataModule
 from lit_sft.data.splits import SAMPLE_ROWS, take_sample
 from lit_sft.errors import InputError
 from lit_sft.tasks.json_rows import JsonLines
@@ -125,9 +126,8 @@ def test_a_window_without_rows_changes_no_weight_and_has_no_loss(tiny_base, tmp_
     path = write(tmp_path / "a.jsonl", 8, long=range(1, 8))
     sizes = {"batch_size": 1, "accumulate_grad_batches": 1, "max_length": 100, "val_rows": 0}
     data = SFTDataModule(ChatFile(path), streaming=True, **sizes)
-    module = SFTModule(
-        str(tiny_base), optimizer="adamw", weight_decay=0.1, speed=Speed(flat_optimizer=flat)
-    )
+    switches = {"fused_head": True, "fused_lora": True, "flat_optimizer": flat}
+    module = PlainModule(str(tiny_base), optimizer="adamw", weight_decay=0.1, **switches)
     steps = Steps()
     trainer = pl.Trainer(
         max_epochs=1, default_root_dir=tmp_path, logger=False, callbacks=[steps], **QUIET

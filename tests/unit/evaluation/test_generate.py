@@ -8,7 +8,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_sft.errors import InputError
-from lit_sft.evaluation.generate import evaluating, generate_greedy
+from lit_sft.evaluation.evaluating import evaluating
+from lit_sft.evaluation.generate import generate_greedy
 
 STOPS, PAD, MAX_NEW = [1], 0, 6
 PROMPTS = [[7] * length for length in (3, 9, 1, 5, 9, 2, 4)]

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lit_sft import Lora, Quantization, SFTDataModule, SFTModule, WordProblems
 from lit_sft.callbacks.save_adapter import SaveAdapter
 from lit_sft.errors import InputError
-from lit_sft.model.adapter import attach_lora, fingerprint_base
+from lit_sft.model.adapter import attach_lora
+from lit_sft.model.base_model import fingerprint_base
 
 PLAIN = Quantization(format="none")
 

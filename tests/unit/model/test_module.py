@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from architectures import build
+from plain_module import PlainModule
 from tiny_tokenizer import build_tiny_tokenizer
 from torch.utils.data import DataLoader
 
@@ -15,13 +16,12 @@ from lit_sft import (
     Quantization,
     SFTDataModule,
     SFTModule,
-    Speed,
     WordProblems,
 )
 from lit_sft.data.batching import pack_batch
 from lit_sft.errors import InputError, NonFiniteError
-from lit_sft.model.adapter import require_same_shapes
 from lit_sft.model.loss import sum_supervised_loss
+from lit_sft.model.saved_adapter import require_same_shapes
 
 DTYPE = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 
@@ -41,10 +41,10 @@ def make_trainer(root, steps=2, precision="32-true", **kwargs) -> pl.Trainer:
     )
 
 
-def make_run(base, **module_args):
+def make_run(base, kind=SFTModule, **module_args):
     module_args = {"learning_rate": 1e-2, "lora": Lora(r=4, alpha=8)} | module_args
     data = SFTDataModule(WordProblems(train_rows=64), val_rows=8, max_length=600)
-    return SFTModule(str(base), **module_args), data
+    return kind(str(base), **module_args), data
 
 
 def gradient_of(module, batch, seed=0) -> torch.Tensor:
@@ -146,9 +146,9 @@ def test_a_cache_of_the_weights_changes_no_bit(tiny_base, tmp_path, precision):
 def test_one_buffer_for_the_optimizer_changes_no_bit(tiny_base, tmp_path, optimizer):
     saved = {}
     for flat in (True, False):
-        speed = Speed(flat_optimizer=flat)
-        run = {"speed": speed, "optimizer": optimizer, "max_grad_norm": 0.0, "weight_decay": 0.1}
-        module, data = make_run(tiny_base, **run)
+        run = {"optimizer": optimizer, "max_grad_norm": 0.0, "weight_decay": 0.1}
+        run |= {"kind": PlainModule, "fused_head": True, "fused_lora": True}
+        module, data = make_run(tiny_base, flat_optimizer=flat, **run)
         trainer = make_trainer(tmp_path, steps=3)
         trainer.fit(module, data)
         module.zero_grad()  # as a user may; it must not cut the ties to the buffer
@@ -288,7 +288,7 @@ def test_the_rate_counts_the_wait_for_the_loader_and_nothing_between_steps(
     data = Ticking(WordProblems(train_rows=64), val_rows=8, max_length=600)
     ticks = Tick(data)
     clock = SimpleNamespace(perf_counter=lambda: data.now)
-    monkeypatch.setattr("lit_sft.model.step_clock.time", clock)
+    monkeypatch.setattr("lit_sft.model.figures.time", clock)
     make_trainer(tmp_path, steps=3, val_check_interval=2, callbacks=[ticks]).fit(module, data)
     assert len(ticks.figures) == 3
     for tokens, figures in ticks.figures:

@@ -8,8 +8,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from lit_sft import Lora
 from lit_sft.errors import InputError
 from lit_sft.model.adapter import attach_lora
-from lit_sft.model.fast.cross_entropy import LogitScale
-from lit_sft.model.probe import choose_logit_scale, probe_model, require_fixed_positions
+from lit_sft.model.base_model import require_fixed_positions
+from lit_sft.model.fast.cross_entropy import LogitScale, choose_logit_scale
+from lit_sft.model.probe import probe_model
 
 SIZES = {
     "vocab_size": 97,

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lit_sft import Lora, SFTDataModule, SFTModule, Speed, WordProblems
+from lit_sft import Lora, SFTDataModule, SFTModule, WordProblems
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.errors import InputError
 
@@ -114,7 +114,6 @@ def test_a_checkpoint_of_the_first_release_goes_on_to_the_same_bits(
     [
         ({"lora": Lora(r=4, alpha=9)}, "model.lora.alpha: was 8, is now 9"),
         ({"lora": Lora(r=4, alpha=8, target_modules=("q_proj",))}, "model.lora.target_modules: "),
-        ({"speed": Speed(fused_lora=False)}, "model.speed.fused_lora: was True, is now False"),
         ({"optimizer": "adamw"}, "model.optimizer: was paged_adamw_32bit, is now adamw"),
         ({"data_options": {"max_length": 400}}, "data.rows: was "),
         ({"data_options": {"seed": 1}}, "data.seed: was 0, is now 1"),
@@ -131,11 +130,28 @@ def test_a_checkpoint_of_the_first_release_is_refused_with_what_differs(
 
 
 def test_an_option_that_is_new_since_had_its_default(tiny_base, tmp_path, whole):
-    run = without(whole[1], "model.speed.fused_lora")
+    run = without(whole[1], "model.lora.dropout")
     path = write(tmp_path / "x.ckpt", whole[1], run=run)
     assert is_whole(train(tiny_base, tmp_path, path), whole)
-    with pytest.raises(InputError, match=r"fused_lora: was True, is now False"):
-        train(tiny_base, tmp_path, path, speed=Speed(fused_lora=False))
+    with pytest.raises(InputError, match=r"dropout: was 0\.1, is now 0\.2"):
+        train(tiny_base, tmp_path, path, lora=Lora(r=4, alpha=8, dropout=0.2))
+
+
+@pytest.mark.parametrize("field", ["fused_head", "fused_lora", "flat_optimizer"])
+def test_an_option_that_every_run_has_now_is_compared_with_what_it_was(
+    tiny_base, tmp_path, whole, first_form, field
+):
+    name = f"model.speed.{field}"
+    same = write(tmp_path / "same.ckpt", whole[1], run={**whole[1]["run"], name: True})
+    assert is_whole(train(tiny_base, tmp_path, same), whole)
+    old = torch.load(first_form, weights_only=True)
+    speed = old["run"]["model.speed"].replace(f"{field}=True", f"{field}=False")
+    for run in ({**whole[1]["run"], name: False}, {**old["run"], "model.speed": speed}):
+        path = write(tmp_path / "other.ckpt", whole[1], run=run)
+        with pytest.raises(InputError, match=rf"{name}: was False, is now True") as error:
+            train(tiny_base, tmp_path, path)
+        assert str(error.value).count("\n  ") == 1
+        train(tiny_base, tmp_path, path, accept_changes=[name])
 
 
 def test_all_that_decides_the_bits_is_compared(tiny_base, tmp_path, whole):

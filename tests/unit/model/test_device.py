@@ -1,14 +1,17 @@
-"""What a device computes natively decides the precision, and what it lacks is said or refused."""
+"""What a device computes natively decides the precision, a small model takes few threads."""
 
 import pytest
 import torch
 
 from lit_sft.errors import InputError
-from lit_sft.model.precision import (
+from lit_sft.model.device import (
+    SAID_BY_USER,
     Device,
     choose_precision,
+    count_threads,
     describe_device,
     find_device,
+    limit_threads,
     measure_slowdown,
     require_precision,
 )
@@ -72,3 +75,51 @@ def test_the_slowdown_is_a_ratio():
     threads = torch.get_num_threads()
     assert measure_slowdown(rows=8, width=8, seconds=0.001) > 0
     assert torch.get_num_threads() == threads
+
+
+@pytest.fixture
+def eight_threads(monkeypatch):
+    """Eight threads and no wishes of a user; afterwards as before."""
+    for name in SAID_BY_USER:
+        monkeypatch.delenv(name, raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("eight_threads")
+@pytest.mark.parametrize(
+    ("width", "available", "threads"),
+    [(64, 64, 1), (256, 2, 1), (512, 64, 2), (1024, 64, 8), (3072, 64, 64), (3072, 0, 1)],
+)
+def test_they_grow_with_the_model(width, available, threads):
+    assert count_threads(width, available) == threads
+
+
+@pytest.mark.usefixtures("eight_threads")
+def test_ranks_share_the_cores_and_inherit_the_number(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "x")  # so that what is set here is taken back
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    limit_threads(width=3072, processes=2)
+    assert torch.get_num_threads() == 4
+    limit_threads(width=256, processes=1)
+    assert torch.get_num_threads() == 4  # what the first has set now stands like a user's
+
+
+@pytest.mark.usefixtures("eight_threads")
+@pytest.mark.parametrize("name", SAID_BY_USER)
+def test_what_the_user_has_set_stands(monkeypatch, name):
+    monkeypatch.setenv(name, "8")
+    limit_threads(width=64, processes=1)
+    assert torch.get_num_threads() == 8
+    monkeypatch.delenv(name)
+    limit_threads(width=64, processes=1)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.usefixtures("eight_threads")
+def test_a_user_who_has_set_fewer_keeps_them():
+    torch.set_num_threads(2)
+    limit_threads(width=4096, processes=1)
+    assert torch.get_num_threads() == 2

@@ -1,19 +1,25 @@
-"""What an adapter says it is, in `adapter_config.json`: computed as said, or refused by name."""
+"""An adapter that was trained before: computed as its config says, or refused by name."""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedModel
 
 from lit_sft.errors import InputError, require
-from lit_sft.model.base_model import Lora
-from lit_sft.model.targets import find_targets, list_adapted
+from lit_sft.model.adapter import Lora, find_targets, list_adapted, name_token_layers
+from lit_sft.model.base_model import fingerprint_base
 from lit_sft.paths import is_local, locate, require_folder
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 CONFIG = "adapter_config.json"
+PROVENANCE = "lit_sft.json"
+"""In an adapter's folder: what the adapter was trained on, so that a wrong base is found out."""
 HONOURED = frozenset({"r", "lora_alpha", "trainable_token_indices"})
 """Fields that the adapter here is compared with, besides those of `TARGETING`."""
 TARGETING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
@@ -72,27 +78,52 @@ def read_adapter_config(adapter: str) -> dict[str, Any]:
     return dict(config)
 
 
-def name_token_layers(
-    model: PreTrainedModel, token_ids: Sequence[int], also_tied: bool = False
-) -> dict[str, list[int]]:
-    """Return the layers whose rows are trained, as `trainable_token_indices` names them.
-
-    Args:
-        model: The base, with weights or without.
-        token_ids: The rows.
-        also_tied: Whether the head of a tied pair is named; PEFT wraps both for one name.
-    """
-    layers = [model.get_input_embeddings()]
-    if also_tied or not model.config.tie_word_embeddings:
-        layers.append(model.get_output_embeddings())
-    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
-    return {names[id(layer)]: list(token_ids) for layer in layers}
-
-
 def read_adapter_tokens(adapter: str) -> list[int]:
     """Return the token ids whose rows an adapter has trained, in its order."""
     layers = read_adapter_config(adapter).get("trainable_token_indices") or []
     return list(next(iter(layers.values())) if isinstance(layers, dict) else layers)
+
+
+def load_adapter(model: "PeftModel", adapter: str) -> None:
+    """Put the weights of an adapter's folder or Hub id into a `peft.PeftModel`.
+
+    Raises:
+        InputError: If the adapter was trained on another base, or its tensors are not exactly the
+            model's.
+    """
+    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+    _require_same_base(model, adapter)
+    weights = load_peft_weights(locate(adapter), device="cpu")
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    require_same_shapes(own, weights, f"model.adapter {adapter!r}")
+    set_peft_model_state_dict(model, weights)
+
+
+def require_same_shapes(
+    expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], what: str
+) -> None:
+    """Raise `InputError` unless two sets of tensors have the same names and shapes.
+
+    Args:
+        expected: Those of this model.
+        given: Those of a file.
+        what: What to call the file.
+    """
+
+    def describe(tensor: torch.Tensor | None) -> str:
+        return "missing" if tensor is None else str(list(tensor.shape))
+
+    differing = [
+        f"{name}: here {describe(expected.get(name))}, there {describe(given.get(name))}"
+        for name in sorted(expected.keys() | given.keys())
+        if describe(expected.get(name)) != describe(given.get(name))
+    ]
+    require(
+        not differing,
+        f"{what} is of another adapter: {len(differing)} tensors differ, such as "
+        f"{'; '.join(differing[:3])}. Were model.lora or model.trainable_tokens changed?",
+    )
 
 
 def require_plain_lora(adapter: str, config: Mapping[str, Any]) -> None:
@@ -112,7 +143,8 @@ def require_plain_lora(adapter: str, config: Mapping[str, Any]) -> None:
         unlike.append(f"task_type: {task}")
     from peft import LoraConfig
 
-    defaults = LoraConfig().to_dict()
+    plain: Any = LoraConfig()
+    defaults = plain.to_dict()
     for name in sorted(config.keys() - {"peft_type", "task_type", "init_lora_weights"}):
         value, default = config[name], defaults.get(name)
         is_known = name in HONOURED or name in TARGETING or name in NEUTRAL
@@ -192,5 +224,18 @@ def _list_theirs(adapter: str, targeting: Mapping[str, Any], base: PreTrainedMod
         ) from error
 
 
-def _in_order(value: Any) -> Any:
+def _in_order(value: object) -> object:
     return sorted(value) if isinstance(value, list) else value
+
+
+def _require_same_base(model: "PeftModel", adapter: str) -> None:
+    path = Path(locate(adapter)) / PROVENANCE
+    if not path.is_file():
+        return  # trained by another tool, or not on this machine: the shapes must do
+    there = json.loads(path.read_text(encoding="utf-8"))
+    here = fingerprint_base(model)
+    require(
+        there.get("base_sha256") == here,
+        f"model.adapter: {adapter!r} was trained on another base, {there.get('base_model')!r} "
+        f"(fingerprint {str(there.get('base_sha256'))[:12]}; here it is {here[:12]})",
+    )

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lit_sft import Lora
 from lit_sft.cli.failures import explain
 from lit_sft.model.adapter import attach_lora
-from lit_sft.model.determinism import is_deterministic, settle
+from lit_sft.model.fast.kernels import is_deterministic, settle
 
 
 @pytest.fixture(autouse=True)

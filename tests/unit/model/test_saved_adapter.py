@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from lit_sft import Lora, Quantization, SFTDataModule, SFTModule, WordProblems
 from lit_sft.callbacks.save_adapter import SaveAdapter
 from lit_sft.errors import InputError
-from lit_sft.model.adapter_config import require_plain_lora
+from lit_sft.model.saved_adapter import require_plain_lora
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TOKENS = torch.arange(3, 40).reshape(1, -1)

@@ -1,0 +1,105 @@
+"""What a checkpoint holds, and which checkpoints a run may go on from."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_sft.errors import require
+from lit_sft.model.nonfinite import require_finite_weights
+from lit_sft.model.saved_adapter import require_same_shapes
+from lit_sft.run.identity import (
+    describe_run,
+    describe_settings,
+    find_differences,
+    match_runs,
+    only_what_answers_depend_on,
+    require_same_run,
+)
+
+if TYPE_CHECKING:
+    from lit_sft.model.module import SFTModule
+
+
+def fill_checkpoint(checkpoint: dict[str, Any], module: "SFTModule") -> None:
+    """Keep the adapter and what the run is, and drop the frozen base.
+
+    Args:
+        checkpoint: As Lightning has gathered it.
+        module: In a trainer.
+
+    Raises:
+        NonFiniteError: If the adapter is not finite.
+    """
+    checkpoint["state_dict"] = {
+        name: parameter.detach().clone() for name, parameter in module.trained_parameters.items()
+    }
+    require_finite_weights(checkpoint["state_dict"], module.global_step)
+    checkpoint["nonfinite"] = module.nonfinite.state_dict()
+    checkpoint["optimizer_parameters"] = list(module.trained_parameters)
+    checkpoint["run"] = describe_run(module)
+    checkpoint["settings"] = describe_settings(module)
+
+
+def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
+    """Refuse a checkpoint of another adapter, and to go on with another run's.
+
+    Args:
+        checkpoint: As `fill_checkpoint` left it, in this release or an earlier one.
+        module: In a trainer; in `fit`, it takes up the counts of the interrupted run.
+
+    Raises:
+        InputError: With what differs.
+    """
+    require("run" in checkpoint, "the checkpoint is none of this trainer's: it names no run")
+    trained, fits = module.trained_parameters, module.trainer.state.fn == "fit"
+    saved, now = match_runs(checkpoint["run"], module)
+    if not fits:
+        saved, now = only_what_answers_depend_on(saved), only_what_answers_depend_on(now)
+    require_same_run(saved, now, module.accept_changes)
+    require_same_shapes(trained, checkpoint["state_dict"], "the checkpoint")
+    if not fits:
+        return
+    if unknown := sorted(now.keys() - saved.keys()):
+        rank_zero_info(f"the checkpoint does not say, and may differ in: {', '.join(unknown)}")
+    require_same_layout(checkpoint.get("optimizer_states", []))
+    # Earlier releases named none, but saved the weights in that order.
+    names = checkpoint.get("optimizer_parameters", list(checkpoint["state_dict"]))
+    require_same_order(names, list(trained))
+    changes = find_differences(checkpoint.get("settings", {}), describe_settings(module))
+    for name, change in changes.items():
+        rank_zero_info(f"{name} {change}")
+    module.nonfinite.load_state_dict(checkpoint["nonfinite"])
+
+
+def require_same_layout(optimizer_states: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `InputError` if a saved optimizer does not know the parameters as one buffer.
+
+    Args:
+        optimizer_states: Of a checkpoint.
+    """
+    for state in optimizer_states:
+        is_flat = sum(len(group["params"]) for group in state["param_groups"]) == 1
+        require(
+            is_flat,
+            "model.speed.flat_optimizer: was False in the checkpoint, whose optimizer state fits "
+            "no other form; now it is always True: go on with the release that wrote it",
+        )
+
+
+def require_same_order(saved: Sequence[str], now: Sequence[str]) -> None:
+    """Raise `InputError` if a saved optimizer knows the same parameters in another order.
+
+    Its state has no names: a moment of one parameter would be taken for that of another.
+
+    Args:
+        saved: The names of its parameters, in its order.
+        now: Those of this run, in the order in which an optimizer is given them.
+    """
+    differing = [f"{now[i]}, was {name}" for i, name in enumerate(saved) if name != now[i]]
+    require(
+        not differing,
+        f"the checkpoint's optimizer has its parameters in another order: at {len(differing)} of "
+        f"{len(now)} places is another one, such as {'; '.join(differing[:2])}. Go on with the "
+        "releases of peft and transformers that it was made with",
+    )
