@@ -30,6 +30,7 @@ class Slots(CacheLayerMixin):
         self.rows, self.seen, self.is_reading = slice(0, rows), places, True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make room, once it is known of what."""
         rows, places = self.shape
         for name, states in (("keys", key_states), ("values", value_states)):
             _, heads, _, width = states.shape
@@ -39,6 +40,7 @@ class Slots(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        """Write what is new, and return all that may be looked at."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         keys: Any = self.keys
@@ -59,12 +61,15 @@ class Slots(CacheLayerMixin):
                 held[: len(rows)] = held[rows]
 
     def get_seq_length(self) -> int:
-        return 0  # positions are given
+        """Return 0: positions are given."""
+        return 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the places, of which none is left out."""
         return self.shape[1], 0
 
     def get_max_length(self) -> int:
+        """Return the places."""
         return self.shape[1]
 
     get_max_cache_shape = get_max_length  # its name before transformers 5.24

@@ -45,18 +45,25 @@ class GraphedDecoder:
     Args:
         decode: Runs the layers; of the batch, it is given `input_ids`, `position_ids`,
             `cu_seq_lens` and `max_length`.
-        parameters: The trained ones. Each has a `grad`, to which a backward pass adds, and which
-            stays where it is.
+        parameters: The trained ones.
+        gradient: Of all of them, end to end, `[elements]`: a backward pass adds to it, in place.
         max_length: Of a row, in tokens.
     """
 
-    def __init__(self, decode: Decode, parameters: Sequence[nn.Parameter], max_length: int) -> None:
+    def __init__(
+        self,
+        decode: Decode,
+        parameters: Sequence[nn.Parameter],
+        gradient: Tensor,
+        max_length: int,
+    ) -> None:
         self._decode, self._parameters, self._max_length = decode, list(parameters), max_length
+        self._gradient = gradient
         self._step = min(SIZE_STEP, max_length)
         self._graphs: dict[Size, _Graphs] = {}
         self.is_capturing = True
         self._pool: Any = None
-        self._anchor = torch.zeros((), device=self._parameters[0].device, requires_grad=True)
+        self._anchor = torch.zeros((), device=gradient.device, requires_grad=True)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the last hidden states, `[1, tokens, hidden]`, with a gradient."""
@@ -74,8 +81,7 @@ class GraphedDecoder:
     def _try_to_capture(self, size: Size) -> None:
         device = self._anchor.device
         states = torch.cuda.get_rng_state(device)
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        before = [gradient.clone() for gradient in gradients]
+        before = self._gradient.clone()
         try:
             self._graphs[size] = self._capture(size)
         except RuntimeError as error:  # also torch.OutOfMemoryError
@@ -89,8 +95,7 @@ class GraphedDecoder:
                 stacklevel=2,
             )
         finally:
-            for gradient, value in zip(gradients, before, strict=True):
-                gradient.copy_(value)
+            self._gradient.copy_(before)
             torch.cuda.set_rng_state(states, device)
 
     def _capture(self, size: Size) -> "_Graphs":
@@ -115,12 +120,9 @@ class GraphedDecoder:
         return _Graphs(forward, backward, batch, hidden.detach(), slope)
 
     def _add_gradients(self, hidden: Tensor, slope: Tensor) -> None:
-        """Add to each `grad`; autograd itself may do so on another stream."""
-        found = torch.autograd.grad(hidden, self._parameters, slope, allow_unused=True)
-        for parameter, gradient in zip(self._parameters, found, strict=True):
-            # Some rows of a trained head are not in the layers.
-            if parameter.grad is not None and gradient is not None:
-                parameter.grad += gradient
+        """Add to the gradient, all at once; autograd would, one by one."""
+        found = torch.autograd.grad(hidden, self._parameters, slope, materialize_grads=True)
+        self._gradient += torch.cat([gradient.flatten() for gradient in found])
 
 
 class _Graphs(NamedTuple):
