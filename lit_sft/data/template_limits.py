@@ -3,9 +3,10 @@
 A template comes with a tokenizer from the Hub. The sandbox of transformers keeps it from files and
 from Python, and not from a loop in a loop, a string that doubles, or a number with a billion
 digits. Three bounds end all of these. A thread looks at the clock, and raises an error in the
-thread that renders: a template is no more than Python between two looks. The system bounds the
-memory, so that what would take more fails where it asks for it. And the one operation that can take
-hours in a single step, a power, no honest template has.
+thread that renders: a template is Python, which looks up between two operations. For an operation
+that takes hours by itself there is `lit_sft.data.watchdog`. The system bounds the memory, so that
+what would take more fails where it asks for it. And powers, which need hours at once, no honest
+template has.
 """
 
 import ctypes
@@ -20,6 +21,7 @@ from typing import TypeVar
 
 from jinja2 import Environment, TemplateSyntaxError
 
+from lit_sft.data.watchdog import Watchdog
 from lit_sft.errors import InputError, require
 
 try:
@@ -29,6 +31,8 @@ except ImportError:  # on Windows, where memory is not bounded
 
 MAX_SECONDS = 20.0
 """Of one rendering: an honest one takes a ten-thousandth of it."""
+SILENT_SECONDS = 10.0
+"""More, after which a rendering that does not look up is ended with the process that it is in."""
 MAX_BYTES = 2**31
 """Of memory that a rendering may add."""
 MAX_TEMPLATE = 2**20
@@ -36,6 +40,8 @@ MAX_TEMPLATE = 2**20
 FREE_TEXT, GROWTH = 2**22, 64
 """Characters that any turns may be written as, and how many more for each one that they say."""
 POLL_SECONDS = 0.25
+LINGER_SECONDS = 5.0
+"""For which those who look wait for the next rendering."""
 ADVICE = "; set another data.chat_template, and mistrust where this one comes from"
 STATM = Path("/proc/self/statm")
 
@@ -57,8 +63,9 @@ class _Watch:
         self.deadlines: dict[int, float] = {}
         self.late: set[int] = set()
         self.thread: threading.Thread | None = None
+        self.dog: Watchdog | None = None
 
-    def call(self, function: Callable[[], Result]) -> Result:
+    def call(self, function: Callable[[], Result], where: str) -> Result:
         """Call a function, and raise `_TooSlow` in it if it takes too long, and nowhere else."""
         own = threading.get_ident()
         with self.lock:
@@ -66,6 +73,12 @@ class _Watch:
             if self.thread is None:
                 self.thread = threading.Thread(target=self._look, name="templates", daemon=True)
                 self.thread.start()
+            if self.dog is None:
+                self.dog = Watchdog(MAX_SECONDS + SILENT_SECONDS)
+            self.dog.begin(
+                f"the chat template of {where!r} took more than {MAX_SECONDS + SILENT_SECONDS:g} s "
+                f"for one operation{ADVICE}"
+            )
         try:
             return function()
         finally:
@@ -78,16 +91,28 @@ class _Watch:
     def _leave(self, own: int) -> None:
         with self.lock:
             self.deadlines.pop(own, None)
+            if self.dog is not None and not self.deadlines:
+                self.dog.end()
             if own in self.late:  # its error may be under way, and would strike somebody else
                 _raise_in(own, None)
                 self.late.remove(own)
 
+    def leave_to_parent(self) -> None:
+        """Start anew in a fork, which has none of the threads."""
+        if self.dog is not None:
+            self.dog.forget()
+        self.__init__()  # type: ignore[misc]
+
     def _look(self) -> None:
+        last = time.monotonic()
         while True:
             time.sleep(POLL_SECONDS)
             with self.lock:
-                if not self.deadlines:
-                    self.thread = None
+                last = time.monotonic() if self.deadlines else last
+                if time.monotonic() - last > LINGER_SECONDS:
+                    dog, self.dog, self.thread = self.dog, None, None
+                    if dog is not None:
+                        dog.leave()
                     return
                 for thread, deadline in self.deadlines.items():
                     if time.monotonic() > deadline:
@@ -103,8 +128,8 @@ def _raise_in(thread: int, error: type[Exception] | None) -> None:
 
 _watch = _Watch()
 _memory_lock, _memory_users = threading.RLock(), 0
-if hasattr(os, "register_at_fork"):  # a process that is forked has none of the threads
-    os.register_at_fork(after_in_child=_watch.__init__)  # type: ignore[misc]
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_watch.leave_to_parent)
 
 
 def call_within_limits(function: Callable[[], Result], template: str, where: str) -> Result:
@@ -122,9 +147,9 @@ def call_within_limits(function: Callable[[], Result], template: str, where: str
         _check_program(template, where)
         try:
             if _memory_users:
-                return _watch.call(function)
+                return _watch.call(function, where)
             with limit_memory():
-                return _watch.call(function)
+                return _watch.call(function, where)
         except _TooSlow:
             too_much = f"took more than {MAX_SECONDS:g} s for a row"
         except MemoryError:
