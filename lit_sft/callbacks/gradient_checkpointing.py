@@ -42,6 +42,10 @@ class GradientCheckpointing(pl.Callback):
         if count:
             recompute_layers(pl_module.model, count)
 
+    def advise_less_memory(self) -> str:
+        """Return what would recompute more; nothing where all layers are."""
+        return "" if self.policy == "all" else "GradientCheckpointing's policy: all"
+
     def _choose(self, trainer: pl.Trainer, pl_module: Any, layers: int) -> int:
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "max_tokens_per_pass"):

@@ -39,7 +39,7 @@ from lit_sft.model.precision import describe_device, require_precision, tell_if_
 from lit_sft.model.probe import LONGEST, probe_model, require_fixed_positions
 from lit_sft.model.step_clock import StepClock
 from lit_sft.model.targets import find_targets
-from lit_sft.model.trainer_options import require_a_validation, require_limits
+from lit_sft.model.trainer_options import require_known_trainer
 from lit_sft.run.identity import (
     describe_run,
     describe_settings,
@@ -48,7 +48,7 @@ from lit_sft.run.identity import (
     only_what_answers_depend_on,
     require_same_run,
 )
-from lit_sft.run.publish import publish
+from lit_sft.run.metrics_file import publish
 from lit_sft.types import Batch, Prompt, Window
 
 
@@ -161,8 +161,7 @@ class SFTModule(pl.LightningModule):
             f"trainer.strategy must be auto or ddp, got {type(strategy).__name__}",
         )
         if stage == "fit":
-            require_limits(self.trainer)
-            require_a_validation(self.trainer)
+            require_known_trainer(self.trainer)
         if self._model is None:
             self.check_base()
             data: Any = getattr(self.trainer, "datamodule", None)
