@@ -115,6 +115,8 @@ def build_trainer(**options: Any) -> pl.Trainer:
     bars = [x for x in callbacks if isinstance(x, ProgressBar) and not isinstance(x, Progress)]
     if bars or options["enable_progress_bar"] is False:
         callbacks = [x for x in callbacks if not isinstance(x, Progress)]
+    # Before those of the user, some of which look for a logger: it opens the file of figures.
+    callbacks.sort(key=lambda callback: not isinstance(callback, RecordRun))
     loggers: list[Logger] = _as_list(options["logger"])
     for logger in loggers:
         if isinstance(logger, WandbRun):

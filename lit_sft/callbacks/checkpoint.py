@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_sft.errors import InputError, InterruptedRun, require
+from lit_sft.errors import InterruptedRun, require
 from lit_sft.files import replace_file, require_writable
 from lit_sft.model.distributed import max_over_ranks
 from lit_sft.model.module import SFTModule
@@ -55,19 +55,25 @@ class LastCheckpoint(Checkpoint):
         """Take the folder, before the model loads.
 
         Raises:
-            InputError: If another run has it, or a run would be lost that is in it already.
+            InputError: If another run has it.
         """
-        if not isinstance(pl_module, SFTModule):
-            raise InputError(f"a run trains lit_sft.SFTModule, got {type(pl_module).__name__}")
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage not in ("fit", "predict") or is_trial(trainer):
             return  # nothing is written
         folder = RunFolder.of(trainer)
         require_writable(folder.root, "trainer.default_root_dir")
-        self._held.enter_context(hold_folder(folder.root, stage))
-        is_new = stage == "fit" and trainer.ckpt_path is None and trainer.global_step == 0
-        if is_new and folder.last_checkpoint.exists():
+        self._held.enter_context(hold_folder(folder.root, "fit" if stage == "fit" else "predict"))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave a run alone that this one does not go on with; the checkpoint is loaded by now.
+
+        Raises:
+            InputError: If a run would be lost that is in the folder already.
+        """
+        folder = RunFolder.of(trainer)
+        is_new = trainer.ckpt_path is None and trainer.global_step == 0
+        if is_new and folder.last_checkpoint.exists() and not is_trial(trainer):
             folder.require_no_run("ckpt_path=lit_sft.last_checkpoint(root)")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -8,6 +8,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_sft.data.protocol import run_data
 from lit_sft.data.tokenizer import hash_template
+from lit_sft.errors import InputError
+from lit_sft.model.module import SFTModule
 from lit_sft.run.folder import RunFolder, is_trial
 from lit_sft.run.metrics_file import MetricsFile, read_columns
 from lit_sft.run.wandb_run import WandbRun
@@ -24,21 +26,21 @@ class RecordRun(pl.Callback):
     def __init__(self) -> None:
         self._resumed_from = 0
 
-    @rank_zero_only
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Open the file of figures, and look at those that a resumed run goes on with.
 
         Raises:
-            InputError: If they cannot be read.
+            InputError: If they cannot be read, or the module or its data are none of a run.
         """
+        if not isinstance(pl_module, SFTModule):
+            raise InputError(f"a run trains lit_sft.SFTModule, got {type(pl_module).__name__}")
         if stage != "fit" or is_trial(trainer):
             return
         run_data(trainer)  # before the model loads
         if not any(isinstance(logger, MetricsFile) for logger in trainer.loggers):
             trainer.loggers = [MetricsFile(trainer.default_root_dir), *trainer.loggers]
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile) and trainer.ckpt_path:
-                read_columns(logger.path)
+        if RunFolder.of(trainer).last_checkpoint.exists():
+            read_columns(RunFolder.of(trainer).metrics)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

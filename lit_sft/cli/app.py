@@ -5,6 +5,7 @@ calls `SFTModule.training_step`: from here to the loss there is nothing else of 
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from lit_sft.cli.allowlist import limit_imports
 from lit_sft.cli.failures import explain, has_rank_zero_ended
 from lit_sft.cli.parser import Parser
 from lit_sft.data.datamodule import SFTDataModule
-from lit_sft.errors import require
+from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file, require_writable
 from lit_sft.model.module import SFTModule
 from lit_sft.model.precision import PRECISIONS, PrecisionName
@@ -42,8 +43,16 @@ class SaveConfig(SaveConfigCallback):
             # Where and how a run was taken up again is not what it is.
             config.ckpt_path, config.resume_policy = None, "strict"
             config.model.accept_changes = []
+            try:
+                text = self.parser.dump(config, skip_unset=False)
+            except ValueError as error:  # such as the default of Lightning's Timer
+                value = re.search(r"<\w[\w.]*: [^>]*>", str(error))
+                raise InputError(
+                    f"config.yaml cannot hold {value[0] if value else 'the value of an option'}; "
+                    "give it as a plain text or number"
+                ) from error
             with replace_file(RunFolder.of(trainer).config) as staged:
-                staged.write_text(self.parser.dump(config, skip_unset=False))
+                staged.write_text(text)
 
 
 class TrainerParser(Parser, LightningArgumentParser):

@@ -2,7 +2,9 @@
 
 Any `lightning.LightningDataModule` will do whose loaders hand out windows, lists of
 `lit_sft.types.Batch`, one an optimizer step. With `RunData` it trains, is evaluated by its loss,
-saves an adapter and is resumed. What more it has, it gains:
+saves an adapter and is resumed: from where its training loader begins, which is `first_window` of a
+`lit_sft.data.windows.WindowSampler` in a `WindowLoader`. (A plain `DataLoader` begins its epoch
+anew, of which Lightning warns.) What more it has, it gains:
 
 | it has | and so |
 |---|---|

@@ -68,7 +68,8 @@ class WandbRun(WandbLogger):
     def keep_in(self, folder: str | Path) -> None:
         """Put `wandb/` in the run's folder, and go on with the W&B run that began there.
 
-        What the constructor was given comes first. Call it before the run starts.
+        What the constructor was given comes first. `lit_sft.make_trainer` and the command line call
+        it; with a `lightning.Trainer` of one's own, call it before the run starts.
         """
         if not self._folder_is_given:
             self._save_dir = self._wandb_init["dir"] = str(folder)

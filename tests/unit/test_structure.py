@@ -45,6 +45,13 @@ def test_imports_point_down(path):
         assert layer_of(imported) >= layer_of(name), f"{name} imports {imported}"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "callbacks").glob("*.py")), ids=lambda x: x.stem)
+def test_a_callback_imports_no_other(path):
+    nodes = ast.walk(ast.parse(path.read_text()))
+    imported = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert [module for module in imported if module.startswith("lit_sft.callbacks")] == []
+
+
 def test_there_is_no_cycle():
     graph = {}
     for path in FILES:
