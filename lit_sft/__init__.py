@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from lit_sft.model.base_model import Quantization
     from lit_sft.model.fast.kernels import Speed
     from lit_sft.model.module import SFTModule
+    from lit_sft.run.checkpoint_io import last_checkpoint
     from lit_sft.run.wandb_run import WandbRun
     from lit_sft.tasks.base import ChatTask
     from lit_sft.tasks.chat_file import ChatFile
     from lit_sft.tasks.gsm8k import GSM8K
     from lit_sft.tasks.mixture import Mixture
     from lit_sft.toy.word_problems import WordProblems
+    from lit_sft.trainer import make_trainer, run_callbacks
     from lit_sft.types import IGNORE_INDEX, Batch, Example, Message, Window
 
 _HOMES = {
@@ -41,6 +43,9 @@ _HOMES = {
     "Mixture": "lit_sft.tasks.mixture",
     "WordProblems": "lit_sft.toy.word_problems",
     "WandbRun": "lit_sft.run.wandb_run",
+    "last_checkpoint": "lit_sft.run.checkpoint_io",
+    "make_trainer": "lit_sft.trainer",
+    "run_callbacks": "lit_sft.trainer",
     "IGNORE_INDEX": "lit_sft.types",
     "Batch": "lit_sft.types",
     "Example": "lit_sft.types",
@@ -70,7 +75,10 @@ __all__ = [
     "Window",
     "WordProblems",
     "encode_chat",
+    "last_checkpoint",
     "load_tokenizer",
+    "make_trainer",
+    "run_callbacks",
 ]
 
 

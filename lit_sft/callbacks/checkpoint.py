@@ -1,24 +1,23 @@
-"""The checkpoint that an interrupted run is resumed from, and how a run is interrupted."""
+"""The checkpoint that a run is resumed from, how one is interrupted, and the folder it holds."""
 
 import os
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_sft.errors import InterruptedRun, require
-from lit_sft.files import replace_file
+from lit_sft.files import replace_file, require_writable
 from lit_sft.model.distributed import max_over_ranks
+from lit_sft.model.module import SFTModule
+from lit_sft.run.checkpoint_io import AtomicCheckpointIO
+from lit_sft.run.folder import RunFolder, is_trial
+from lit_sft.run.lock import hold_folder
 from lit_sft.signals import SIGNALS
-
-LAST = Path("checkpoints") / "last.ckpt"
-"""Under the run's folder."""
-PREVIOUS = Path("checkpoints") / "previous.ckpt"
-"""Likewise: the one before, for the case that the last is damaged later."""
 
 
 class LastCheckpoint(Checkpoint):
@@ -31,6 +30,10 @@ class LastCheckpoint(Checkpoint):
     On SIGTERM, Ctrl-C, SIGHUP or SIGUSR1 the run goes on to the next such moment, saves, and ends
     with `InterruptedRun`; before the first step and behind the last, a command ends at once, as
     there is nothing to save. A second signal, two seconds later or more, ends it at once, too.
+
+    All checkpoints of the run are written whole or not at all, see `AtomicCheckpointIO`. As long as
+    the run lasts, no other one writes in its folder; one that began there before is gone on with,
+    or left alone.
 
     Args:
         every_n_steps: Optimizer steps between two checkpoints, besides those after each validation
@@ -46,17 +49,43 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps, self.grace_seconds = every_n_steps, grace_seconds
         self._saved_at = 0
         self._last_is_good = False
+        self._held = ExitStack()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the folder, before the model loads.
+
+        Raises:
+            InputError: If another run has it.
+        """
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if stage not in ("fit", "predict") or is_trial(trainer):
+            return  # nothing is written
+        folder = RunFolder.of(trainer)
+        require_writable(folder.root, "trainer.default_root_dir")
+        self._held.enter_context(hold_folder(folder.root, "fit" if stage == "fit" else "predict"))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave a run alone that this one does not go on with; the checkpoint is loaded by now.
+
+        Raises:
+            InputError: If a run would be lost that is in the folder already.
+        """
+        folder = RunFolder.of(trainer)
+        is_new = trainer.ckpt_path is None and trainer.global_step == 0
+        if is_new and folder.last_checkpoint.exists() and not is_trial(trainer):
+            folder.require_no_run("ckpt_path=lit_sft.last_checkpoint(root)")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals from Lightning, which would stop in the middle of a window."""
-        self._last_is_good = trainer.ckpt_path == str(Path(trainer.default_root_dir) / LAST)
+        self._last_is_good = trainer.ckpt_path == str(RunFolder.of(trainer).last_checkpoint)
         SIGNALS.take()
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
         """Let signals wait from the first step on."""
         SIGNALS.hold(self.grace_seconds)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: SFTModule, *args: object) -> None:
         """Save between validations, and at the last step, from where a longer run can go on."""
         step = trainer.global_step
         received = self._received_on_any_rank(pl_module.device)
@@ -80,23 +109,26 @@ class LastCheckpoint(Checkpoint):
         _stop(self._received_on_any_rank(pl_module.device))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Give the signals and the folder back."""
         SIGNALS.give_back()
+        self._held.close()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Give the signals back; there is no teardown after an error."""
+        """Give them back; there is no teardown after an error."""
         SIGNALS.release("the run had failed before")
         SIGNALS.give_back()
+        self._held.close()
 
     def _save(self, trainer: pl.Trainer) -> None:
-        if trainer.fast_dev_run or trainer.global_step == self._saved_at:  # type: ignore[attr-defined]
+        if is_trial(trainer) or trainer.global_step == self._saved_at:
             return
-        last, previous = (Path(trainer.default_root_dir) / path for path in (LAST, PREVIOUS))
+        folder = RunFolder.of(trainer)
+        last = folder.last_checkpoint
         with ExitStack() as stack:
             if trainer.is_global_zero and self._last_is_good:
-                _hold_on_to(last, stack.enter_context(replace_file(previous)))
+                _hold_on_to(last, stack.enter_context(replace_file(folder.previous_checkpoint)))
             trainer.save_checkpoint(last)
         self._saved_at, self._last_is_good = trainer.global_step, True
 

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,12 +10,15 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_sft.data.prompts import decode_answer, make_prompts
+from lit_sft.data.protocol import graded_data, run_data
 from lit_sft.errors import require
 from lit_sft.evaluation.exact_match import Answer, ExactMatch
 from lit_sft.files import replace_file
 from lit_sft.model.distributed import max_over_ranks
-from lit_sft.run.generations import GENERATIONS, read_generations
-from lit_sft.run.publish import publish
+from lit_sft.model.module import SFTModule
+from lit_sft.run.folder import RunFolder, is_trial
+from lit_sft.run.metrics_file import publish
+from lit_sft.run.records import read_generations
 from lit_sft.tasks.base import ChatTask
 from lit_sft.types import Prompt, Split
 
@@ -61,11 +63,11 @@ class GenerationEval(pl.Callback):
         self.num_shots, self.samples, self.task = num_shots, samples, task
         self._evaluated_at = -1
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: SFTModule, stage: str) -> None:
         """Render the prompts, so that what is wrong with them is found before training."""
         if stage == "predict":
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data, tokenizer = graded_data(trainer), run_data(trainer).tokenizer
         task = self.task or data.task
         require(
             type(task).grade is not ChatTask.grade,
@@ -78,7 +80,7 @@ class GenerationEval(pl.Callback):
             split == "test" or data.val_rows > 0,
             "GenerationEval: data.val_rows=0 leaves no rows to evaluate on",
         )
-        prompts = make_prompts(task, split, data.tokenizer, data.val_rows, self.num_shots)
+        prompts = make_prompts(task, split, tokenizer, data.val_rows, self.num_shots)
         limit = (self.eval_rows if split == "val" else 0) or len(prompts)
         for prompt in prompts[:limit]:
             # A row that cannot be graded is found now, not after hours.
@@ -87,12 +89,12 @@ class GenerationEval(pl.Callback):
         self._grade = task.grade
         self._prompts = prompts[:limit][rank::world_size]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Measure the base as it is; a resumed run has done so already."""
         if trainer.global_step == 0:
             self._evaluate_in_training(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: SFTModule, *args: object) -> None:
         """Measure after the steps that are due."""
         step = trainer.global_step
         if self.every_n_steps:
@@ -102,17 +104,17 @@ class GenerationEval(pl.Callback):
         if is_due or step == pl_module.total_steps():
             self._evaluate_in_training(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Measure a run that ended before its last step, such as by `trainer.max_time`."""
         self._evaluate_in_training(trainer, pl_module)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Measure for `lit-sft validate`; validations inside training have their own rhythm."""
         if trainer.state.fn == "validate":
             figures = measure(self._answer(trainer, pl_module), pl_module.device)
             pl_module.log_dict({f"val/{k}": v for k, v in figures.items()})
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Measure the test split, with a 95 % interval."""
         started = time.perf_counter()
         answers = self._answer(trainer, pl_module)
@@ -122,7 +124,15 @@ class GenerationEval(pl.Callback):
             {f"test/{k}": v for k, v in figures.items()} | {"test/eval_seconds": seconds}
         )
 
-    def _evaluate_in_training(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def advise_less_memory(self) -> str:
+        """Return what would make its batches smaller."""
+        tokens = self.max_batch_tokens
+        return (
+            f"GenerationEval's max_batch_tokens: {tokens // 2} (now {tokens}), if it was in an "
+            "evaluation"
+        )
+
+    def _evaluate_in_training(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         if self._evaluated_at == trainer.global_step:
             return
         self._evaluated_at = trainer.global_step
@@ -140,17 +150,17 @@ class GenerationEval(pl.Callback):
         figures = {f"val/{k}": v for k, v in shares.items()}
         figures["val/eval_seconds"] = time.perf_counter() - started
         publish(trainer, figures)
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not is_trial(trainer):
             self._keep_samples(trainer, answers[: self.samples])
 
-    def _answer(self, trainer: pl.Trainer, pl_module: Any) -> list[Answer]:
+    def _answer(self, trainer: pl.Trainer, pl_module: SFTModule) -> list[Answer]:
         """Return this rank's answers."""
         generations = pl_module.generate(
             [prompt.input_ids for prompt in self._prompts],
             max_new_tokens=self.max_new_tokens,
             max_batch_tokens=self.max_batch_tokens,
         )
-        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        tokenizer = run_data(trainer).tokenizer
         answers = []
         for prompt, generation in zip(self._prompts, generations, strict=True):
             output = decode_answer(tokenizer, generation.token_ids)
@@ -161,7 +171,7 @@ class GenerationEval(pl.Callback):
 
     def _keep_samples(self, trainer: pl.Trainer, answers: Sequence[Answer]) -> None:
         step = trainer.global_step
-        path = Path(trainer.default_root_dir) / GENERATIONS
+        path = RunFolder.of(trainer).generations
         # A resumed run writes the steps after its checkpoint again.
         earlier = [x.line for x in read_generations(path) if x.step < step] if step > 0 else []
         lines = [json.dumps({"step": step} | describe(answer)) for answer in answers]

@@ -34,9 +34,7 @@ class GradientCheckpointing(pl.Callback):
         require(n > 0, f"GradientCheckpointing.n must be positive, got {n}")
         self.policy, self.n = policy, n
 
-    def on_fit_start(  # type: ignore[override]
-        self, trainer: pl.Trainer, pl_module: SFTModule
-    ) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Turn it on; transformers applies it in training mode alone."""
         layers = len(find_layers(pl_module.model))
         if self.policy == "auto":
@@ -45,6 +43,10 @@ class GradientCheckpointing(pl.Callback):
             count = {"all": layers, "none": 0, "every_n": layers // self.n}[self.policy]
         if count:
             recompute_layers(pl_module.model, count)
+
+    def advise_less_memory(self) -> str:
+        """Return what would recompute more; nothing where all layers are."""
+        return "" if self.policy == "all" else "GradientCheckpointing's policy: all"
 
     def _choose(self, trainer: pl.Trainer, pl_module: SFTModule, layers: int) -> int:
         data: Any = getattr(trainer, "datamodule", None)

@@ -2,13 +2,16 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_sft.errors import InputError, UploadError, require
-from lit_sft.export.adapter_folder import ADAPTER
+from lit_sft.run.folder import RunFolder, is_trial
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 UPLOADED = ("*.json", "*.safetensors", "*.jinja", "README.md")
 ADVICE = {
@@ -51,7 +54,7 @@ class HubUpload(pl.Callback):
         Raises:
             InputError: If there is no login, no right to write, or no Hub.
         """
-        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if stage != "fit" or is_trial(trainer):
             return
         from huggingface_hub import auth_check, create_repo
 
@@ -73,9 +76,9 @@ class HubUpload(pl.Callback):
         Raises:
             UploadError: If the adapter did not reach the Hub.
         """
-        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if stage != "fit" or is_trial(trainer):
             return
-        folder = Path(trainer.default_root_dir) / ADAPTER
+        folder = RunFolder.of(trainer).adapter
         require(
             folder.is_dir(),
             f"HubUpload: there is no {folder}; add lit_sft.callbacks.save_adapter.SaveAdapter",
@@ -88,7 +91,7 @@ class HubUpload(pl.Callback):
                 f"{folder}; push it with: hf upload {self.repo_id} {folder}"
             ) from error
 
-    def _upload(self, folder: Path) -> Any:
+    def _upload(self, folder: Path) -> "CommitInfo":
         """Return the commit; the client repeats failed transfers, but never a failed commit."""
         from huggingface_hub import upload_folder
 

@@ -1,32 +1,42 @@
 """What to try when the memory runs out."""
 
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
 
-from lit_sft.callbacks.generation_eval import GenerationEval
-from lit_sft.callbacks.gradient_checkpointing import GradientCheckpointing
+from lit_sft.data.protocol import SizedData
+from lit_sft.model.module import SFTModule
+
+RECOMPUTE = "GradientCheckpointing"
+"""The callback that saves the most, and is named where a run has none."""
+
+
+@runtime_checkable
+class Advises(Protocol):
+    """A callback that knows how it could need less."""
+
+    def advise_less_memory(self) -> str:
+        """Return what to set, or nothing where it needs the least already."""
 
 
 class MemoryAdvice(pl.Callback):
     """Note the next smaller sizes on an `OutOfMemoryError`; the command line prints them."""
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: SFTModule, exception: BaseException
+    ) -> None:
         """Note what fits this run."""
         if not isinstance(exception, torch.OutOfMemoryError):
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        lines = [advise_sizes(data), *_advise_settings(trainer, pl_module)]
+        data, callbacks = getattr(trainer, "datamodule", None), getattr(trainer, "callbacks", [])
+        lines = [advise_sizes(data)] if isinstance(data, SizedData) else []
+        lines += _advise_settings(callbacks, pl_module)
         exception.add_note("\n".join(["To need less:", *(f"  {line}" for line in lines)]))
 
 
-def advise_sizes(data: Any) -> str:
-    """Return options for about half the tokens at once and the same gradient, where there are any.
-
-    Args:
-        data: An `SFTDataModule`.
-    """
+def advise_sizes(data: SizedData) -> str:
+    """Return options for half the tokens at once and the same gradient, where there are any."""
     tokens, length = data.max_tokens_per_pass, data.max_length
     rows, count = data.batch_size, data.accumulate_grad_batches
     if data.batching == "padded" and rows > 1:
@@ -47,23 +57,12 @@ def advise_sizes(data: Any) -> str:
     )
 
 
-def _advise_settings(trainer: pl.Trainer, pl_module: Any) -> list[str]:
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    lines = []
-    recompute = [x.policy for x in callbacks if isinstance(x, GradientCheckpointing)]
-    if not recompute:
-        lines.append("--trainer.callbacks+=lit_sft.GradientCheckpointing")
-    elif recompute != ["all"]:
-        lines.append("GradientCheckpointing's policy: all")
-    if pl_module.cached_bytes:
+def _advise_settings(callbacks: list[pl.Callback], module: SFTModule) -> list[str]:
+    own = [(type(x).__name__, x.advise_less_memory()) for x in callbacks if isinstance(x, Advises)]
+    recompute = [line for name, line in own if name == RECOMPUTE]
+    lines = recompute or [f"--trainer.callbacks+=lit_sft.{RECOMPUTE}"]
+    if module.cached_bytes:
         lines.append("--model.quantization.weight_cache none")
-    if pl_module.quantization.format == "none":
+    if module.quantization.format == "none":
         lines.append("--model.quantization.format nf4")
-    for callback in callbacks:
-        if isinstance(callback, GenerationEval):
-            fewer = callback.max_batch_tokens // 2
-            lines.append(
-                f"GenerationEval's max_batch_tokens: {fewer} (now {callback.max_batch_tokens}), if "
-                "it was in an evaluation"
-            )
-    return lines
+    return [*filter(None, lines), *(line for name, line in own if name != RECOMPUTE)]

@@ -1,21 +1,24 @@
 """Tell the loggers what they would otherwise not know of a run."""
 
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_sft.data.protocol import run_data
 from lit_sft.data.tokenizer import hash_template
-from lit_sft.run.metrics_file import METRICS, MetricsFile, read_columns
+from lit_sft.errors import InputError
+from lit_sft.model.module import SFTModule
+from lit_sft.run.folder import RunFolder, is_trial
+from lit_sft.run.metrics_file import MetricsFile, read_columns
 from lit_sft.run.wandb_run import WandbRun
 
 
 class RecordRun(pl.Callback):
     """Log the resolved config, the data's ledger, the template's hash and the git commit.
 
+    The figures of the run go to `logs/metrics.csv` under its folder, whatever other loggers it has.
     On a resumed run, the metrics file goes on behind the step that the run resumes from, and W&B is
     sent what it lacks of the rows before.
     """
@@ -23,16 +26,21 @@ class RecordRun(pl.Callback):
     def __init__(self) -> None:
         self._resumed_from = 0
 
-    @rank_zero_only
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Look at the figures that a resumed run goes on with, before the model loads.
+        """Open the file of figures, and look at those that a resumed run goes on with.
 
         Raises:
-            InputError: If they cannot be read.
+            InputError: If they cannot be read, or the module or its data are none of a run.
         """
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile) and trainer.ckpt_path:
-                read_columns(logger.path)
+        if not isinstance(pl_module, SFTModule):
+            raise InputError(f"a run trains lit_sft.SFTModule, got {type(pl_module).__name__}")
+        if stage != "fit" or is_trial(trainer):
+            return
+        run_data(trainer)  # before the model loads
+        if not any(isinstance(logger, MetricsFile) for logger in trainer.loggers):
+            trainer.loggers = [MetricsFile(trainer.default_root_dir), *trainer.loggers]
+        if RunFolder.of(trainer).last_checkpoint.exists():
+            read_columns(RunFolder.of(trainer).metrics)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -55,11 +63,10 @@ class RecordRun(pl.Callback):
 
         A run that has no step left starts no training, and still has what it logged to send.
         """
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        config = Path(trainer.default_root_dir) / "config.yaml"
+        data, folder = run_data(trainer), RunFolder.of(trainer)
         record: dict[str, Any] = {
-            "config": yaml.safe_load(config.read_text()) if config.is_file() else {},
-            "data": {split: ledger.as_dict() for split, ledger in data.ledgers.items()},
+            "config": folder.read_config(),
+            "data": data.describe_data(),
             "template_sha256": hash_template(data.tokenizer),
             "git_commit": read_git_commit(),
         }
@@ -72,7 +79,7 @@ class RecordRun(pl.Callback):
                 logger.resume_from(self._resumed_from)
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
-                logger.catch_up(Path(trainer.default_root_dir) / METRICS)
+                logger.catch_up(folder.metrics)
 
 
 def read_git_commit() -> str | None:

@@ -5,6 +5,7 @@ calls `SFTModule.training_step`: from here to the loss there is nothing else of 
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,50 +14,22 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_only
 
-from lit_sft.callbacks.checkpoint import LAST, PREVIOUS, LastCheckpoint
-from lit_sft.callbacks.memory_advice import MemoryAdvice
-from lit_sft.callbacks.progress import Progress
-from lit_sft.callbacks.record_run import RecordRun
-from lit_sft.callbacks.save_adapter import SaveAdapter
-from lit_sft.callbacks.summary import Summary
-from lit_sft.callbacks.write_predictions import WritePredictions
+from lit_sft.callbacks.checkpoint import LastCheckpoint
 from lit_sft.cli.allowlist import limit_imports
 from lit_sft.cli.failures import explain, has_rank_zero_ended
 from lit_sft.cli.parser import Parser
 from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.errors import InputError, require
-from lit_sft.export.adapter_folder import ADAPTER
 from lit_sft.files import replace_file, require_writable
-from lit_sft.model.device import (
-    PRECISIONS,
-    PrecisionName,
-    choose_precision,
-    describe_device,
-    find_device,
-    limit_threads,
-    require_precision,
-)
+from lit_sft.model.device import PRECISIONS, PrecisionName, limit_threads
 from lit_sft.model.module import SFTModule
-from lit_sft.model.trainer_options import require_known_options, require_limits
-from lit_sft.run.checkpoint_io import AtomicCheckpointIO, choose_checkpoint
+from lit_sft.model.trainer_options import require_limits
+from lit_sft.run.checkpoint_io import choose_checkpoint
+from lit_sft.run.folder import RunFolder
 from lit_sft.run.lock import hold_folder
-from lit_sft.run.metrics_file import MetricsFile
-from lit_sft.run.wandb_run import WandbRun
 from lit_sft.signals import SIGNALS
-
-WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-TRAINER_DEFAULTS = {
-    "default_root_dir": "runs/latest",
-    "deterministic": True,  # two runs, and a resumed one, give the same bits on a GPU, too
-    "logger": False,  # `logs/metrics.csv` is always written; this adds others
-    "log_every_n_steps": 1,
-    "num_sanity_val_steps": 0,
-    "enable_model_summary": False,
-    "enable_checkpointing": True,
-    "use_distributed_sampler": False,  # windows are shared out by SFTDataModule
-}
+from lit_sft.trainer import TRAINER_DEFAULTS, build_trainer, report_callbacks, settle_options
 
 
 class SaveConfig(SaveConfigCallback):
@@ -69,8 +42,16 @@ class SaveConfig(SaveConfigCallback):
             # Where and how a run was taken up again is not what it is.
             config.ckpt_path, config.resume_policy = None, "strict"
             config.model.accept_changes = []
-            with replace_file(Path(trainer.default_root_dir) / "config.yaml") as staged:
-                staged.write_text(self.parser.dump(config, skip_unset=False))
+            try:
+                text = self.parser.dump(config, skip_unset=False)
+            except ValueError as error:  # such as the default of Lightning's Timer
+                value = re.search(r"<\w[\w.]*: [^>]*>", str(error))
+                raise InputError(
+                    f"config.yaml cannot hold {value[0] if value else 'the value of an option'}; "
+                    "give it as a plain text or number"
+                ) from error
+            with replace_file(RunFolder.of(trainer).config) as staged:
+                staged.write_text(text)
 
 
 class TrainerParser(Parser, LightningArgumentParser):
@@ -78,7 +59,7 @@ class TrainerParser(Parser, LightningArgumentParser):
 
     def add_lightning_class_args(self, lightning_class: Any, *args: Any, **kwargs: Any) -> Any:
         """Add the options of a class; the trainer's precision gets a default of its own."""
-        if lightning_class is not pl.Trainer:
+        if lightning_class is not build_trainer:
             return super().add_lightning_class_args(lightning_class, *args, **kwargs)
         names = self.add_class_arguments(
             pl.Trainer,
@@ -122,11 +103,8 @@ class SFTCommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse, before any class is built, what Lightning would refuse late or not at all."""
         config = self.config[self.subcommand]
-        trainer, root = config.trainer, Path(config.trainer.default_root_dir)
-        trainer.precision = _resolve_precision(trainer.precision, trainer.accelerator)
-        if trainer.max_epochs is None and trainer.max_steps == -1:
-            trainer.max_epochs = 1  # a schedule needs an end; who sets one limit has set both
-        require_known_options(trainer)
+        trainer, folder = config.trainer, RunFolder(config.trainer.default_root_dir)
+        settle_options(trainer)
         if self.subcommand == "fit":
             require_limits(trainer)
         if config.ckpt_path not in (None, "last", "auto"):
@@ -134,18 +112,12 @@ class SFTCommandLine(LightningCLI):
             require(Path(path).is_file(), f"ckpt_path: there is no checkpoint {path!r}")
         self._hold_folder(config)
         is_asked_to_go_on = config.ckpt_path is not None
-        if config.ckpt_path == "auto" and not (root / LAST).exists():
+        if config.ckpt_path == "auto" and not folder.last_checkpoint.exists():
             config.ckpt_path = None  # it was interrupted before there was anything to save
         if config.ckpt_path in ("last", "auto"):
-            newest_first = [root / LAST, root / PREVIOUS]
-            config.ckpt_path = choose_checkpoint(newest_first, config.resume_policy == "fallback")
-            config.ckpt_path = str(config.ckpt_path)
-        if self.subcommand == "fit":
-            require(
-                is_asked_to_go_on or not any((root / path).exists() for path in (LAST, ADAPTER)),
-                f"trainer.default_root_dir: {str(root)!r} holds a run already; go on with it "
-                "(--ckpt_path last), choose another folder, or delete it",
-            )
+            config.ckpt_path = choose_checkpoint(folder, config.resume_policy == "fallback")
+        if self.subcommand == "fit" and not is_asked_to_go_on:
+            folder.require_no_run("--ckpt_path last")
 
     def _hold_folder(self, config: Any) -> None:
         """Keep other runs out of the folder, before it is asked what there is to go on from."""
@@ -164,29 +136,9 @@ class SFTCommandLine(LightningCLI):
             limit_threads(width, self.trainer.num_devices)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Add what every run has: checkpoints that survive a crash, and a file of figures."""
-        config = self._get(self.config_init, "trainer")
-        plugins, loggers = _as_list(config.plugins), _as_list(config.logger)
-        if self.subcommand != "fit":
-            loggers = []  # they would write over what the training run has logged
-        else:
-            for logger in loggers:
-                if isinstance(logger, WandbRun):
-                    logger.keep_in(config.default_root_dir)
-            loggers = [MetricsFile(config.default_root_dir), *loggers]
-        if config.enable_progress_bar is False:
-            silent = [x for x in self.trainer_defaults["callbacks"] if not isinstance(x, Progress)]
-            self.trainer_defaults["callbacks"] = silent
-        workspace = os.environ.get(WORKSPACE)
-        try:
-            trainer = super().instantiate_trainer(
-                plugins=[*plugins, AtomicCheckpointIO()], logger=loggers, **kwargs
-            )
-        except ValueError as error:  # such as a strategy that the accelerator has not
-            raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-        if workspace:  # Lightning has set its own, before anything has asked for the device
-            os.environ[WORKSPACE] = workspace
-        return trainer
+        """Build the trainer; what is no training run logs nothing, and leaves its figures alone."""
+        silent: dict[str, Any] = {} if self.subcommand == "fit" else {"logger": []}
+        return super().instantiate_trainer(**silent, **kwargs)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -204,11 +156,12 @@ def run(arguments: Sequence[str]) -> int:
         SFTCommandLine(
             SFTModule,
             SFTDataModule,
+            trainer_class=build_trainer,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
             parser_class=TrainerParser,
             seed_everything_default=0,
-            trainer_defaults=TRAINER_DEFAULTS | {"callbacks": _callbacks_of_every_run()},
+            trainer_defaults=TRAINER_DEFAULTS | {"callbacks": report_callbacks()},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -223,23 +176,3 @@ def run(arguments: Sequence[str]) -> int:
         # What fails behind a signal, such as for a rank that is gone, most likely fails for it.
         return 128 + SIGNALS.received if SIGNALS.received else status
     return 0
-
-
-def _callbacks_of_every_run() -> list[pl.Callback]:
-    return [Progress(), MemoryAdvice(), RecordRun(), SaveAdapter(), WritePredictions(), Summary()]
-
-
-def _resolve_precision(asked: str | int | None, accelerator: Any) -> str:
-    """Return the precision of a run, and say it where it was left open."""
-    device = describe_device(find_device(accelerator))
-    if asked not in (None, "auto"):
-        return require_precision(asked, device)
-    precision, reason = choose_precision(device)
-    rank_zero_only(print)(f"precision {precision}: {reason}", flush=True)
-    return precision
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value in (None, False, True):
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -119,6 +119,18 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
                 run["data.on_marker"] = "drop"
         return run
 
+    def describe_data(self) -> dict[str, Any]:
+        """Return the ledger of each split that is loaded, as plain values."""
+        return {split: ledger.as_dict() for split, ledger in self.ledgers.items()}
+
+    def request_of(self, split: Split) -> str | None:
+        """Return a hash of the rows of a split before they were encoded; None if not loaded."""
+        return self.requests.get(split)
+
+    def source_names(self, split: Split) -> list[str]:
+        """Return the names of a mixture's sources, in the order of the loaders; else none."""
+        return list(self.sources.get(split, {}))
+
     def name_rows(self, epoch: int, window: int) -> list[str]:
         """Return the names of the rows of a training window, over all ranks, as in any error.
 

@@ -31,7 +31,7 @@ from lit_sft.model.nonfinite import NonFiniteSteps
 from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup, count_steps
 from lit_sft.model.resume import fill_checkpoint, resume
 from lit_sft.model.trainer_options import require_honoured
-from lit_sft.run.publish import publish
+from lit_sft.run.metrics_file import publish
 from lit_sft.types import Batch, Prompt, Window
 
 if TYPE_CHECKING:

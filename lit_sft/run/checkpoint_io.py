@@ -2,7 +2,6 @@
 
 import os
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from lightning.fabric.plugins.io import CheckpointIO
 
 from lit_sft.errors import InputError, SaveError
 from lit_sft.files import replace_file
+from lit_sft.run.folder import RunFolder
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -21,7 +21,7 @@ class AtomicCheckpointIO(CheckpointIO):
     """
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
         """Write a checkpoint; a full disk or a kill leaves the previous one as it was.
 
@@ -41,7 +41,10 @@ class AtomicCheckpointIO(CheckpointIO):
             ) from error
 
     def load_checkpoint(
-        self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = True
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any = "cpu",
+        weights_only: bool | None = True,
     ) -> dict[str, Any]:
         """Return a checkpoint that is whole and holds nothing but tensors and plain values.
 
@@ -65,7 +68,7 @@ class AtomicCheckpointIO(CheckpointIO):
             ) from error
         return checkpoint
 
-    def remove_checkpoint(self, path: str | os.PathLike) -> None:
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint that is no longer wanted."""
         Path(path).unlink(missing_ok=True)
 
@@ -77,16 +80,33 @@ def _find_refusal(error: BaseException | None) -> OSError | None:
     return error
 
 
-def choose_checkpoint(candidates: Sequence[Path], may_fall_back: bool) -> Path:
-    """Return the checkpoint to resume from.
+def last_checkpoint(root: str | Path, may_fall_back: bool = False) -> str | None:
+    """Return the checkpoint to go on from, for `trainer.fit(ckpt_path=...)`.
+
+    None where a run has saved nothing yet: it then starts anew.
 
     Args:
-        candidates: The newest first.
-        may_fall_back: Whether an older one will do where the newest is damaged.
+        root: The run's folder.
+        may_fall_back: Whether the checkpoint before will do where the last is damaged.
 
     Raises:
-        InputError: If there is none, or the newest is damaged and no older one may be used.
+        InputError: If the last is damaged, and the one before may not be used or is damaged, too.
     """
+    folder = RunFolder(root)
+    return choose_checkpoint(folder, may_fall_back) if folder.last_checkpoint.exists() else None
+
+
+def choose_checkpoint(folder: RunFolder, may_fall_back: bool) -> str:
+    """Return the checkpoint of a run to resume from.
+
+    Args:
+        folder: Of the run.
+        may_fall_back: Whether the checkpoint before will do where the last is damaged.
+
+    Raises:
+        InputError: If there is none, or the last is damaged and no older one may be used.
+    """
+    candidates = (folder.last_checkpoint, folder.previous_checkpoint)
     io = AtomicCheckpointIO()
     for path in candidates:
         if not path.is_file():
@@ -100,5 +120,5 @@ def choose_checkpoint(candidates: Sequence[Path], may_fall_back: bool) -> Path:
                 ) from error
             print(f"{error}; looking for an older one")
             continue
-        return path
+        return str(path)
     raise InputError(f"ckpt_path: there is no checkpoint {str(candidates[0])!r} that can be loaded")

@@ -5,15 +5,20 @@ that is new since a checkpoint was made had its default when it was; where it ha
 is unknown, and it is not compared.
 """
 
+from __future__ import annotations
+
 import ast
 from collections.abc import Collection, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_sft.errors import require
 from lit_sft.model.adapter import Lora
 from lit_sft.model.base_model import Quantization, fingerprint_base
 from lit_sft.model.fast.kernels import Speed, is_deterministic
+
+if TYPE_CHECKING:
+    from lit_sft.model.module import SFTModule
 
 VERSION = 2
 """Of the form. The first had `str(module.lora)` for `model.lora`, and no version."""
@@ -29,11 +34,11 @@ NOT_AS_DECLARED = ("model.quantization.weight_cache", "model.lora.target_modules
 """Among them, one that changes no numbers, and one that is held as the layers that it came to."""
 
 
-def describe_run(module: Any) -> dict[str, Any]:
+def describe_run(module: SFTModule) -> dict[str, Any]:
     """Return what decides the numbers of a run and must not change on the way.
 
     Args:
-        module: An `SFTModule` that a trainer has built.
+        module: That a trainer has built.
     """
     data: Any = getattr(module.trainer, "datamodule", None)
     about_data = data.describe_run() if hasattr(data, "describe_run") else {}
@@ -51,19 +56,22 @@ def describe_run(module: Any) -> dict[str, Any]:
     }
 
 
-def match_runs(saved: Mapping[str, Any], module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def match_runs(
+    saved: Mapping[str, Any], module: SFTModule
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what a checkpoint says of its run and what this run is, ready to be compared.
 
     Args:
         saved: As `describe_run` gave it, then or in its first version.
-        module: An `SFTModule` that a trainer has built.
+        module: That a trainer has built.
     """
     now, was = describe_run(module), dict(saved)
     del now["version"]
     if was.pop("version", 1) == 1:
         was = _read_first_version(was)
-        if requests := getattr(module.trainer.datamodule, "requests", {}):
-            now["data.rows"] = requests.get("train")  # not of what was encoded, but was to be
+        data = getattr(module.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "request_of"):
+            now["data.rows"] = data.request_of("train")  # not what was encoded, but was to be
     return _defaults() | SETTLED | was, now | SETTLED
 
 
@@ -80,11 +88,11 @@ def only_what_answers_depend_on(run: Mapping[str, Any]) -> dict[str, Any]:
     return {name: run[name] for name in names if name in run}
 
 
-def describe_settings(module: Any) -> dict[str, Any]:
+def describe_settings(module: SFTModule) -> dict[str, Any]:
     """Return what may change when a run is resumed; the command line wins, and it is said.
 
     Args:
-        module: An `SFTModule` in a trainer.
+        module: In a trainer.
     """
     return {
         "model.quantization.weight_cache": "kept" if module.cached_bytes else "none",
@@ -138,7 +146,7 @@ def require_same_run(
     )
 
 
-def _find_targets(module: Any) -> list[str]:
+def _find_targets(module: SFTModule) -> list[str]:
     """Return the names of the layers with an adapter, however they were asked for."""
     layers = [name.partition(".lora_A.") for name in module.trained_parameters]
     return sorted({layer.rpartition(".")[2] for layer, is_adapter, _ in layers if is_adapter})
@@ -154,7 +162,7 @@ def _defaults() -> dict[str, Any]:
     return {name: value for name, value in defaults.items() if name not in NOT_AS_DECLARED}
 
 
-def _read_option(module: Any, name: str) -> Any:
+def _read_option(module: SFTModule, name: str) -> Any:
     _, option, field = name.split(".")
     return getattr(getattr(module, option), field)
 

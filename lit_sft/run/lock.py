@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lit_sft.errors import InputError
 from lit_sft.files import remove_leftovers
+from lit_sft.run.folder import RunFolder
 
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """What launchers tell a process of its place in a run; the first one has 0 in all that are set."""
@@ -44,7 +45,7 @@ def hold_folder(folder: Path, command: str = "fit") -> Iterator[None]:
     Raises:
         InputError: If another process holds it; the message says which, and since when.
     """
-    path = folder / f".{command}.lock"
+    path = RunFolder(folder).lock(command)
     if not _is_first_rank() or _identify(path) in _held:
         yield
         return

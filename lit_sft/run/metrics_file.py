@@ -1,4 +1,4 @@
-"""The figures of a run as one CSV file, one row an optimizer step."""
+"""The figures of a run: handed to loggers at once, and one CSV file, a row an optimizer step."""
 
 import csv
 import io
@@ -7,15 +7,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from lit_sft.errors import require
 from lit_sft.files import replace_file, sync
+from lit_sft.run.folder import RunFolder
 from lit_sft.run.records import append_rows, read_lines, tell_damage
 
-METRICS = Path("logs") / "metrics.csv"
-"""Under the run's folder."""
+
+def publish(trainer: pl.Trainer, metrics: Mapping[str, float | Tensor]) -> None:
+    """Give figures to callbacks and loggers, under the number of optimizer steps taken.
+
+    A checkpoint then never stands before what led to it is on record. `LightningModule.log` keeps
+    what a step logs until the step's callbacks, which save checkpoints, are done: a run killed in
+    between and resumed would lack the row.
+
+    Args:
+        trainer: In `fit`.
+        metrics: Scalars by name.
+    """
+    values = {name: float(value) for name, value in metrics.items()}
+    trainer.callback_metrics.update({name: torch.tensor(v) for name, v in values.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step)
 
 
 class MetricsFile(Logger):
@@ -31,7 +49,7 @@ class MetricsFile(Logger):
     def __init__(self, save_dir: str | Path) -> None:
         super().__init__()
         self._save_dir = Path(save_dir)
-        self.path = self._save_dir / METRICS
+        self.path = RunFolder(save_dir).metrics
         self._rows: dict[int, dict[str, str]] = {}
         self._columns: list[str] = ["step"]
         self._on_disk = 0

@@ -1,18 +1,34 @@
-"""Files of rows, one a line, of which a full disk, a kill or a power cut leaves whole ones.
+"""Files of rows, one a line, such as kept answers: a full disk or a kill leaves whole rows.
 
 A row is added whole or not at all, as far as the process lives to see to it. What tears a row all
 the same is found when the file is read: a last line without an end, zeros that a file system puts
 where data never came to the disk, and, by who knows the rows, a line that is none.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_info
 
 SHOWN_LINES = 3
 """Numbers of damaged lines that are named."""
+TEXTS = ("question", "output", "verdict")
+"""What an answer has beside its step."""
+
+
+class KeptAnswer(NamedTuple):
+    """A line of `logs/generations.jsonl`, as it is and as it reads."""
+
+    line: str
+    values: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """After how many optimizer steps the model gave it."""
+        return int(self.values["step"])
 
 
 def append_rows(path: Path, text: str) -> None:
@@ -59,6 +75,28 @@ def tell_damage(path: Path, lines: Sequence[int], what: str) -> None:
         rank_zero_info(
             f"{path}: left out line {numbers}, which is torn or damaged; expected {what}"
         )
+
+
+def read_generations(path: Path) -> list[KeptAnswer]:
+    """Return the answers that can be read; those that cannot are told. No file has none."""
+    if not path.is_file():
+        return []
+    read = [_read_answer(line) for line in read_lines(path)]
+    damaged = [number for number, answer in enumerate(read, start=1) if answer is None]
+    tell_damage(path, damaged, "an answer with its step")
+    return [answer for answer in read if answer]
+
+
+def _read_answer(line: str | None) -> KeptAnswer | None:
+    try:
+        values = json.loads(line or "")
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        return None
+    if not all(isinstance(values.get(name), str) for name in TEXTS):
+        return None
+    return KeptAnswer(line or "", values)
 
 
 def _decode(line: bytes) -> str | None:

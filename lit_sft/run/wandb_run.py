@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_sft.errors import InputError
 from lit_sft.files import replace_file
+from lit_sft.run.folder import RunFolder
 from lit_sft.run.metrics_file import read_metrics
-
-ID_FILE = Path("wandb") / "run_id"
-"""Under the run's folder."""
 
 
 class WandbRun(WandbLogger):
@@ -70,12 +68,13 @@ class WandbRun(WandbLogger):
     def keep_in(self, folder: str | Path) -> None:
         """Put `wandb/` in the run's folder, and go on with the W&B run that began there.
 
-        What the constructor was given comes first. Call it before the run starts.
+        What the constructor was given comes first. `lit_sft.make_trainer` and the command line call
+        it; with a `lightning.Trainer` of one's own, call it before the run starts.
         """
         if not self._folder_is_given:
             self._save_dir = self._wandb_init["dir"] = str(folder)
         if self._id is None:
-            self._id_file = Path(folder) / ID_FILE
+            self._id_file = RunFolder(folder).wandb_id
             if self._id_file.is_file():
                 self._id = self._id_file.read_text().strip()
 

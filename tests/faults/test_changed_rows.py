@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from command import ROOT, lit_sft
 
-from lit_sft.callbacks.checkpoint import LAST
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
+from lit_sft.run.folder import RunFolder
 
 ROWS, STEPS = 3000, 10
 UNSEEN = range(1501, 1503)
@@ -107,9 +107,9 @@ def test_rows_that_were_touched_and_moved_are_resumed(tiny_base, killed, tmp_pat
 def test_a_checkpoint_of_before_rows_were_hashed_whole_is_resumed(tiny_base, killed, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(killed, folder)
-    checkpoint = AtomicCheckpointIO().load_checkpoint(folder / "run" / LAST)
+    checkpoint = AtomicCheckpointIO().load_checkpoint(RunFolder(folder / "run").last_checkpoint)
     del checkpoint["run"]["data.contents"]
-    AtomicCheckpointIO().save_checkpoint(checkpoint, folder / "run" / LAST)
+    AtomicCheckpointIO().save_checkpoint(checkpoint, RunFolder(folder / "run").last_checkpoint)
     resumed = run(folder, tiny_base, "--ckpt_path", "last", callback=KILL)
     assert resumed.status == 0, resumed.stderr
     said = resumed.stdout + resumed.stderr
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_before_rows_were_hashed_whole_is_resumed(tiny_base, kil
 def test_a_file_that_changes_under_a_run_ends_it_in_one_line(tiny_base, tmp_path, workers):
     write_rows(tmp_path / "rows.jsonl")
     ended = run(tmp_path, tiny_base, "--data.num_workers", workers, callback=CHANGE)
-    last = AtomicCheckpointIO().load_checkpoint(tmp_path / "run" / LAST)
+    last = AtomicCheckpointIO().load_checkpoint(RunFolder(tmp_path / "run").last_checkpoint)
     assert ended.status == 2, ended.stderr
     assert "error: rows.jsonl: the file has been changed" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -6,8 +6,8 @@ import pytest
 from safetensors.torch import load_file
 from test_interrupted_runs import read_result, run
 
-from lit_sft.callbacks.checkpoint import LAST
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
+from lit_sft.run.folder import RunFolder
 
 LIMITS = {
     "steps": (("--trainer.max_steps", 6), ("--trainer.max_steps", 10), 10),
@@ -47,7 +47,7 @@ def test_an_extended_run_cut_off_at_its_end_leaves_the_adapter_it_ended_with(
     assert run(tmp_path, tiny_base, *short).status == 0
     cut_off = run(tmp_path, tiny_base, *going_on, callbacks=killer)
     assert cut_off.status == status, cut_off.stderr
-    last = AtomicCheckpointIO().load_checkpoint(tmp_path / "run" / LAST)
+    last = AtomicCheckpointIO().load_checkpoint(RunFolder(tmp_path / "run").last_checkpoint)
     assert last["global_step"] == steps
     resumed = run(tmp_path, tiny_base, *going_on, callbacks=killer)
     assert resumed.status == 0, resumed.stderr

@@ -13,7 +13,7 @@ from command import ROOT
 from soak import is_group_alive
 from test_interrupted_runs import make_config, read_result, run
 
-from lit_sft.callbacks.checkpoint import LAST
+from lit_sft.run.folder import RunFolder
 
 LIMIT = 30.0
 """Seconds that a scheduler leaves between SIGTERM and SIGKILL."""
@@ -85,7 +85,7 @@ def test_where_nothing_waits_a_signal_ends_the_run_at_once(
     assert (status, printed.count(says)) == (128 + number, 1), printed
     assert "Traceback" not in printed
     assert seconds < 10
-    assert (tmp_path / "run" / LAST).exists() == (phase == "end")
+    assert RunFolder(tmp_path / "run").last_checkpoint.exists() == (phase == "end")
 
 
 def test_a_run_cut_off_in_its_end_is_completed(tiny_base, tmp_path):
@@ -128,7 +128,7 @@ def test_signals_that_come_together_are_one(tiny_base, tmp_path):
     printed = process.out.read_text()
     assert status == 143, printed
     assert "SIGTERM received: the run is saved" in printed
-    assert (tmp_path / "run" / LAST).exists()
+    assert RunFolder(tmp_path / "run").last_checkpoint.exists()
 
 
 def test_a_second_signal_by_hand_ends_the_run_at_once(tiny_base, tmp_path):
@@ -172,7 +172,7 @@ def test_a_terminal_that_hangs_up_lets_the_run_save(tiny_base, tmp_path):
     process.send_signal(signal.SIGHUP)
     os.close(ours)
     assert process.end()[0] == 129
-    assert (tmp_path / "run" / LAST).exists()
+    assert RunFolder(tmp_path / "run").last_checkpoint.exists()
 
 
 def test_a_signal_that_was_ignored_stays_so(tiny_base, tmp_path):

@@ -17,8 +17,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from lit_sft.callbacks.checkpoint import LAST
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
+from lit_sft.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 STEPS, SAVED_EVERY, KILLED_AT = 12, 4, 9
@@ -150,7 +150,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(
     config = write_config(tmp_path, make_base(size), device, kernels, killed=True)
     killed = fit(config)
     assert killed.returncode == -9, killed.stdout + killed.stderr
-    saved = AtomicCheckpointIO().load_checkpoint(tmp_path / "run" / LAST)
+    saved = AtomicCheckpointIO().load_checkpoint(RunFolder(tmp_path / "run").last_checkpoint)
     assert saved["global_step"] == KILLED_AT - 1
     resumed = fit(config, "--ckpt_path", "last")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr

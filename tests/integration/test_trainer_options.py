@@ -6,14 +6,30 @@ import json
 import lightning.pytorch as pl
 import pytest
 from command import lit_sft_in_process
+from lightning.pytorch.callbacks import EarlyStopping
 from small_run import fit_options
 
+import lit_sft
 from lit_sft import SFTDataModule, SFTModule, WordProblems
 from lit_sft.errors import InputError
+from lit_sft.run.checkpoint_io import AtomicCheckpointIO
+from lit_sft.run.metrics_file import publish
+
+LIGHTNINGS = "lightning.pytorch.callbacks."
 
 
 def fit(base, folder, *arguments):
     return lit_sft_in_process("fit", *fit_options(base, folder), *arguments)
+
+
+def callback(name, **arguments):
+    value = [{"class_path": LIGHTNINGS + name, "init_args": arguments}]
+    return [f"--trainer.callbacks={json.dumps(value)}"]
+
+
+def read_rows(folder):
+    with (folder / "logs" / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize(
@@ -32,6 +48,39 @@ def fit(base, folder, *arguments):
         (["--trainer.gradient_clip_algorithm", "value"], "model.max_grad_norm, which clips by no"),
         (["--trainer.strategy", "fsdp"], "trainer: The strategy `fsdp` requires a GPU"),
         (["--trainer.strategy", "nowhere"], "trainer: You selected an invalid strategy name"),
+        (["--trainer.strategy", "deepspeed"], "DeepSpeed"),
+        (["--trainer.accelerator", "gpu"], "No supported gpu backend found"),
+        (["--trainer.accelerator", "tpu"], "trainer: Requirement 'torch_xla"),
+        (["--trainer.devices", "0"], "is not a valid input using cpu accelerator"),
+        (["--trainer.num_nodes", "0"], "`num_nodes` must be a positive integer"),
+        (["--trainer.accumulate_grad_batches", "2"], "use data.accumulate_grad_batches"),
+        (["--trainer.gradient_clip_val", "1"], "model.max_grad_norm"),
+        (["--trainer.limit_val_batches", "5.5"], "it has to be in [0.0, 1.0] or an int"),
+        (["--trainer.max_steps", "-1", "--trainer.max_epochs", "-1"], "schedule needs an end"),
+        (["--trainer.max_steps", "-5"], "`max_steps` must be a non-negative integer or -1"),
+        (["--trainer.val_check_interval", "0"], "trainer.val_check_interval=0 is no interval"),
+        (callback("BackboneFinetuning"), "BackboneFinetuning cannot be used: the base is frozen"),
+        (callback("BatchSizeFinder"), "same under any data.max_tokens_per_pass"),
+        (callback("LearningRateFinder"), "from model.learning_rate"),
+        (
+            callback("GradientAccumulationScheduler", scheduling={"0": 2}),
+            "use data.accumulate_grad_batches",
+        ),
+        (
+            callback("ModelPruning", pruning_fn="l1_unstructured", amount=0.5),
+            "the weights of the base are frozen",
+        ),
+        (callback("StochasticWeightAveraging", swa_lrs=1e-3), "the schedule is a cosine"),
+        (callback("WeightAveraging"), "it copies the frozen base"),
+        (callback("EMAWeightAveraging"), "EMAWeightAveraging cannot be used: it copies"),
+        (callback("Timer", duration="00:01:00:00"), "give it as a plain text or number"),
+        (callback("SpikeDetection"), "model.nonfinite stops or skips"),
+        (callback("EarlyStopping", monitor="val_loss"), "EarlyStopping.monitor: no figure is name"),
+        (callback("ModelCheckpoint", monitor="loss"), "ModelCheckpoint.monitor: no figure is name"),
+        (
+            [*callback("EarlyStopping", monitor="val/loss"), "--trainer.limit_val_batches", "0"],
+            "EarlyStopping.monitor: there is no val/loss without validation",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -55,6 +104,134 @@ def test_a_trainer_of_one_s_own_is_told_too(tiny_base, tmp_path):
     data = SFTDataModule(WordProblems(train_rows=16), val_rows=2)
     with pytest.raises(InputError, match=r"overfit_batches=1 cannot be set"):
         trainer.fit(SFTModule(str(tiny_base)), data)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        callback("DeviceStatsMonitor"),
+        callback("LambdaCallback"),
+        callback("Timer", duration="00:01:00:00", interval="step"),
+        callback("ModelSummary", max_depth=2),
+        callback("RichModelSummary"),
+        callback("TQDMProgressBar"),
+        callback("OnExceptionCheckpoint", dirpath="nowhere"),
+        ["--trainer.detect_anomaly", "true"],
+        ["--trainer.benchmark", "true"],
+        ["--trainer.inference_mode", "false"],
+        ["--trainer.sync_batchnorm", "true"],
+        ["--trainer.profiler", "simple"],
+        ["--trainer.profiler", "advanced"],
+        ["--trainer.reload_dataloaders_every_n_epochs", "1"],
+        ["--trainer.use_distributed_sampler", "true"],
+        ["--trainer.enable_model_summary", "true"],
+        ["--trainer.enable_autolog_hparams", "false"],
+        ["--trainer.min_steps", "2"],
+        ["--trainer.min_epochs", "1"],
+        ["--trainer.strategy", "ddp"],
+        ["--trainer.deterministic", "warn"],
+        callback("LearningRateMonitor", logging_interval="step"),
+    ],
+    ids=str,
+)
+def test_what_changes_no_number_changes_none(tiny_base, tmp_path, plain, arguments):
+    """What only looks on, or has nothing to act on here, leaves the very adapter of a plain run."""
+    outcome = fit(tiny_base, tmp_path / "run", *arguments)
+    assert outcome.status == 0, outcome.stderr
+    name = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (plain / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    outcome = fit(tiny_base, folder)
+    assert outcome.status == 0, outcome.stderr
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps", "validated"),
+    [
+        (["--trainer.limit_val_batches", "0"], 4, []),
+        (["--trainer.limit_val_batches", "0.5"], 4, [4]),
+        (["--trainer.limit_train_batches", "0.5", "--trainer.max_steps", "-1"], 8, [4, 8]),
+        (
+            ["--trainer.check_val_every_n_epoch", "null", "--trainer.val_check_interval", "3"],
+            4,
+            [3],
+        ),
+        (["--trainer.val_check_interval", "0.125"], 4, [2, 4]),
+        (["--trainer.val_check_interval", "00:01:00:00"], 4, []),
+        (["--trainer.max_time", "00:01:00:00"], 4, [4]),
+        (
+            [
+                *("--trainer.check_val_every_n_epoch", "2", "--trainer.val_check_interval", "1.0"),
+                *("--trainer.max_epochs", "2", "--trainer.max_steps", "-1"),
+            ],
+            32,
+            [32],
+        ),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_limits_are_of_optimizer_steps(tiny_base, tmp_path, arguments, steps, validated):
+    outcome = fit(tiny_base, tmp_path / "run", *arguments)
+    assert outcome.status == 0, outcome.stderr
+    rows = read_rows(tmp_path / "run")
+    assert [int(row["step"]) for row in rows] == list(range(1, steps + 1))
+    assert [int(row["step"]) for row in rows if row.get("val/loss")] == validated
+
+
+def test_early_stopping_waits_for_its_first_validation_and_then_stops(tiny_base, tmp_path):
+    stopping = {
+        "monitor": "val/loss",
+        "patience": 1,
+        "min_delta": 100,
+        "check_on_train_epoch_end": True,
+    }
+    rhythm = ("--trainer.check_val_every_n_epoch", 2, "--trainer.val_check_interval", 1.0)
+    epochs = ("--trainer.max_epochs", 9, "--trainer.max_steps", -1)
+    options = (*rhythm, *epochs, "--data.task.train_rows", 8)
+    outcome = fit(tiny_base, tmp_path / "run", *callback("EarlyStopping", **stopping), *options)
+    assert outcome.status == 0, outcome.stderr
+    assert [row["step"] for row in read_rows(tmp_path / "run")][-1] == "12"
+    assert (tmp_path / "run" / "adapter").is_dir()
+
+
+def test_the_best_checkpoint_is_whole_and_holds_the_adapter_alone(tiny_base, tmp_path):
+    options = callback("ModelCheckpoint", monitor="val/loss", filename="best-{step}")
+    outcome = fit(tiny_base, tmp_path / "run", *options)
+    assert outcome.status == 0, outcome.stderr
+    best = AtomicCheckpointIO().load_checkpoint(
+        tmp_path / "run" / "checkpoints" / "best-step=4.ckpt"
+    )
+    assert all("lora_" in name for name in best["state_dict"])
+
+
+def test_a_plain_trainer_with_the_callbacks_is_told_of_monitors_too(tiny_base, tmp_path):
+    wrong = EarlyStopping("loss")
+    trainer = pl.Trainer(
+        callbacks=[wrong, *lit_sft.run_callbacks()], max_steps=1, accelerator="cpu",
+        precision="32-true", default_root_dir=tmp_path, logger=False,
+    )  # fmt: skip
+    data = SFTDataModule(WordProblems(train_rows=16), val_rows=2)
+    with pytest.raises(InputError, match=r"EarlyStopping\.monitor: no figure is named 'loss'"):
+        trainer.fit(SFTModule(str(tiny_base)), data)
+
+
+def test_a_figure_that_a_callback_of_one_s_own_logs_can_be_monitored(tiny_base, tmp_path):
+    class Mine(pl.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            publish(trainer, {"mine": 1.0})
+
+    trainer = lit_sft.make_trainer(
+        callbacks=[Mine(), EarlyStopping("mine", patience=0)], max_steps=4, accelerator="cpu",
+        precision="32-true", default_root_dir=tmp_path, val_check_interval=1,
+    )  # fmt: skip
+    data = SFTDataModule(WordProblems(train_rows=16), val_rows=2, batch_size=2)
+    trainer.fit(SFTModule(str(tiny_base)), data)
+    assert trainer.global_step > 0
 
 
 def test_fast_dev_run_leaves_nothing_behind(tiny_base, tmp_path):

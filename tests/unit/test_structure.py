@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "lit_sft"
 LAYERS = [
     ("cli", "inspect", "__main__"),
+    ("trainer",),
     ("callbacks",),
     ("model", "run", "export"),
     ("data",),
@@ -42,6 +43,13 @@ def test_imports_point_down(path):
     name = ".".join(("lit_sft", *path.relative_to(PACKAGE).with_suffix("").parts))
     for imported in first_party_imports(path):
         assert layer_of(imported) >= layer_of(name), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "callbacks").glob("*.py")), ids=lambda x: x.stem)
+def test_a_callback_imports_no_other(path):
+    nodes = ast.walk(ast.parse(path.read_text()))
+    imported = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert [module for module in imported if module.startswith("lit_sft.callbacks")] == []
 
 
 def test_there_is_no_cycle():

@@ -1,23 +1,66 @@
-"""What a run says before it starts and when it is done."""
+"""What a run prints: a line before it starts, its progress, and what came of it."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_sft.evaluation.exact_match import format_table
-from lit_sft.run.generations import GENERATIONS, read_generations
-from lit_sft.run.metrics_file import METRICS, read_metrics
+from lit_sft.model.module import SFTModule
+from lit_sft.run.folder import RunFolder
+from lit_sft.run.metrics_file import read_metrics
+from lit_sft.run.records import read_generations
 
-WRITTEN = (
-    "adapter",
-    "checkpoints/last.ckpt",
-    "logs/metrics.csv",
-    "logs/generations.jsonl",
-    "config.yaml",
-)
+SHOWN = {
+    "train/loss": ("loss", ".4f"),
+    "train/learning_rate": ("lr", ".2e"),
+    "train/tokens_per_second": ("tokens/s", ",.0f"),
+    "val/loss": ("val_loss", ".4f"),
+    "val/exact_match": ("exact_match", ".3f"),
+}
+LINES = 10
+"""How many lines a training run prints where there is no terminal."""
 COMPARED = ("val/loss", "val/exact_match", "val/no_answer", "val/unfinished")
+"""Figures of the first and of the last evaluation."""
+
+
+class Progress(RichProgressBar):
+    """A bar in a terminal; elsewhere, such as in a log file, a line every tenth of the run."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=4)
+        self.is_terminal = sys.stdout.isatty()
+        if not self.is_terminal:
+            self.disable()
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Return the name of the bar; where steps end a run, Lightning says "Epoch 0/-2"."""
+        return super()._get_train_description(current_epoch).replace("/-2", "")
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Return the figures worth watching, under short names and ready to print."""
+        metrics = trainer.callback_metrics
+        return {
+            label: format(metrics[name].item(), spec)
+            for name, (label, spec) in SHOWN.items()
+            if name in metrics
+        }
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: SFTModule, *args: Any) -> None:
+        """Move the bar, or print a line."""
+        super().on_train_batch_end(trainer, pl_module, *args)
+        if self.is_terminal or not trainer.is_global_zero:
+            return
+        step, total = trainer.global_step, pl_module.total_steps()
+        if step % max(1, total // LINES) == 0 or step == total:
+            shown = self.get_metrics(trainer, pl_module).items()
+            figures = "  ".join(f"{label} {value}" for label, value in shown)
+            print(f"step {step:,}/{total:,}  {figures}", flush=True)
 
 
 class Summary(pl.Callback):
@@ -32,15 +75,16 @@ class Summary(pl.Callback):
         self._has_trained = False
 
     @rank_zero_only
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: SFTModule, stage: str) -> None:
         """Print what is loaded: with a large base, the next half minute is silent."""
         print(f"loading {pl_module.base_model} ({pl_module.quantization.format})", flush=True)
 
     @rank_zero_only
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Print how much is frozen and how much is trained."""
         trained = sum(p.numel() for p in pl_module.trained_parameters.values())
-        frozen = pl_module.model.get_base_model().num_parameters() - trained
+        base: Any = pl_module.model.get_base_model()
+        frozen = base.num_parameters() - trained
         print(
             f"training {trained:,} parameters of a LoRA adapter; the base's {frozen:,} are frozen",
             flush=True,
@@ -52,7 +96,7 @@ class Summary(pl.Callback):
             print(f"training the row of {token} too: {reason}", flush=True)
 
     @rank_zero_only
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Print where a resumed run goes on; a finished one never gets here."""
         self._has_trained = True
         if trainer.global_step:
@@ -61,18 +105,17 @@ class Summary(pl.Callback):
             )
 
     @rank_zero_only
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Print before and after, some answers, and where the results are."""
         if not self._has_trained:
             print(
                 f"all {trainer.global_step} steps were taken before, and none was left: raise "
                 "trainer.max_steps or trainer.max_epochs to go on"
             )
-        root = Path(trainer.default_root_dir)
-        print(describe_change(root / METRICS))
-        answers = root / GENERATIONS
-        print(describe_answers(answers, self.samples, trainer.global_step), end="")
-        print("\n".join(f"wrote {root / path}" for path in WRITTEN if (root / path).exists()))
+        folder = RunFolder.of(trainer)
+        print(describe_change(folder.metrics))
+        print(describe_answers(folder.generations, self.samples, trainer.global_step), end="")
+        print("\n".join(f"wrote {path}" for path in folder.results()))
 
 
 def describe_change(metrics: Path) -> str:

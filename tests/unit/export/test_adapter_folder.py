@@ -4,7 +4,7 @@ import huggingface_hub
 import pytest
 import yaml
 
-from lit_sft.export.model_card import ModelCard, format_card
+from lit_sft.export.adapter_folder import ModelCard, format_card
 
 HASH = "0123456789abcdef" * 4
 

@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from lit_sft.callbacks.summary import describe_answers
-from lit_sft.run.generations import read_generations
+from lit_sft.callbacks.console import describe_answers
+from lit_sft.run.records import read_generations
 
 LINES = [
     json.dumps({"step": step, "row": 0, "question": "q", "output": "\u2028a", "verdict": "right"})
