@@ -59,7 +59,7 @@ class RecordRun(pl.Callback):
         config = Path(trainer.default_root_dir) / "config.yaml"
         record: dict[str, Any] = {
             "config": yaml.safe_load(config.read_text()) if config.is_file() else {},
-            "data": {split: ledger.as_dict() for split, ledger in data.ledgers.items()},
+            "data": data.describe_data(),
             "template_sha256": hash_template(data.tokenizer),
             "git_commit": read_git_commit(),
         }

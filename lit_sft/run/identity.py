@@ -57,8 +57,9 @@ def match_runs(saved: Mapping[str, Any], module: Any) -> tuple[dict[str, Any], d
     del now["version"]
     if was.pop("version", 1) == 1:
         was = _read_first_version(was)
-        if requests := getattr(module.trainer.datamodule, "requests", {}):
-            now["data.rows"] = requests.get("train")  # not of what was encoded, but was to be
+        data: Any = module.trainer.datamodule
+        if hasattr(data, "request_of"):  # not of what was encoded, but was to be
+            now["data.rows"] = data.request_of("train")
     return _defaults() | was, now
 
 
