@@ -1,5 +1,8 @@
 """The Lightning shell around encoding and batching."""
 
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,10 +11,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Subset
 
 from lit_sft.data.duplicates import format_repeats
-from lit_sft.data.ledger import format_ledgers
-from lit_sft.data.prepare import ChatRows
+from lit_sft.data.ledger import format_ledgers, format_sources, make_ledger
+from lit_sft.data.options import DataOptions
+from lit_sft.data.prepare import PreparedSplit, prepare_splits
 from lit_sft.data.prompts import make_prompts
-from lit_sft.data.sources import format_sources
 from lit_sft.data.streaming import StreamedRows, StreamedWindows, StreamLoader
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.data.vocabulary import (
@@ -33,13 +36,18 @@ PREDICTED_ROWS = 256
 """Prompts handed out at once; generation makes its own batches of them."""
 
 
-class SFTDataModule(ChatRows, pl.LightningDataModule):
+class SFTDataModule(DataOptions, pl.LightningDataModule):
     """Chat rows, encoded once with the loss mask proven, as `lit_sft.types.Window`s.
 
-    The arguments are those of `lit_sft.data.prepare.ChatRows`.
+    The arguments are those of `lit_sft.data.options.DataOptions`.
     """
 
     _announced: frozenset[Split] = frozenset()
+
+    @cached_property
+    def prepared(self) -> dict[Split, PreparedSplit]:
+        """The splits that are loaded."""
+        return {}
 
     def find_base_model(self) -> str | None:
         """Return the base model of the trainer's module, or None without one."""
@@ -61,24 +69,24 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Load the splits that a stage needs, and print their ledger once."""
         self._load_splits(stage)
-        unseen = [split for split in self.ledgers if split not in self._announced]
+        unseen = [split for split in self.prepared if split not in self._announced]
         if unseen:
             self._announced |= frozenset(unseen)
             _print(self.task.describe(), *self._describe(unseen))
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled windows; the last one may be short, and no row is dropped."""
         return self._loader("train", self._rows_to_train_on())
 
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Return the held-out rows in order, by source; no loader at all with `val_rows=0`."""
-        return self._loaders_by_source("val") if "val" in self._encoded else []
+        return self._loaders_by_source("val") if "val" in self.prepared else []
 
-    def test_dataloader(self) -> DataLoader | list[DataLoader]:
+    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Return the rows of the test split in order, by source."""
         return self._loaders_by_source("test")
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """Return the prompts of the test split, as lists of `lit_sft.types.Prompt`."""
         require(
             self.trainer is None or self.trainer.world_size == 1,
@@ -107,29 +115,17 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
         }
         if self.batching == "padding_free":
             run["data.max_tokens_per_pass"] = self.max_tokens_per_pass
-        if "train" in self.fingerprints:
+        if train := self.prepared.get("train"):
             windows = -(-len(self._rows_to_train_on()) // self._window_rows("train"))
-            run["data.rows"] = self.fingerprints["train"]
+            run["data.rows"] = train.fingerprint
             steps = self._steps_per_epoch(windows)  # whole epochs stay whole if batches change
             run["trainer.limit_train_batches"] = steps if steps < windows else "all"
-        if self.streamed is not None:  # whose fingerprint is of a sample
+        if train and train.stream:  # whose fingerprint is of a sample
             run |= {"data.max_length": self.max_length, "data.on_overlength": self.on_overlength}
-            run |= {"data.contents": self.contents} if self.contents else {}
+            run |= {"data.contents": train.stream.contents} if train.stream.contents else {}
             if self.on_marker == "drop":
                 run["data.on_marker"] = "drop"
         return run
-
-    def describe_data(self) -> dict[str, Any]:
-        """Return the ledger of each split that is loaded, as plain values."""
-        return {split: ledger.as_dict() for split, ledger in self.ledgers.items()}
-
-    def request_of(self, split: Split) -> str | None:
-        """Return a hash of the rows of a split before they were encoded; None if not loaded."""
-        return self.requests.get(split)
-
-    def source_names(self, split: Split) -> list[str]:
-        """Return the names of a mixture's sources, in the order of the loaders; else none."""
-        return list(self.sources.get(split, {}))
 
     def name_rows(self, epoch: int, window: int) -> list[str]:
         """Return the names of the rows of a training window, over all ranks, as in any error.
@@ -143,18 +139,51 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
             len(rows), self._window_rows("train"), self.seed, first_window=window
         )
         sampler.set_epoch(epoch)
-        numbers = next(iter(sampler))
-        if self.streamed is not None:
-            return [self.streamed[number][0] for number in numbers]
-        names = [name for name, _ in self.remove_repeats(self.read("train"), self.repeats)]
-        kept = sorted(set(range(len(names))) - set(rows.dropped.tolist()))
-        return [names[kept[number]] for number in numbers]
+        numbers, train = next(iter(sampler)), self.prepared["train"]
+        if train.stream:
+            return [train.stream.rows[number][0] for number in numbers]
+        kept = train.list_kept()
+        return [kept[number] for number in numbers]
+
+    def describe_data(self) -> dict[str, dict[str, Any]]:
+        """Return the figures of the loaded splits, as plain values."""
+        return {split: prepared.ledger.as_dict() for split, prepared in self.prepared.items()}
+
+    def source_names(self, split: Split) -> list[str]:
+        """Return the sources of a mixture, as its loaders are ordered; empty for one source."""
+        return list(self.prepared[split].sources) if split in self.prepared else []
+
+    def request_of(self, split: Split) -> str | None:
+        """Return the hash of what a split was asked to be, or None if it is not loaded."""
+        return self.prepared[split].request if split in self.prepared else None
+
+    def pad_rows(self) -> float:
+        """Pad rows from now on, as `batching="padded"` does; return the share of padding in train.
+
+        The ledgers are taken anew.
+        """
+        self.batching = "padded"
+        for split, was in self.prepared.items():
+            ledger = make_ledger(split, was.encoded, self.padded_rows, was.ledger.duplicates)
+            self.prepared[split] = replace(was, ledger=ledger)
+        train = self.prepared.get("train")
+        return train.ledger.padding_share if train else 0.0
+
+    def load_splits(self, splits: Iterable[Split]) -> None:
+        """Prepare splits, unless they are already.
+
+        Raises:
+            InputError: As `lit_sft.data.prepare.prepare_splits`.
+        """
+        missing = [split for split in splits if split not in self.prepared]
+        self.prepared |= prepare_splits(self, missing)
 
     def _rows_to_train_on(self) -> Any:
-        if self.streamed is None:
-            return self._encoded["train"]
+        train = self.prepared["train"]
+        if train.stream is None:
+            return train.encoded
         return StreamedRows(
-            *(self.task, self.streamed, self.tokenizer),
+            *(self.task, train.stream.rows, self.tokenizer),
             *(self.max_length, self.on_overlength, self.on_lost_field),
             num_embeddings=self._count_embeddings(),
             on_marker=self.on_marker,
@@ -171,35 +200,40 @@ class SFTDataModule(ChatRows, pl.LightningDataModule):
         }  # fmt: skip
         self.load_splits(split for split in needed[stage] if split != "val" or self.val_rows)
         if rows := self._count_embeddings():
-            for split, encoded in self._encoded.items():
-                require_embeddings(self.tokenizer, [encoded.input_ids.max()], rows, f"in {split}")
+            for split, prepared in self.prepared.items():
+                highest = prepared.encoded.input_ids.max()
+                require_embeddings(self.tokenizer, [highest], rows, f"in {split}")
 
     def _describe(self, splits: list[Split]) -> list[str]:
-        texts = [format_ledgers([self.ledgers[split] for split in splits])]
-        texts += [self.overlength[split] for split in splits if split in self.overlength]
-        texts += [self.lost_fields[split] for split in splits if split in self.lost_fields]
-        texts += [self.markers[split] for split in splits if split in self.markers]
+        prepared = [self.prepared[split] for split in splits]
+        texts = [format_ledgers([one.ledger for one in prepared])]
+        texts += [
+            note for kind in zip(*(one.notes for one in prepared), strict=True) for note in kind
+        ]
         if "train" in splits:
-            texts.append(format_repeats(self.repeats, self.dedup))
-        if self.streamed is not None and "train" in splits:
-            rows, sample = len(self.streamed), self.ledgers["train"].rows
-            texts.append(
-                f"train is streamed: of its {rows:,} rows, these are the figures of {sample:,}"
-                + ("" if self.contents else ", which alone are compared when the run is resumed")
-            )
-        for split in splits:
-            if groups := self.sources.get(split):
-                texts.append(format_sources(split, self._encoded[split], groups))
+            train = self.prepared["train"]
+            texts.append(format_repeats(train.repeats, self.dedup))
+            if train.stream:
+                rows, sample, contents = len(train.stream.rows), train.ledger.rows, train.stream[1]
+                texts.append(
+                    f"train is streamed: of its {rows:,} rows, these are the figures of {sample:,}"
+                    + ("" if contents else ", which alone are compared when the run is resumed")
+                )
+        texts += [
+            format_sources(split, self.prepared[split].encoded, self.prepared[split].sources)
+            for split in splits
+            if self.prepared[split].sources
+        ]
         return texts
 
-    def _loaders_by_source(self, split: Split) -> DataLoader | list[DataLoader]:
+    def _loaders_by_source(self, split: Split) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Return one loader, or, for a mixture, one for each of its sources."""
-        rows: Any = self._encoded[split]
-        if groups := self.sources.get(split):
+        rows: Any = self.prepared[split].encoded
+        if groups := self.prepared[split].sources:
             return [self._loader(split, Subset(rows, group.tolist())) for group in groups.values()]
         return self._loader(split, rows)
 
-    def _loader(self, split: Split, rows: Any) -> DataLoader:
+    def _loader(self, split: Split, rows: Any) -> DataLoader[Any]:
         training, trainer = split == "train", self.trainer
         sampler = WindowSampler(
             num_rows=len(rows),

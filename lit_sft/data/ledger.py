@@ -1,11 +1,15 @@
-"""Count what a split holds: what was kept, how long it is, how much of it carries loss."""
+"""What a split holds, counted and told: rows, lengths, loss, padding, and its sources."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from lit_sft.data.encoded_rows import EncodedRows
 from lit_sft.data.failures import NAMED_ROWS
+from lit_sft.data.messages import OnMarker
+from lit_sft.data.overlength import describe_overlength
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,41 @@ def make_ledger(split: str, encoded: EncodedRows, batch_size: int, duplicates: i
     )
 
 
+class Notes(NamedTuple):
+    """A line on each of what a user should know of a split, empty where there is nothing."""
+
+    overlength: str
+    lost_fields: str
+    markers: str
+
+
+def make_notes(
+    split: str, encoded: EncodedRows, names: Sequence[str], max_length: int, on_marker: OnMarker
+) -> Notes:
+    """Say which rows are too long, which fields are lost, and which marks of turns there are.
+
+    Args:
+        split: Its name.
+        encoded: Its rows.
+        names: Of all rows that were given to be encoded.
+        max_length: In tokens.
+        on_marker: What became of rows with marks.
+    """
+    overlength = lost_fields = markers = ""
+    if too_long := [(names[i], n) for i, n in encoded.find_unfit() if n > max_length]:
+        dropped = len(too_long) - len(encoded.truncated)
+        overlength = (
+            f"{split}: {describe_overlength(too_long, max_length)}; "
+            f"{dropped:,} dropped, {len(encoded.truncated):,} truncated"
+        )
+    if encoded.lost:
+        lost_fields = f"{split}: {describe_lost_fields(encoded, names)}"
+    if encoded.marked:
+        fate = "left out" if on_marker == "drop" else "kept (data.on_marker)"
+        markers = f"{split}: {describe_markers(encoded, names)}; {fate}"
+    return Notes(overlength, lost_fields, markers)
+
+
 def describe_lost_fields(encoded: EncodedRows, names: Sequence[str]) -> str:
     """Say what the chat template does not write, in how many turns, and in which row first.
 
@@ -124,3 +163,34 @@ def measure_padding(lengths: Sequence[int], batch_size: int) -> float:
 def find_quantile(ranked: Sequence[int], share: float) -> int:
     """Return the value below which about `share` of the sorted values lie."""
     return ranked[min(int(share * len(ranked)), len(ranked) - 1)]
+
+
+def group_by_source(sources: Sequence[str], encoded: EncodedRows) -> dict[str, np.ndarray]:
+    """Return int64 `[rows]` for each source: the positions of its rows among the kept ones.
+
+    Args:
+        sources: Of every row that was given to be encoded, in order.
+        encoded: The rows that were kept of them.
+    """
+    kept = np.delete(np.array(sources), np.asarray(encoded.dropped))
+    return {name: np.flatnonzero(kept == name) for name in dict.fromkeys(kept.tolist())}
+
+
+def format_sources(split: str, encoded: EncodedRows, groups: Mapping[str, np.ndarray]) -> str:
+    """Return a plain-text table of each source's share of the rows and of the supervised tokens.
+
+    Args:
+        split: Its name.
+        encoded: Its rows.
+        groups: As `group_by_source` returns them.
+    """
+    before = np.concatenate([[0], np.cumsum(np.asarray(encoded.supervised), dtype=np.int64)])
+    supervised = np.diff(before[np.asarray(encoded.offsets)])
+    lines = [f"{split:<24}rows  share  supervised tokens  share"]
+    for name, rows in groups.items():
+        tokens = int(supervised[rows].sum())
+        lines.append(
+            f"  {name:<16.16}{len(rows):>10,}{len(rows) / len(encoded):>7.1%}"
+            f"{tokens:>19,}{tokens / supervised.sum():>7.1%}"
+        )
+    return "\n".join(lines)

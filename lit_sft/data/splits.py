@@ -2,7 +2,7 @@
 
 import random
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,8 @@ import numpy as np
 from lit_sft.data.encode import naming
 from lit_sft.data.failures import FailedRows, Failure, name_error
 from lit_sft.errors import InputError, require
-from lit_sft.tasks.base import ChatTask, Row
-from lit_sft.tasks.mixture import Mixture
-from lit_sft.tasks.row_sequences import Joined, hash_contents, join_hashes
+from lit_sft.tasks.base import ChatTask, NamedRow, Row
+from lit_sft.tasks.row_sequences import hash_contents, join_hashes
 from lit_sft.types import Message, Split
 
 HELD_OUT_SEED = 0
@@ -21,8 +20,6 @@ HELD_OUT_SEED = 0
 SAMPLE_ROWS = 1024
 """Rows of a stream that are encoded before training: for the ledger, and to find mistakes early."""
 
-NamedRow = tuple[str, Row]
-"""A row and what to call it in an error, such as `"train row 17"`."""
 Conversation = tuple[str, list[Message]]
 """A row's messages under the row's name."""
 
@@ -92,35 +89,6 @@ class SplitRows(Sequence[NamedRow]):
         return f"{self.split} row {number}", row
 
 
-class MixedRows(Sequence[NamedRow]):
-    """Rows of several sources, named after theirs, each read when it is asked for.
-
-    Args:
-        parts: The rows of each source, by its name.
-        picks: int64 `[rows]`, which of them, counted through all parts.
-    """
-
-    def __init__(self, parts: Mapping[str, Sequence[NamedRow]], picks: np.ndarray) -> None:
-        self.names, self.joined, self.picks = list(parts), Joined(list(parts.values())), picks
-
-    def __len__(self) -> int:
-        return len(self.picks)
-
-    def __getitem__(self, index: Any) -> Any:
-        part, number = self.joined.locate(int(self.picks[index]))
-        name, row = self.joined.parts[part][number]
-        return f"{self.names[part]} {name}", {"source": self.names[part], "row": row}
-
-    def hash_contents(self) -> str | None:
-        """Return a hash of all rows of the sources, and of which are picked, in order."""
-        picks = self.picks.astype("<i8", copy=False).tobytes()
-        return join_hashes(map(hash_contents, self.joined.parts), picks)
-
-    def sources(self) -> list[str]:
-        """Return the name of the source of each row; none is read."""
-        return [self.names[self.joined.locate(int(pick))[0]] for pick in self.picks]
-
-
 def read_split(task: ChatTask, split: Split, val_rows: int) -> Sequence[NamedRow]:
     """Return the rows of a split under their names.
 
@@ -134,7 +102,7 @@ def read_split(task: ChatTask, split: Split, val_rows: int) -> Sequence[NamedRow
         MissingSplit: If the split has no rows.
         InputError: If it cannot be read, or `val_rows` leaves none to train on.
     """
-    if isinstance(task, Mixture):
+    if task.mixed_tasks():
         return _mix(task, split, val_rows)
     if split == "test":
         return _read(task, "test")
@@ -189,15 +157,15 @@ def _read(task: ChatTask, split: Split, max_rows: int | None = None) -> SplitRow
     return SplitRows(split, rows, range(len(rows))[:max_rows])
 
 
-def _mix(mixture: Mixture, split: Split, val_rows: int) -> MixedRows:
-    parts = {}
-    for name, task in mixture.tasks.items():
+def _mix(mixture: ChatTask, split: Split, val_rows: int) -> Sequence[NamedRow]:
+    parts, tasks = {}, mixture.mixed_tasks()
+    for name, task in tasks.items():
         with naming(name):
             try:
-                parts[name] = read_split(task, split, -(-val_rows // len(mixture.tasks)))
+                parts[name] = read_split(task, split, -(-val_rows // len(tasks)))
             except MissingSplit:
                 if split != "test":  # not every task has one to test on
                     raise
     if not parts:
         raise MissingSplit(f"no task of the mixture has a {split} split")
-    return MixedRows(parts, mixture.draw(split, [len(part) for part in parts.values()]))
+    return mixture.mix(split, parts)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lit_sft.cli.allowlist import limit_imports
 from lit_sft.cli.parser import Parser
-from lit_sft.data.prepare import ChatRows
+from lit_sft.data.options import DataOptions
 from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file, require_writable
 from lit_sft.inspect.collect import Choice, inspect_data
@@ -69,13 +69,13 @@ def parse(arguments: Sequence[str]) -> Any:
     return parsed
 
 
-def instantiate(parsed: Any) -> tuple[ChatRows, Options]:
+def instantiate(parsed: Any) -> tuple[DataOptions, Options]:
     """Return the data of a run and what to show of it.
 
     Raises:
         InputError: If the data's options are wrong.
     """
-    data: ChatRows = make_parser().instantiate(parsed).data
+    data: DataOptions = make_parser().instantiate(parsed).data
     choice = Choice(parsed.split, parsed.row, parsed.random)
     return data, Options(choice, parsed.html, parsed.json)
 
@@ -98,7 +98,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--html", type=str | None, help="Write one self-contained page, too.")
     parser.add_argument("--json", action="store_true", help="Print JSON in place of text.")
-    parser.add_class_arguments(ChatRows, "data", sub_configs=True)
+    parser.add_class_arguments(DataOptions, "data", sub_configs=True)
     for name in OTHER_SECTIONS:
         about = "Only base_model is read." if name == "model" else "Not looked at."
         parser.add_argument(f"--{name}", type=dict, default={}, help=about)

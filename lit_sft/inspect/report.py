@@ -103,7 +103,7 @@ class Repeats:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedRow:
     """A row that cannot be read, or whose mask cannot be proven."""
 
     split: Split
@@ -127,7 +127,7 @@ class Report:
     repeats: dict[Split, Repeats]
     """By the split whose rows are repeated; `train` for earlier rows of its own."""
     num_failures: int
-    failures: list[Failure]
+    failures: list[FailedRow]
     """The first of them."""
     rows: list[TokenRow]
 

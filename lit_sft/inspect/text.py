@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lit_sft.data.ledger import format_ledgers
-from lit_sft.inspect.report import Failure, Repeats, Report, SplitReport, TokenRow
+from lit_sft.inspect.report import FailedRow, Repeats, Report, SplitReport, TokenRow
 
 BAR = 40
 """Characters of the longest bar."""
@@ -139,7 +139,7 @@ def _format_repeats(split: str, repeats: Repeats) -> Iterator[str]:
         yield f"  {example.row} is {example.original}: {question[:80]}"
 
 
-def _format_failures(count: int, failures: list[Failure]) -> Iterator[str]:
+def _format_failures(count: int, failures: list[FailedRow]) -> Iterator[str]:
     if not count:
         yield "\nevery mask is proven"
         return

@@ -292,9 +292,9 @@ class SFTModule(pl.LightningModule):
         return [self._flat.parameter]
 
     def _take_eval_losses(self, split: str) -> dict[str, Tensor]:
-        data = getattr(self.trainer, "datamodule", None)
-        sources: dict[str, Any] = getattr(data, "sources", {}).get(split, {})
-        return self.eval_loss.take(f"{split}/loss", list(sources))
+        data: Any = getattr(self.trainer, "datamodule", None)
+        sources = data.source_names(split) if hasattr(data, "source_names") else []
+        return self.eval_loss.take(f"{split}/loss", sources)
 
     def _count(self, window: Window, field: Literal["num_tokens", "num_supervised"]) -> Tensor:
         return torch.tensor(float(sum(batch[field] for batch in window)), device=self.device)

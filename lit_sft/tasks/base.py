@@ -8,6 +8,8 @@ from lit_sft.errors import InputError
 from lit_sft.types import Message, Split
 
 Row = Mapping[str, Any]
+NamedRow = tuple[str, Row]
+"""A row and what to call it in an error, such as `"train row 17"`."""
 
 
 class ChatTask(ABC):
@@ -31,6 +33,18 @@ class ChatTask(ABC):
         a task that cannot tell the two apart returns True or False alone.
         """
         raise NotImplementedError(f"{type(self).__name__} does not grade answers")
+
+    def mixed_tasks(self) -> "Mapping[str, ChatTask]":
+        """Return the tasks that this one mixes, by name; none for a task with rows of its own."""
+        return {}
+
+    def mix(self, split: Split, parts: Mapping[str, Sequence[NamedRow]]) -> Sequence[NamedRow]:
+        """Return what a split holds of the rows of the mixed tasks, named after these."""
+        raise NotImplementedError(f"{type(self).__name__} mixes no tasks")
+
+    def list_sources(self, rows: Sequence[NamedRow]) -> list[str]:
+        """Return the name of the mixed task that each row is from; empty where there are none."""
+        return []
 
     def describe(self) -> str:
         """Return what to tell the user of how the rows are read, once they are; empty for nothing.

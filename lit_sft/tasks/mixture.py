@@ -1,17 +1,47 @@
 """Several data sets as one, each with its share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from lit_sft.errors import require
-from lit_sft.tasks.base import ChatTask, Row
+from lit_sft.tasks.base import ChatTask, NamedRow, Row
 from lit_sft.tasks.plain import remove_endings
+from lit_sft.tasks.row_sequences import Joined, hash_contents, join_hashes
 from lit_sft.types import Message, Split
 
 StoppingStrategy = Literal["first_exhausted", "all_exhausted"]
+
+
+class MixedRows(Sequence[NamedRow]):
+    """Rows of several sources, named after theirs, each read when it is asked for.
+
+    Args:
+        parts: The rows of each source, by its name.
+        picks: int64 `[rows]`, which of them, counted through all parts.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[NamedRow]], picks: np.ndarray) -> None:
+        self.names, self.joined, self.picks = list(parts), Joined(list(parts.values())), picks
+
+    def __len__(self) -> int:
+        return len(self.picks)
+
+    def __getitem__(self, index: Any) -> Any:
+        part, number = self.joined.locate(int(self.picks[index]))
+        name, row = self.joined.parts[part][number]
+        return f"{self.names[part]} {name}", {"source": self.names[part], "row": row}
+
+    def hash_contents(self) -> str | None:
+        """Return a hash of all rows of the sources, and of which are picked, in order."""
+        picks = self.picks.astype("<i8", copy=False).tobytes()
+        return join_hashes(map(hash_contents, self.joined.parts), picks)
+
+    def sources(self) -> list[str]:
+        """Return the name of the source of each row; none is read."""
+        return [self.names[self.joined.locate(int(pick))[0]] for pick in self.picks]
 
 
 class Mixture(ChatTask):
@@ -75,6 +105,20 @@ class Mixture(ChatTask):
         if split == "train" and self.weights:
             counts = count_rows(sizes, self.weights, self.stopping_strategy)
         return draw_rows(sizes, counts, self.seed)
+
+    def mixed_tasks(self) -> Mapping[str, ChatTask]:
+        """Return the tasks, by name."""
+        return self.tasks
+
+    def mix(self, split: Split, parts: Mapping[str, Sequence[NamedRow]]) -> MixedRows:
+        """Return what a split holds, drawn from the rows of the tasks that have the split."""
+        return MixedRows(parts, self.draw(split, [len(part) for part in parts.values()]))
+
+    def list_sources(self, rows: Sequence[NamedRow]) -> list[str]:
+        """Return the name of the task of each row; those that `mix` returns need not be read."""
+        if isinstance(rows, MixedRows):
+            return rows.sources()
+        return [self.source_of(row) for _, row in rows]
 
     def source_of(self, row: Row) -> str:
         """Return the name of the task that a row is from."""

@@ -109,7 +109,7 @@ def test_trains_on_its_own_loss_and_leaves_an_adapter_for_plain_peft(bases, tmp_
     )
     trainer.fit(module, data)
 
-    rows = [data._encoded["train"][i] for i in range(4)]
+    rows = [data.prepared["train"].encoded[i] for i in range(4)]
     if "dropout" not in name:
         require_own_loss(load_plain(base, tmp_path / "start"), rows, first)
     module.model.save_pretrained(tmp_path / "end")

@@ -122,7 +122,7 @@ def test_eight_steps_equal_a_plain_loop(tiny_base, tmp_path, quantization, batch
         batching=batching,
         quantization=quantization,
     )
-    rows = data._encoded["train"]
+    rows = data.prepared["train"].encoded
     windows = order_of_epochs(rows, data, epochs=3)[:STEPS]
     assert [len(window) for window in windows] == [16, 16, 8, 16, 16, 8, 16, 16]
 

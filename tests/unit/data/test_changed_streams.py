@@ -117,7 +117,7 @@ def test_two_files_of_a_mixture_that_were_swapped_are_another_run(tiny_base, tmp
 
     def contents(first: str, second: str, **options) -> str:
         tasks = {"x": ChatFile(first), "y": ChatFile(second)}
-        return make_data(tiny_base, Mixture(tasks, **options)).contents
+        return make_data(tiny_base, Mixture(tasks, **options)).prepared["train"].stream.contents
 
     a, b = (str(tmp_path / f"{name}.jsonl") for name in "ab")
     swapped = {contents(a, b), contents(b, a), contents(a, b, seed=1)}
@@ -131,7 +131,7 @@ def test_a_part_of_a_split_and_a_list_of_files_are_known_in_order(tiny_base, tmp
         *(ChatFile(files) for files in ([a], [a, b], [b, a])),
         *(ChatFile(a, splits={"train": part}) for part in ("train[:30]", "train[10:]")),
     ]
-    contents = [make_data(tiny_base, task).contents for task in tasks]
+    contents = [make_data(tiny_base, task).prepared["train"].stream.contents for task in tasks]
     assert None not in contents
     assert len(set(contents)) == len(tasks)
 
@@ -194,7 +194,7 @@ class OneByOne:
 def test_rows_of_a_task_of_ones_own(tiny_base, capsys):
     rows = make_rows(40)
     contents = {
-        make_data(tiny_base, Own(given)).contents
+        make_data(tiny_base, Own(given)).prepared["train"].stream.contents
         for given in (rows, tuple(rows), rows[::-1], Dataset.from_list(rows))
     }
     assert len(contents) == 3

@@ -173,7 +173,7 @@ def test_the_rows_of_a_window_are_called_as_the_task_numbers_them(tiny_base):
     sizes = {"val_rows": 10, "batch_size": 3, "accumulate_grad_batches": 2, "max_length": 30}
     data = SFTDataModule(Uneven(), tokenizer=str(tiny_base), **sizes)
     data.setup("fit")
-    assert 0 < data.ledgers["train"].kept < data.ledgers["train"].rows == 40
+    assert 0 < data.prepared["train"].ledger.kept < data.prepared["train"].ledger.rows == 40
     loader = data.train_dataloader()
     loader.sampler.set_epoch(1)
     for number, window in enumerate(loader):
@@ -198,9 +198,9 @@ class Repeating(Numbers):
 def test_dedup_removes_and_counts_what_stands_elsewhere(tiny_base, capsys):
     data = SFTDataModule(Repeating(), tokenizer=str(tiny_base), dedup=True)
     data.setup("fit")
-    ledger = data.ledgers["train"]
+    ledger = data.prepared["train"].ledger
     assert (ledger.rows, ledger.kept, ledger.dropped, ledger.duplicates) == (10, 6, 0, 4)
-    trained = {data.tokenizer.decode(data._encoded["train"][i].input_ids) for i in range(6)}
+    trained = {data.tokenizer.decode(data.prepared["train"].encoded[i].input_ids) for i in range(6)}
     assert sorted(n for n in range(9) if any(f"\n{n}?" in text for text in trained)) == [
         0, 3, 4, 5, 6, 7,
     ]  # fmt: skip
@@ -219,7 +219,7 @@ def test_without_dedup_test_is_not_read_and_repeats_are_one_line(tiny_base, caps
 
     data = SFTDataModule(NoTest(), tokenizer=str(tiny_base))
     data.setup("fit")
-    assert data.ledgers["train"].kept == 10
+    assert data.prepared["train"].ledger.kept == 10
     *_, last = capsys.readouterr().out.splitlines()
     assert last.startswith("duplicates of train's questions: 2 earlier in train, 1 in val; ")
 
@@ -227,7 +227,7 @@ def test_without_dedup_test_is_not_read_and_repeats_are_one_line(tiny_base, caps
 def test_dedup_does_without_a_test_split(tiny_base):
     data = SFTDataModule(Repeating(has_test=False), tokenizer=str(tiny_base), dedup=True)
     data.setup("fit")
-    assert data.ledgers["train"].kept == 7
+    assert data.prepared["train"].ledger.kept == 7
 
 
 def test_dedup_that_leaves_nothing_is_an_error(tiny_base):

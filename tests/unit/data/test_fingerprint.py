@@ -129,7 +129,9 @@ def test_the_hash_of_rows_is_of_their_tokens_labels_and_ends():
 
 def test_rows_with_other_tokens_are_another_run(tiny_base):
     whole = make_data(tiny_base)
-    shorter = make_data(tiny_base, max_length=int(np.median(whole._encoded["train"].lengths())))
+    shorter = make_data(
+        tiny_base, max_length=int(np.median(whole.prepared["train"].encoded.lengths()))
+    )
     roomier = make_data(tiny_base, max_length=511, max_tokens_per_pass=2048)
     rows = [data.describe_run()["data.rows"] for data in (whole, shorter, roomier)]
     assert rows[0] != rows[1]

@@ -124,9 +124,9 @@ def test_a_run_names_them(tmp_path, on_marker, fate):
         on_marker=on_marker,
     )
     data.load_splits(["train"])
-    assert "'<|assistant|>' in 1 (train row 3)" in data.markers["train"]
-    assert fate in data.markers["train"]
-    assert data.overlength == {}
+    assert "'<|assistant|>' in 1 (train row 3)" in data.prepared["train"].notes.markers
+    assert fate in data.prepared["train"].notes.markers
+    assert data.prepared["train"].notes.overlength == ""
     names = data.name_rows(0, 0)
     assert ("train row 3" in names) == (on_marker == "keep")
 

@@ -165,10 +165,9 @@ def test_the_data_module_names_long_rows_below_its_ledger(tiny_base, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[3].startswith("train: ")
     assert "rows over data.max_length=200 tokens: train row " in printed[3]
-    assert data.ledgers["train"].truncated > 0
-    assert printed[3].endswith(
-        f"{data.ledgers['train'].dropped} dropped, {data.ledgers['train'].truncated} truncated"
-    )
+    ledger = data.prepared["train"].ledger
+    assert ledger.truncated > 0
+    assert printed[3].endswith(f"{ledger.dropped} dropped, {ledger.truncated} truncated")
 
 
 def test_fifty_megabytes_are_left_out_without_a_look_at_their_tokens(llama3_tokenizer):

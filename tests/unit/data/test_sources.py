@@ -1,7 +1,7 @@
 import pytest
 
 from lit_sft.data.encoded_rows import encode_rows
-from lit_sft.data.sources import format_sources, group_by_source
+from lit_sft.data.ledger import format_sources, group_by_source
 from lit_sft.data.tokenizer import load_tokenizer
 
 

@@ -154,9 +154,9 @@ def test_a_bad_row_is_named_when_its_turn_comes(tiny_base, tmp_path, num_workers
 
 def test_a_sample_is_looked_at_before_training(tiny_base, tmp_path, capsys):
     data = make_data(tiny_base, ChatFile(write(tmp_path / "a.jsonl", 3000)))
-    assert data.ledgers["train"].rows == SAMPLE_ROWS
+    assert data.prepared["train"].ledger.rows == SAMPLE_ROWS
     assert "of its 2,996 rows, these are the figures of 1,024" in capsys.readouterr().out
-    assert data.fingerprints["train"].endswith(" of 2996 rows")
+    assert data.prepared["train"].fingerprint.endswith(" of 2996 rows")
     assert take_sample(range(3)) == [0, 1, 2]
     with pytest.raises(InputError, match="train row 0: there is no answer"):
         make_data(tiny_base, ChatFile(write(tmp_path / "b.jsonl", 3000, broken=0)), val_rows=0)
@@ -167,7 +167,9 @@ def test_a_mixture_streams(tiny_base, tmp_path):
     data = make_data(tiny_base, Mixture(tasks, weights=[3, 1]))
     rows = [len(batch["cu_seq_lens"]) - 1 for window in data.train_dataloader() for batch in window]
     assert sum(rows) == 38 + round(38 / 3)
-    assert list(data.sources["train"]) == ["a", "b"] or list(data.sources["train"]) == ["b", "a"]
+    assert list(data.prepared["train"].sources) == ["a", "b"] or list(
+        data.prepared["train"].sources
+    ) == ["b", "a"]
 
 
 def test_memory_grows_by_a_few_bytes_a_row(tiny_base, tmp_path):

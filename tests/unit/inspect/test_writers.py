@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from lit_sft import ChatFile
-from lit_sft.data.prepare import ChatRows
+from lit_sft.data.options import DataOptions
 from lit_sft.errors import InputError
 from lit_sft.inspect.collect import Choice, inspect_data
 from lit_sft.inspect.page import render_page
@@ -42,7 +42,7 @@ class Evil(ChatTask):
 @pytest.fixture(scope="module")
 def report(tiny_tokenizer, tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("cache"))
-    data = ChatRows(Evil(), tokenizer=str(tiny_tokenizer), batch_size=2, cache_dir=cache)
+    data = DataOptions(Evil(), tokenizer=str(tiny_tokenizer), batch_size=2, cache_dir=cache)
     return inspect_data(data, Choice(random=10))
 
 
@@ -159,7 +159,7 @@ class Unreadable(Evil):
     [(Mute(), "the conversation has no assistant turn"), (Unreadable(), "cannot read it")],
 )
 def test_a_report_of_nothing_but_failures(tiny_tokenizer, tmp_path, task, says):
-    data = ChatRows(task, tokenizer=str(tiny_tokenizer), cache_dir=str(tmp_path))
+    data = DataOptions(task, tokenizer=str(tiny_tokenizer), cache_dir=str(tmp_path))
     report = inspect_data(data, Choice(row=2))
     assert (report.splits, report.num_failures) == ({}, 5)
     assert f"{report.rows[0].name}: fails: " in write(report)
@@ -168,7 +168,7 @@ def test_a_report_of_nothing_but_failures(tiny_tokenizer, tmp_path, task, says):
 
 
 def test_rows_that_training_does_not_see_say_why(tiny_tokenizer, tmp_path):
-    data = ChatRows(
+    data = DataOptions(
         Evil(), tokenizer=str(tiny_tokenizer), cache_dir=str(tmp_path), max_length=90, dedup=True
     )
     notes = [inspect_data(data, Choice(row=row)).rows[0].note for row in range(4)]
@@ -190,7 +190,7 @@ def test_all_reasons_are_told_where_nothing_is_left(tiny_tokenizer, tmp_path):
     rows = [{"question": "q"}] * 9 + [{"question": "q" * 900, "answer": "a"}]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = ChatRows(
+    data = DataOptions(
         ChatFile(str(path)), tokenizer=str(tiny_tokenizer), cache_dir=str(tmp_path), val_rows=0
     )
     with pytest.raises(InputError) as caught:
@@ -204,7 +204,7 @@ def test_an_empty_answer_is_a_failure_among_rows_that_are_proven(tiny_tokenizer,
             for x in ("a", "", "b")]  # fmt: skip
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = ChatRows(
+    data = DataOptions(
         ChatFile(str(path)), tokenizer=str(tiny_tokenizer), cache_dir=str(tmp_path), val_rows=0
     )
     report = inspect_data(data, Choice())

@@ -347,6 +347,6 @@ def test_a_model_that_cannot_pack_pads_and_refuses_packed_windows_of_others(tmp_
     module, data = make_run(tmp_path / "base")
     make_trainer(tmp_path).fit(module, data)
     assert data.batching == "padded"
-    packed = DataLoader([[pack_batch([data._encoded["train"][0]])]], batch_size=None)
+    packed = DataLoader([[pack_batch([data.prepared["train"].encoded[0]])]], batch_size=None)
     with pytest.raises(InputError, match="packs rows, which this model cannot keep apart"):
         make_trainer(tmp_path).fit(module, packed)
