@@ -129,12 +129,24 @@ def attend_cached(
 def attending(model: Any) -> Iterator[None]:
     """Let a model attend by `attend_cached` for a while."""
     config = model.get_decoder().config
-    own = config._attn_implementation
-    config._attn_implementation = DECODE
+    own = exchange_attention(config, DECODE)
     try:
         yield
     finally:
-        config._attn_implementation = own
+        exchange_attention(config, own)
+
+
+def exchange_attention(config: Any, name: str | None = None) -> str:
+    """Return how a model attends, by the name that transformers has for it.
+
+    Args:
+        config: Of the decoder.
+        name: How it attends from now on; None changes nothing.
+    """
+    own: str = config._attn_implementation
+    if name is not None:
+        config._attn_implementation = name
+    return own
 
 
 def _multiply_in_float32(left: Tensor, right: Tensor) -> Tensor:

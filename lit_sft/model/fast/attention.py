@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from lit_sft.evaluation.static_cache import exchange_attention
+
 if TYPE_CHECKING:
     from lit_sft.model.loss import CausalLM
 
@@ -29,8 +31,8 @@ def use_attention(model: "CausalLM", packed: bool) -> None:
             model's own way, which is not the same for all: one may need sinks that another lacks.
     """
     decoder = model.get_decoder()
-    own = vars(decoder).setdefault("own_attention", decoder.config._attn_implementation)
-    decoder.config._attn_implementation = PACKED if packed else own
+    own = vars(decoder).setdefault("own_attention", exchange_attention(decoder.config))
+    exchange_attention(decoder.config, PACKED if packed else own)
 
 
 def attend_packed(

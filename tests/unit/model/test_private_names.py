@@ -4,6 +4,7 @@ import ast
 import pkgutil
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from architectures import build
@@ -24,8 +25,9 @@ PRIVATE = {
     "torch:cpu._is_avx512_bf16_supported": "lit_sft.model.device._cpu_has_bf16",
     "torch:cpu._is_amx_tile_supported": "lit_sft.model.device._cpu_has_bf16",
     "transformers:PretrainedConfig._attn_implementation": (
-        "lit_sft.model.fast.attention.use_attention"
+        "lit_sft.evaluation.static_cache.exchange_attention"
     ),
+    "lightning.pytorch:_accelerator_connector": "lit_sft.model.trainer_options._shares_out",
 }
 """Names with an underscore, and the one function that knows each."""
 UNDOCUMENTED = [
@@ -43,7 +45,11 @@ UNDOCUMENTED = [
 
 @pytest.mark.parametrize("name", [*PRIVATE, *UNDOCUMENTED])
 def test_the_name_is_there(name):
-    pkgutil.resolve_name(name)
+    if name.startswith("lightning.pytorch:"):  # of every trainer
+        trainer = pl.Trainer(logger=False, accelerator="cpu")
+        assert trainer._accelerator_connector.use_distributed_sampler is True
+    else:
+        pkgutil.resolve_name(name)
 
 
 def test_no_other_is_used_and_each_in_one_function():
