@@ -24,6 +24,7 @@ from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.write_predictions import WritePredictions
 from lit_sft.cli.allowlist import limit_imports
 from lit_sft.cli.failures import explain, has_rank_zero_ended
+from lit_sft.cli.options import SEEDED
 from lit_sft.cli.parser import Parser
 from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.errors import InputError, require
@@ -31,7 +32,6 @@ from lit_sft.export.adapter_folder import ADAPTER
 from lit_sft.files import replace_file, require_writable
 from lit_sft.model.module import SFTModule
 from lit_sft.model.precision import (
-    PRECISIONS,
     PrecisionName,
     choose_precision,
     describe_device,
@@ -92,7 +92,7 @@ class TrainerParser(Parser, LightningArgumentParser):
             "--trainer.precision",
             type=PrecisionName | None,
             default="auto",
-            help=f"{' or '.join(PRECISIONS)}; auto takes what the device computes natively.",
+            help="bf16-mixed or 32-true; auto takes what the device computes natively.",
         )
         return names
 
@@ -113,7 +113,7 @@ class SFTCommandLine(LightningCLI):
             help="Whether --ckpt_path last may take the checkpoint before where it is damaged.",
         )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
-        for seeded in ("data.seed", "model.seed"):
+        for seeded in SEEDED:
             parser.link_arguments("seed_everything", seeded, compute_fn=int)
 
     def _parse_ckpt_path(self) -> None:

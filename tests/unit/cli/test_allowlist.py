@@ -1,6 +1,7 @@
 """Which packages a config may name, and what an error may import: nothing."""
 
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -35,23 +36,34 @@ def test_what_is_no_list_of_packages_is_refused(monkeypatch, text):
 @pytest.mark.parametrize(
     "error",
     [
-        "module 'named_in_an_error' has no attribute 'Task'",
-        "given class_path 'named_in_an_error.Task':\n  Option 'x' is not accepted",
-        "No module named 'named_in_an_error'",
+        AttributeError("module 'named_in_an_error' has no attribute 'Task'", name="Task"),
+        TypeError("given class_path 'named_in_an_error.Task':\n  Option 'x' is not accepted"),
+        ModuleNotFoundError("No module named 'named_in_an_error'", name="named_in_an_error"),
     ],
 )
 def test_an_error_does_not_import_what_it_names(tmp_path, monkeypatch, error):
     (tmp_path / "named_in_an_error.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    find_nearest(error, [])
+    find_nearest(error)
     assert not (tmp_path / "mark").exists()
     assert "named_in_an_error" not in sys.modules
 
 
-def test_an_error_still_tells_what_was_meant():
-    assert find_nearest("module 'json' has no attribute 'dump_'", []) == " Did you mean 'dump'?"
-    text = "given class_path 'lit_sft.GSM8K':\n  Option 'paht' is not accepted"
-    assert find_nearest(text, []) == " Did you mean 'path'?"
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("json.dump_", "dump"),
+        ("lit_sft.GSM9K", "GSM8K"),
+        ("lit_stf.GSM8K", "lit_sft"),
+    ],
+)
+def test_an_error_still_tells_what_was_meant(wrong, meant):
+    module, name = wrong.split(".")
+    with pytest.raises((AttributeError, ImportError)) as raised:
+        getattr(import_module(module), name)
+    chained = ValueError(wrong)  # as the parser does
+    chained.__cause__ = raised.value
+    assert find_nearest(chained) == f" Did you mean '{meant}'?"
 
 
 def test_a_file_that_an_installed_package_hides_is_told(tmp_path, monkeypatch):
