@@ -12,6 +12,7 @@ from lit_sft.cli.sources import find_binding, find_calls, qualify
 
 PLAIN_BASES = {"ABC", "object", "Generic", "Protocol"}
 """They add nothing to what a class takes."""
+CONSTRUCTOR = "super().__init__"
 ARGUMENTS = re.compile(r"^Args:\n(.*?)(?=^\S|\Z)", re.MULTILINE | re.DOTALL)
 ARGUMENT = re.compile(r"^ {4}(\w+)[^:\n]*: *(.*?)(?=^ {4}\w|\Z)", re.MULTILINE | re.DOTALL)
 """In a docstring of Google's style."""
@@ -45,45 +46,33 @@ def find_parameters(declared: Declared | None) -> Mapping[str, Parameter] | None
     """Return what a class takes, by name; fields, if it is a data class."""
     if declared is None or declared.node.keywords:
         return None
-    node, module = declared
-    methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+    methods = {item.name for item in declared.node.body if isinstance(item, ast.FunctionDef)}
     if "__new__" in methods:
         return None
     if "__init__" in methods:
         return find_arguments(declared, "__init__")
-    if node.decorator_list:
-        if not is_dataclass(declared) or node.bases:
-            return None
-        about = _read_arguments(node)
-        fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
-        named = {ast.unparse(item.target): item for item in fields}
-        return {
-            name: Parameter(item.annotation, module, item.value, about.get(name, ""))
-            for name, item in named.items()
-        }
-    for base in node.bases:
-        if ast.unparse(base).split("[")[0] in PLAIN_BASES:
-            continue
-        # The first base that has parameters hides those of the others.
-        taken = find_parameters(find_class(qualify(base, module)))
-        if taken is None or taken:
-            return taken
-    return {}
+    if declared.node.decorator_list:
+        return _find_fields(declared) if is_dataclass(declared) else None
+    return _find_inherited(declared)
 
 
 def find_arguments(declared: Declared, method: str) -> Mapping[str, Parameter] | None:
-    """Return the arguments of a method, without the first."""
+    """Return the arguments of a method, without the first; with those that it passes on."""
     for item in declared.node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == method and not item.args.kwarg:
+        if isinstance(item, ast.FunctionDef) and item.name == method:
             about = _read_arguments(declared.node) | _read_arguments(item)
             named = [*item.args.posonlyargs, *item.args.args]
             defaults = [None] * (len(named) - len(item.args.defaults)) + item.args.defaults
             taken = [*zip(named, defaults, strict=True)][1:]
             taken += zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)
-            return {
+            passed_on = _find_inherited(declared) if _passes_on(item) else {}
+            if passed_on is None or (item.args.kwarg and not _passes_on(item)):
+                return None
+            own = {
                 x.arg: Parameter(x.annotation, declared.module, default, about.get(x.arg, ""))
                 for x, default in taken
             }
+            return {**passed_on, **own}
     return None
 
 
@@ -146,6 +135,51 @@ def is_dataclass(declared: Declared) -> bool:
     """Return whether a class is a data class, by its decorator."""
     decorators = [ast.unparse(item) for item in declared.node.decorator_list]
     return len(decorators) == 1 and decorators[0].split("(")[0].endswith("dataclass")
+
+
+def _find_bases(declared: Declared) -> list[Declared | None]:
+    """Return the bases that may add to what a class takes; None for one that cannot be read."""
+    named = [x for x in declared.node.bases if ast.unparse(x).split("[")[0] not in PLAIN_BASES]
+    return [find_class(qualify(base, declared.module)) for base in named]
+
+
+def _find_inherited(declared: Declared) -> Mapping[str, Parameter] | None:
+    """Return what the bases take: the first that has parameters hides those of the others."""
+    for base in _find_bases(declared):
+        taken = find_parameters(base)
+        if taken is None or taken:
+            return taken
+    return {}
+
+
+def _find_fields(declared: Declared | None) -> Mapping[str, Parameter] | None:
+    """Return the fields of a class, inherited ones first."""
+    if declared is None or declared.node.keywords:
+        return None
+    fields: dict[str, Parameter] = {}
+    for base in reversed(_find_bases(declared)):
+        inherited = _find_fields(base)
+        if inherited is None:
+            return None
+        fields |= inherited
+    if is_dataclass(declared):
+        about = _read_arguments(declared.node)
+        for item in declared.node.body:
+            if isinstance(item, ast.AnnAssign):
+                name = ast.unparse(item.target)
+                own = Parameter(item.annotation, declared.module, item.value, about.get(name, ""))
+                fields[name] = own
+    return fields
+
+
+def _passes_on(method: ast.FunctionDef) -> bool:
+    """Return whether all that `**kwargs` does in a constructor is to go to that of the bases."""
+    name = method.args.kwarg.arg if method.args.kwarg else None
+    parts = list(ast.walk(method))
+    uses = [part for part in parts if isinstance(part, ast.Name) and part.id == name]
+    calls = [x for x in parts if isinstance(x, ast.Call) and ast.unparse(x.func) == CONSTRUCTOR]
+    passed = [word.value for call in calls for word in call.keywords if word.arg is None]
+    return len(uses) == 1 and any(value is uses[0] for value in passed)
 
 
 def _read_arguments(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
