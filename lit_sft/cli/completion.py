@@ -8,11 +8,11 @@ from lit_sft.cli.signatures import find_choices
 SHELLS = ("bash", "zsh", "fish")
 BASH = """\
 _lit_sft() {{
-  local word=${{COMP_WORDS[COMP_CWORD]}} option=${{COMP_WORDS[COMP_CWORD-1]}} words=
+  local word=${{COMP_WORDS[COMP_CWORD]}} option=${{COMP_WORDS[COMP_CWORD-1]}} offered=
   [[ $word == "=" ]] && word=
   [[ $option == "=" ]] && option=${{COMP_WORDS[COMP_CWORD-2]}}
   if [[ $COMP_CWORD == 1 ]]; then
-    words="{commands} --help --version --completion"
+    offered="{commands} --help --version --completion"
   elif [[ $word == -* ]]; then
     case ${{COMP_WORDS[1]}} in
 {options}
@@ -22,7 +22,7 @@ _lit_sft() {{
 {words}
     esac
   fi
-  COMPREPLY=($(compgen -W "$words" -- "$word"))
+  COMPREPLY=($(compgen -W "$offered" -- "$word"))
 }}
 complete -o default -F _lit_sft lit-sft
 """
@@ -38,12 +38,12 @@ def make_completion(shell: str, commands: Mapping[str, str]) -> str:
     taken = {command: _list_words(command) for command in commands}
     if shell == "fish":
         return "\n".join(_write_fish(commands, taken)) + "\n"
-    options = [f'      {x}) words="{" ".join(f"--{o}" for o in taken[x])}" ;;' for x in taken]
+    options = [f'      {x}) offered="{" ".join(f"--{o}" for o in taken[x])}" ;;' for x in taken]
     words = {o: " ".join(w) for known in taken.values() for o, w in known.items() if w}
     script = BASH.format(
         commands=" ".join(commands),
         options="\n".join(options),
-        words="\n".join(f'      --{option}) words="{w}" ;;' for option, w in words.items()),
+        words="\n".join(f'      --{option}) offered="{w}" ;;' for option, w in words.items()),
     )
     return script if shell == "bash" else f"autoload -Uz bashcompinit && bashcompinit\n{script}"
 

@@ -52,7 +52,7 @@ def find_parameters(declared: Declared | None) -> Mapping[str, Parameter] | None
     if "__init__" in methods:
         return find_arguments(declared, "__init__")
     if declared.node.decorator_list:
-        return _find_fields(declared) if is_dataclass(declared) else None
+        return _read_fields(declared) if is_dataclass(declared) else None
     return _find_inherited(declared)
 
 
@@ -103,26 +103,22 @@ def find_choices(parameter: Parameter) -> list[str] | None:
     annotation, module = parameter[:2]
     if isinstance(annotation, ast.Constant) and annotation.value is None:
         return []
-    if isinstance(annotation, ast.Name):
-        bound = find_binding(f"{module}.{annotation.id}")
-        if bound and isinstance(bound[0], ast.Assign):
-            return find_choices(Parameter(bound[0].value, bound[1]))
+    bound = find_binding(f"{module}.{annotation.id}") if isinstance(annotation, ast.Name) else None
+    if bound and isinstance(bound[0], ast.Assign):
+        return find_choices(Parameter(bound[0].value, bound[1]))
+    inner, kind = [], ""
     if isinstance(annotation, ast.BinOp):
-        inner = [annotation.left, annotation.right]
+        inner, kind = [annotation.left, annotation.right], "Union"
     elif isinstance(annotation, ast.Subscript):
         inside = annotation.slice
         inner = inside.elts if isinstance(inside, ast.Tuple) else [inside]
         kind = ast.unparse(annotation.value)
-        if kind == "Literal":
-            return [str(item.value) for item in inner if isinstance(item, ast.Constant)]
-        if kind not in ("Optional", "Union"):
-            return None
-    else:
+    if kind == "Literal":
+        return [str(item.value) for item in inner if isinstance(item, ast.Constant)]
+    found = [find_choices(Parameter(item, module)) for item in inner]
+    if kind not in ("Optional", "Union") or None in found:
         return None
-    found_in = [find_choices(Parameter(item, module)) for item in inner]
-    if None in found_in:
-        return None
-    return list(dict.fromkeys(word for words in found_in for word in words or ()))
+    return list(dict.fromkeys(word for words in found for word in words or ()))
 
 
 def find_type_names(parameter: Parameter) -> set[str]:
@@ -152,13 +148,13 @@ def _find_inherited(declared: Declared) -> Mapping[str, Parameter] | None:
     return {}
 
 
-def _find_fields(declared: Declared | None) -> Mapping[str, Parameter] | None:
+def _read_fields(declared: Declared | None) -> Mapping[str, Parameter] | None:
     """Return the fields of a class, inherited ones first."""
     if declared is None or declared.node.keywords:
         return None
     fields: dict[str, Parameter] = {}
     for base in reversed(_find_bases(declared)):
-        inherited = _find_fields(base)
+        inherited = _read_fields(base)
         if inherited is None:
             return None
         fields |= inherited

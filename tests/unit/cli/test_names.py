@@ -262,6 +262,18 @@ def test_what_may_be_right_passes(options, tmp_path, monkeypatch):
     require_known_names(["fit", *GSM8K, *options])
 
 
+@pytest.mark.parametrize("option", ["data.task", "trainer.callbacks"])
+def test_what_only_the_import_tells_is_told_by_the_parser(option, tmp_path, monkeypatch):
+    (tmp_path / "made.py").write_text(
+        OWN.replace("from .nowhere import", "from lit_sft import ChatTask as")
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    outcome = lit_sft_in_process("fit", *GSM8K, f"--{option}=made.Maed")
+    assert outcome.status == 2
+    assert "module 'made' has no attribute 'Maed'" in outcome.stderr
+    assert outcome.stderr.count("Did you mean 'Made'?") == 1
+
+
 def test_a_class_in_a_later_config_is_the_one_whose_arguments_are_checked(tmp_path):
     for name, text in {
         "a": "data: {task: {class_path: lit_sft.GSM8K, init_args: {path: x}}}",
