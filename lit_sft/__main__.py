@@ -9,7 +9,13 @@ if __name__ == "__main__" and not sys.flags.safe_path:
     here = os.getcwd()  # noqa: PTH109 (pathlib would be searched there, too)
     sys.path[:1] = [path for path in sys.path[:1] if path not in ("", here)]
 
-COMMANDS = ("fit", "validate", "test", "predict", "inspect")
+COMMANDS = {
+    "fit": "train, and leave a run folder with checkpoints, figures and the adapter",
+    "validate": "loss and exact match on the held-out rows",
+    "test": "loss and exact match on the test split, with a 95 % interval",
+    "predict": "answers to the prompts of the test split",
+    "inspect": "the rows as the model will see them, and figures of the data; reads no weights",
+}
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How a user says what a thread does while it waits for another; by default it spins, and takes the
 core from the one that it waits for where other processes run."""
@@ -18,17 +24,15 @@ HELP = """usage: lit-sft COMMAND --config FILE [--any.option VALUE ...]
 Supervised fine-tuning of chat models with QLoRA, on PyTorch Lightning.
 
 commands:
-  fit        train, and leave a run folder with checkpoints, figures and the adapter
-  validate   loss and exact match on the held-out rows
-  test       loss and exact match on the test split, with a 95 % interval
-  predict    answers to the prompts of the test split
-  inspect    the rows as the model will see them, and figures of the data; reads no weights
+{commands}
 
 --ckpt_path last goes on from, or measures, the last checkpoint of the run's folder; auto does so
 where there is one. Without it, fit starts anew, and the others measure the base as it is.
 
 Every option of a command, with its default: lit-sft COMMAND --help
 The config that a command line makes:        lit-sft COMMAND ... --print_config
+What Tab completes in bash, zsh or fish:     lit-sft --completion SHELL
+The version:                                 lit-sft --version
 """
 
 
@@ -39,27 +43,14 @@ def main() -> None:
     arguments = sys.argv[1:]
     is_fit = arguments[:1] == ["fit"]
     SIGNALS.own_process("no step was taken, and the run is as it was" if is_fit else "stopped")
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP, end="")
+    if answer(arguments):
         return
-    command = arguments[0]
-    if command not in COMMANDS and not command.startswith("-"):
-        from lit_sft.errors import suggest
-
-        print(
-            f"error: there is no command {command!r}; use one of {', '.join(COMMANDS)}."
-            f"{suggest(command, COMMANDS)}",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    if command in COMMANDS:
-        _require_known_names(arguments)
     if not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is imported
     from lit_sft.cli.notices import silence_known_notices
 
     silence_known_notices()  # some are said when a library is imported
-    if command == "inspect":  # it needs neither torch nor Lightning
+    if arguments[0] == "inspect":  # it needs neither torch nor Lightning
         gc.disable()  # a sixth of its time; what it reads lives to the end, and has no cycles
         from lit_sft.inspect.command import run
     else:
@@ -68,8 +59,41 @@ def main() -> None:
     sys.exit(run(arguments))
 
 
-def _require_known_names(arguments: list[str]) -> None:
-    """Tell of a misspelt name before the imports that only a right one needs: they take seconds."""
+def answer(arguments: list[str]) -> bool:
+    """Answer before the imports that only a run needs, which take seconds; return whether it is so.
+
+    What is asked may be help, or what is wrong with a name: that ends the process with status 2.
+    """
+    command = arguments[0] if arguments else "--help"
+    option, _, shell = command.partition("=")
+    if command in ("-h", "--help"):
+        print(HELP.format(commands="\n".join(f"  {x:<10} {COMMANDS[x]}" for x in COMMANDS)), end="")
+    elif command == "--version":
+        import lit_sft
+
+        print(f"lit-sft {lit_sft.__version__}")
+    elif option == "--completion":
+        from lit_sft.cli.completion import SHELLS, make_completion
+
+        shell = shell or " ".join(arguments[1:])
+        if shell not in SHELLS:
+            _refuse(f"there is no completion for {shell!r}", shell, list(SHELLS))
+        print(make_completion(shell, COMMANDS), end="")
+    elif command in COMMANDS:
+        from lit_sft.cli.help import print_help
+
+        if not print_help(arguments, COMMANDS[command]):
+            refuse_unknown_names(arguments)
+            return False
+    elif command.startswith("-"):
+        return False
+    else:
+        _refuse(f"there is no command {command!r}", command, list(COMMANDS))
+    return True
+
+
+def refuse_unknown_names(arguments: list[str]) -> None:
+    """End the process with status 2 and a line where a command line misspells a name."""
     from lit_sft.cli.names import require_known_names
     from lit_sft.errors import InputError
 
@@ -79,6 +103,14 @@ def _require_known_names(arguments: list[str]) -> None:
         print(f"error: {error}", file=sys.stderr)
         print(f"every option: lit-sft {arguments[0]} --help", file=sys.stderr)
         sys.exit(2)
+
+
+def _refuse(text: str, wrong: str, known: list[str]) -> None:
+    from lit_sft.errors import suggest
+
+    hint = suggest(wrong, known)
+    print(f"error: {text}; use one of {', '.join(known)}.{hint}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

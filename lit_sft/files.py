@@ -93,6 +93,22 @@ def remove_leftovers(folder: Path, is_held: bool = False) -> None:
                     _remove_leftover(place, folder / name["target"], name["kernel"], is_held)
 
 
+def find_refusal(error: BaseException) -> str | None:
+    """Return what the system said, such as "No space left on device", behind a library's error.
+
+    None where no part of the error is of the system. Torch has an error of its own for an archive
+    that it could not close, and libraries in Rust give their errors as text.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.strerror
+        if code := re.search(r"\(os error (\d+)\)$", str(cause)):
+            return os.strerror(int(code[1]))
+        cause = cause.__context__
+    return None
+
+
 def require_writable(folder: Path, option: str) -> None:
     """Create a folder if need be, and prove that a file can be written in it.
 

@@ -18,11 +18,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lit_sft.callbacks.checkpoint import LastCheckpoint
 from lit_sft.cli.allowlist import limit_imports
 from lit_sft.cli.failures import explain, has_rank_zero_ended
+from lit_sft.cli.options import SEEDED
 from lit_sft.cli.parser import Parser
 from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file, require_writable
-from lit_sft.model.device import PRECISIONS, PrecisionName, limit_threads
+from lit_sft.model.device import PrecisionName, limit_threads
 from lit_sft.model.module import SFTModule
 from lit_sft.model.trainer_options import require_limits
 from lit_sft.run.checkpoint_io import choose_checkpoint
@@ -73,7 +74,7 @@ class TrainerParser(Parser, LightningArgumentParser):
             "--trainer.precision",
             type=PrecisionName | None,
             default="auto",
-            help=f"{' or '.join(PRECISIONS)}; auto takes what the device computes natively.",
+            help="bf16-mixed or 32-true; auto takes what the device computes natively.",
         )
         return names
 
@@ -94,7 +95,7 @@ class SFTCommandLine(LightningCLI):
             help="Whether --ckpt_path last may take the checkpoint before where it is damaged.",
         )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
-        for seeded in ("data.seed", "model.seed"):
+        for seeded in SEEDED:
             parser.link_arguments("seed_everything", seeded, compute_fn=int)
 
     def _parse_ckpt_path(self) -> None:

@@ -6,7 +6,7 @@ import pickle
 import time
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_sft.errors import InputError, InterruptedRun, NonFiniteError, SaveError, UploadError
 

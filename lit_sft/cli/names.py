@@ -13,29 +13,18 @@ from typing import Any, NoReturn
 import yaml
 
 from lit_sft.cli.allowlist import explain_hidden
+from lit_sft.cli.options import Options, find_fields
 from lit_sft.cli.signatures import (
     Parameter,
-    explain_missing,
-    find_arguments,
     find_choices,
     find_class,
     find_classes,
-    find_flags,
     find_parameters,
     find_type_names,
-    is_dataclass,
 )
+from lit_sft.cli.sources import explain_missing
 from lit_sft.errors import InputError, require, suggest
 
-SECTIONS = {
-    "model": "lit_sft.SFTModule",
-    "data": "lit_sft.SFTDataModule",
-    "trainer": "lightning.pytorch.Trainer",
-    "checkpoint": "lit_sft.callbacks.checkpoint.LastCheckpoint",
-}
-"""Of a config, and the class that takes each; `lit_sft.cli.app` gives the same to its parser."""
-PARSERS = ("lit_sft.cli.app", "lightning.pytorch.cli")
-"""The modules that add single options to the parser."""
 COMMANDS_OF_TRAINER = ("fit", "validate", "test", "predict")
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
 """What stands for a class in a config."""
@@ -108,18 +97,7 @@ class _Names:
     """
 
     def __init__(self, command: str) -> None:
-        inspects = command not in COMMANDS_OF_TRAINER
-        read = ("data",) if inspects else tuple(SECTIONS)
-        self.sections = {name: find_parameters(find_class(SECTIONS[name])) for name in read}
-        parsers = (*PARSERS, "lit_sft.inspect.command") if inspects else PARSERS
-        trainer = find_class(SECTIONS["trainer"])
-        taken = trainer and find_arguments(trainer, "fit" if inspects else command)
-        flags = dict(flag for parser in parsers for flag in find_flags(parser))
-        for flag, parameter in flags.items():  # it stands in place of the class's own
-            section, _, name = flag.partition(".")
-            if name and (known := self.sections.get(section)):
-                self.sections[section] = {**known, name: parameter}
-        self.options = {*SECTIONS, *flags, *(taken or ())}
+        self.options = Options(command)
         self.classes: dict[str, str] = {}
 
     def check_config(self, text: str) -> None:
@@ -128,7 +106,7 @@ class _Names:
         if not isinstance(config, dict) or config.keys() & set(COMMANDS_OF_TRAINER):
             return
         for key, value in config.items():
-            is_section = self.sections.get(str(key)) is not None
+            is_section = self.options.sections.get(str(key)) is not None
             require(
                 not is_section or value is None or isinstance(value, dict),
                 f"--config {text}: {key} must hold options by name, got {value!r:.60}",
@@ -148,16 +126,17 @@ class _Names:
             self._refuse(f"unrecognized arguments: {written}", error)
 
     def _refuse(self, text: str, unknown: Exception) -> NoReturn:
-        known = [*self.options, *_list_options(self.sections)]
-        hint = suggest(str(unknown), known)
+        hint = suggest(str(unknown), [*self.options.names, *dict(self.options.list_all())])
         raise InputError(f"{text}.{hint}" if hint else text) from unknown
 
     def _check(self, name: str, value: Any, is_flag: bool = False) -> None:
         section, *inner = name.split(".")
         value = _nest(inner, value)
-        if section not in self.options:
+        if section not in self.options.names:
             raise _UnknownOptionError(_deepest(section, value))
-        self._check_fields(section, self.sections.get(section), value, is_flag)
+        if section in self.options.of_run:
+            self._check_value(section, self.options.of_run[section], value, is_flag)
+        self._check_fields(section, self.options.sections.get(section), value, is_flag)
 
     def _check_fields(
         self, where: str, known: Mapping[str, Parameter] | None, value: Any, is_flag: bool
@@ -180,12 +159,11 @@ class _Names:
         classes, types = find_classes(parameter), find_type_names(parameter)
         if not classes:
             return
-        if len(types) == 1 and is_dataclass(classes[0]):
-            fields = find_parameters(classes[0])
+        if fields := find_fields(parameter):
             is_file = isinstance(value, str) and value.endswith(CONFIG_ENDINGS)
             require(
                 value is None or is_file or isinstance(value, dict),
-                f"{where} takes {', '.join(fields or ())} by name, got {value!r:.60}",
+                f"{where} takes {', '.join(fields)} by name, got {value!r:.60}",
             )
             self._check_fields(where, fields, value, is_flag)
         elif isinstance(value, list):
@@ -248,12 +226,3 @@ def _deepest(name: str, value: Any) -> str:
     for inner, item in _items(value):
         return _deepest(f"{name}.{inner}", item)
     return name
-
-
-def _list_options(known: Mapping[str, Mapping[str, Parameter] | None]) -> Iterator[str]:
-    """Yield the dotted names of all options, those of data classes included."""
-    for section, parameters in known.items():
-        for name, parameter in (parameters or {}).items():
-            yield f"{section}.{name}"
-            classes = [declared for declared in find_classes(parameter) if is_dataclass(declared)]
-            yield from _list_options({f"{section}.{name}": find_parameters(c) for c in classes})

@@ -1,36 +1,21 @@
-"""The names that modules and classes declare, read from their source: nothing is imported.
+"""What classes and parsers take, with types, defaults and explanations, read from their source.
 
-What source does not tell for certain, as it makes its names while it runs, is None: unknown.
+What source does not tell for certain is None: unknown.
 """
 
 import ast
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
-from importlib.machinery import PathFinder
-from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
-import lit_sft
-from lit_sft.errors import suggest
+from lit_sft.cli.sources import find_binding, find_calls, qualify
 
-DYNAMIC = re.compile(
-    r"__getattr__|__path__|globals\(|setattr\(|exec\(|sys\.modules|^ +global ",
-    re.MULTILINE,
-)
-"""A source that holds one of these may have names that cannot be read from it."""
 PLAIN_BASES = {"ABC", "object", "Generic", "Protocol"}
 """They add nothing to what a class takes."""
-
-
-class Module(NamedTuple):
-    """Where a module lies."""
-
-    source: Path | None
-    """None for a compiled module, and for a folder without `__init__.py`."""
-    folders: tuple[str, ...]
-    """Of its submodules."""
+CONSTRUCTOR = "super().__init__"
+ARGUMENTS = re.compile(r"^Args:\n(.*?)(?=^\S|\Z)", re.MULTILINE | re.DOTALL)
+ARGUMENT = re.compile(r"^ {4}(\w+)[^:\n]*: *(.*?)(?=^ {4}\w|\Z)", re.MULTILINE | re.DOTALL)
+"""In a docstring of Google's style."""
 
 
 class Declared(NamedTuple):
@@ -45,24 +30,15 @@ class Parameter(NamedTuple):
 
     annotation: ast.expr | None
     module: str
+    default: ast.expr | None = None
+    about: str = ""
 
 
 def find_class(path: str) -> Declared | None:
-    """Return the class of a dotted path, through the modules that pass it on.
-
-    Args:
-        path: For example `lit_sft.GSM8K`.
-    """
-    module, _, name = path.rpartition(".")
-    module = lit_sft._HOMES.get(name, module) if module == "lit_sft" else module
-    found = _bindings(module).get(name, [])
-    if len(found) != 1:
-        return None
-    if isinstance(found[0], ast.ClassDef):
-        return Declared(found[0], module)
-    if isinstance(found[0], ast.ImportFrom):
-        original = next(a.name for a in found[0].names if name in (a.asname, a.name))
-        return find_class(f"{_absolute(found[0], module)}.{original}")
+    """Return the class of a dotted path, through the modules that pass it on."""
+    found = find_binding(path)
+    if found and isinstance(found[0], ast.ClassDef):
+        return Declared(found[0], found[1])
     return None
 
 
@@ -70,72 +46,79 @@ def find_parameters(declared: Declared | None) -> Mapping[str, Parameter] | None
     """Return what a class takes, by name; fields, if it is a data class."""
     if declared is None or declared.node.keywords:
         return None
-    node, module = declared
-    methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
+    methods = {item.name for item in declared.node.body if isinstance(item, ast.FunctionDef)}
     if "__new__" in methods:
         return None
     if "__init__" in methods:
         return find_arguments(declared, "__init__")
-    if node.decorator_list:
-        fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
-        if not is_dataclass(declared) or node.bases:
-            return None
-        return {ast.unparse(item.target): Parameter(item.annotation, module) for item in fields}
-    for base in node.bases:
-        if ast.unparse(base).split("[")[0] in PLAIN_BASES:
-            continue
-        # The first base that has parameters hides those of the others.
-        taken = find_parameters(find_class(_qualify(base, module)))
-        if taken is None or taken:
-            return taken
-    return {}
+    if declared.node.decorator_list:
+        return _read_fields(declared) if is_dataclass(declared) else None
+    return _find_inherited(declared)
 
 
 def find_arguments(declared: Declared, method: str) -> Mapping[str, Parameter] | None:
-    """Return the arguments of a method, without the first."""
+    """Return the arguments of a method, without the first; with those that it passes on."""
     for item in declared.node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == method and not item.args.kwarg:
-            named = [*item.args.posonlyargs, *item.args.args][1:] + item.args.kwonlyargs
-            return {arg.arg: Parameter(arg.annotation, declared.module) for arg in named}
+        if isinstance(item, ast.FunctionDef) and item.name == method:
+            about = _read_arguments(declared.node) | _read_arguments(item)
+            named = [*item.args.posonlyargs, *item.args.args]
+            defaults = [None] * (len(named) - len(item.args.defaults)) + item.args.defaults
+            taken = [*zip(named, defaults, strict=True)][1:]
+            taken += zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)
+            passed_on = _find_inherited(declared) if _passes_on(item) else {}
+            if passed_on is None or (item.args.kwarg and not _passes_on(item)):
+                return None
+            own = {
+                x.arg: Parameter(x.annotation, declared.module, default, about.get(x.arg, ""))
+                for x, default in taken
+            }
+            return {**passed_on, **own}
     return None
+
+
+def find_flags(module: str) -> Iterator[tuple[str, Parameter]]:
+    """Yield the options that a module adds to a parser itself, by name."""
+    for call in find_calls(module, "add_argument"):
+        words = {word.arg: word.value for word in call.keywords}
+        about = words.get("help")
+        text = str(about.value) if isinstance(about, ast.Constant) else ""
+        is_switch = "action" in words and "store_true" in ast.unparse(words["action"])
+        default = words.get("default", ast.Constant(False if is_switch else None))
+        for arg in call.args:
+            if isinstance(arg, ast.Constant) and str(arg.value).startswith("--"):
+                taken = Parameter(words.get("type"), module, default, text)
+                yield str(arg.value)[2:], taken
 
 
 def find_classes(parameter: Parameter) -> list[Declared]:
     """Return the classes that a type names, at any place in it."""
-    annotation, module = parameter
-    parts = ast.walk(annotation) if annotation else ()
+    parts = ast.walk(parameter.annotation) if parameter.annotation else ()
     names = [part for part in parts if isinstance(part, (ast.Name, ast.Attribute))]
-    found = [find_class(_qualify(name, module)) for name in names]
+    found = [find_class(qualify(name, parameter.module)) for name in names]
     return [declared for declared in found if declared is not None]
 
 
 def find_choices(parameter: Parameter) -> list[str] | None:
     """Return the words that a type allows, or None where it allows more than words of a list."""
-    annotation, module = parameter
+    annotation, module = parameter[:2]
     if isinstance(annotation, ast.Constant) and annotation.value is None:
         return []
-    if isinstance(annotation, ast.Name):
-        found = _bindings(module).get(annotation.id, [])
-        if len(found) == 1 and isinstance(found[0], ast.Assign):
-            return find_choices(Parameter(found[0].value, module))
-        if len(found) == 1 and isinstance(found[0], ast.ImportFrom):
-            return find_choices(Parameter(annotation, _absolute(found[0], module)))
+    bound = find_binding(f"{module}.{annotation.id}") if isinstance(annotation, ast.Name) else None
+    if bound and isinstance(bound[0], ast.Assign):
+        return find_choices(Parameter(bound[0].value, bound[1]))
+    inner, kind = [], ""
     if isinstance(annotation, ast.BinOp):
-        inner = [annotation.left, annotation.right]
+        inner, kind = [annotation.left, annotation.right], "Union"
     elif isinstance(annotation, ast.Subscript):
         inside = annotation.slice
         inner = inside.elts if isinstance(inside, ast.Tuple) else [inside]
         kind = ast.unparse(annotation.value)
-        if kind == "Literal":
-            return [str(item.value) for item in inner if isinstance(item, ast.Constant)]
-        if kind not in ("Optional", "Union"):
-            return None
-    else:
+    if kind == "Literal":
+        return [str(item.value) for item in inner if isinstance(item, ast.Constant)]
+    found = [find_choices(Parameter(item, module)) for item in inner]
+    if kind not in ("Optional", "Union") or None in found:
         return None
-    found_in = [find_choices(Parameter(item, module)) for item in inner]
-    if None in found_in:
-        return None
-    return list(dict.fromkeys(word for words in found_in for word in words or ()))
+    return list(dict.fromkeys(word for words in found for word in words or ()))
 
 
 def find_type_names(parameter: Parameter) -> set[str]:
@@ -150,135 +133,53 @@ def is_dataclass(declared: Declared) -> bool:
     return len(decorators) == 1 and decorators[0].split("(")[0].endswith("dataclass")
 
 
-def find_flags(module: str) -> Iterator[tuple[str, Parameter]]:
-    """Yield the options that a module adds to a parser itself, by name."""
-    for node in ast.walk(_parse(module) or ast.Module([], [])):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".add_argument"):
-            for arg in node.args:
-                if isinstance(arg, ast.Constant) and str(arg.value).startswith("--"):
-                    types = [word.value for word in node.keywords if word.arg == "type"]
-                    yield str(arg.value)[2:], Parameter(types[0] if types else None, module)
+def _find_bases(declared: Declared) -> list[Declared | None]:
+    """Return the bases that may add to what a class takes; None for one that cannot be read."""
+    named = [x for x in declared.node.bases if ast.unparse(x).split("[")[0] not in PLAIN_BASES]
+    return [find_class(qualify(base, declared.module)) for base in named]
 
 
-def explain_missing(path: str) -> str | None:
-    """Return what is wrong with a dotted path, or None if nothing is, as far as source tells."""
-    parts = path.split(".")
-    for end in range(1, len(parts)):
-        module, parent = ".".join(parts[:end]), ".".join(parts[: end - 1])
-        if _find_module(module) is not None:
-            continue
-        known = _names(parent) if parent else {"lit_sft", "lightning"}
-        if known is None or parts[end - 1] in known:
+def _find_inherited(declared: Declared) -> Mapping[str, Parameter] | None:
+    """Return what the bases take: the first that has parameters hides those of the others."""
+    for base in _find_bases(declared):
+        taken = find_parameters(base)
+        if taken is None or taken:
+            return taken
+    return {}
+
+
+def _read_fields(declared: Declared | None) -> Mapping[str, Parameter] | None:
+    """Return the fields of a class, inherited ones first."""
+    if declared is None or declared.node.keywords:
+        return None
+    fields: dict[str, Parameter] = {}
+    for base in reversed(_find_bases(declared)):
+        inherited = _read_fields(base)
+        if inherited is None:
             return None
-        return f"there is no module {module!r}.{suggest(parts[end - 1], known)}"
-    module, name = ".".join(parts[:-1]), parts[-1]
-    known = _names(module)
-    if known is None or name in known or _find_module(path) is not None:
-        return None
-    return f"{module} has no {name!r}.{suggest(name, known)}"
+        fields |= inherited
+    if is_dataclass(declared):
+        about = _read_arguments(declared.node)
+        for item in declared.node.body:
+            if isinstance(item, ast.AnnAssign):
+                name = ast.unparse(item.target)
+                own = Parameter(item.annotation, declared.module, item.value, about.get(name, ""))
+                fields[name] = own
+    return fields
 
 
-def _names(module: str) -> set[str] | None:
-    """Return the names that a module has, submodules included."""
-    if module == "lit_sft":
-        return set(lit_sft._HOMES)
-    found = _find_module(module)
-    if found is None or found.source is None or _parse(module) is None:
-        return None
-    text = found.source.read_text(encoding="utf-8", errors="replace")
-    if DYNAMIC.search(text):
-        return None
-    names = {path.stem for folder in found.folders for path in Path(folder).glob("*")}
-    for node in _bindings(module).get("*", []):
-        target = _absolute(node, module) if isinstance(node, ast.ImportFrom) else ""
-        inner = _names(target) if _find_module(target) is not None else set()
-        if inner is None:
-            return None
-        names |= inner
-    return names | set(_bindings(module))
+def _passes_on(method: ast.FunctionDef) -> bool:
+    """Return whether all that `**kwargs` does in a constructor is to go to that of the bases."""
+    name = method.args.kwarg.arg if method.args.kwarg else None
+    parts = list(ast.walk(method))
+    uses = [part for part in parts if isinstance(part, ast.Name) and part.id == name]
+    calls = [x for x in parts if isinstance(x, ast.Call) and ast.unparse(x.func) == CONSTRUCTOR]
+    passed = [word.value for call in calls for word in call.keywords if word.arg is None]
+    return len(uses) == 1 and any(value is uses[0] for value in passed)
 
 
-@cache
-def _find_module(name: str) -> Module | None:
-    """Return where a module lies. Its parents are searched, not imported."""
-    parent, _, last = name.rpartition(".")
-    if not parent:
-        try:
-            # The working folder is the last place to look, see `lit_sft.cli.allowlist`.
-            spec = find_spec(last) or PathFinder.find_spec(last, [str(Path.cwd())])
-        except (ImportError, ValueError):
-            return Module(None, ())
-        if spec is None:
-            return None
-        origin = spec.origin or ""
-        source = Path(origin) if origin.endswith(".py") else None
-        return Module(source, tuple(spec.submodule_search_locations or ()))
-    above = _find_module(parent)
-    for folder in above.folders if above else ():
-        here = Path(folder) / last
-        if (here / "__init__.py").is_file():
-            return Module(here / "__init__.py", (str(here),))
-        if here.with_suffix(".py").is_file():
-            return Module(here.with_suffix(".py"), ())
-        if here.is_dir() or list(Path(folder).glob(f"{last}.*")):
-            return Module(None, (str(here),))
-    return None
-
-
-@cache
-def _parse(module: str) -> ast.Module | None:
-    found = _find_module(module)
-    if found is None or found.source is None:
-        return None
-    try:
-        return ast.parse(found.source.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return None  # importing it will say what is wrong with it
-
-
-@cache
-def _bindings(module: str) -> dict[str, list[ast.AST]]:
-    """Return what binds each name of a module, outside its functions and classes."""
-    bound: dict[str, list[ast.AST]] = {}
-    todo: list[ast.AST] = [_parse(module) or ast.Module([], [])]
-    while todo:
-        for node in ast.iter_child_nodes(todo.pop()):
-            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                names = [node.name]
-            elif isinstance(node, (ast.Import, ast.ImportFrom)):
-                names = [alias.asname or alias.name.split(".")[0] for alias in node.names]
-            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                names = [node.id]
-            else:
-                names = []
-                todo.append(node)
-            for name in names:
-                bound.setdefault(name, []).append(node)
-    return bound
-
-
-def _absolute(node: ast.ImportFrom, module: str) -> str:
-    """Return the module that a `from` names."""
-    if not node.level:
-        return node.module or ""
-    found = _find_module(module)
-    is_package = found is not None and bool(found.folders)
-    above = module.split(".")
-    above = above[: len(above) - node.level + is_package]
-    return ".".join([*above, *([node.module] if node.module else [])])
-
-
-def _qualify(name: ast.expr, module: str) -> str:
-    """Return the dotted path of a class that a module names."""
-    written = ast.unparse(name.value if isinstance(name, ast.Subscript) else name)
-    first, _, rest = written.partition(".")
-    for node in _bindings(module).get(first, []) if rest else ():
-        if isinstance(node, ast.Import):
-            alias = next(a for a in node.names if first in (a.asname, a.name.split(".")[0]))
-            return f"{alias.name}.{rest}" if alias.asname else written
-        if isinstance(node, ast.ImportFrom):
-            alias = next(a for a in node.names if first in (a.asname, a.name))
-            return f"{_absolute(node, module)}.{alias.name}.{rest}"
-    return f"{module}.{written}"
+def _read_arguments(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
+    """Return what a docstring says of each argument, by name, as one line."""
+    listed = ARGUMENTS.search(ast.get_docstring(node) or "")
+    found = ARGUMENT.findall(listed[1]) if listed else ()
+    return {name: " ".join(text.split()) for name, text in found}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lit_sft.files import replace_folder
+from lit_sft.errors import SaveError
+from lit_sft.files import find_refusal, replace_folder
 from lit_sft.model.saved_adapter import PROVENANCE
 from lit_sft.paths import EMBEDDED_BASE, is_local
 
@@ -57,7 +58,25 @@ def save_adapter(
         model: In any mode, on any device.
         tokenizer: That the adapter was trained with.
         card: What the model card says.
+
+    Raises:
+        SaveError: If the disk is full or read-only; what was there before is still whole.
     """
+    try:
+        _save_adapter(folder, model, tokenizer, card)
+    except Exception as error:  # safetensors and tokenizers have errors of their own
+        refusal = find_refusal(error)
+        if refusal is None:
+            raise
+        raise SaveError(
+            f"the adapter {str(folder)!r} could not be written ({refusal}); the checkpoint is "
+            "whole, and --ckpt_path last does what is left"
+        ) from error
+
+
+def _save_adapter(
+    folder: Path, model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", card: ModelCard
+) -> None:
     config: Any
     for config in model.peft_config.values():
         if not isinstance(config.target_modules, str):  # a regular expression stays as it is

@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.plugins.io import CheckpointIO
 
 from lit_sft.errors import InputError, SaveError
-from lit_sft.files import replace_file
+from lit_sft.files import find_refusal, replace_file
 from lit_sft.run.folder import RunFolder
 
 
@@ -32,11 +32,11 @@ class AtomicCheckpointIO(CheckpointIO):
             with replace_file(Path(path)) as staged, staged.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
-            refusal = _find_refusal(error)
+            refusal = find_refusal(error)
             if refusal is None:
                 raise
             raise SaveError(
-                f"the checkpoint {str(path)!r} could not be written ({refusal.strerror}); what was "
+                f"the checkpoint {str(path)!r} could not be written ({refusal}); what was "
                 "there before is still whole"
             ) from error
 
@@ -71,13 +71,6 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint that is no longer wanted."""
         Path(path).unlink(missing_ok=True)
-
-
-def _find_refusal(error: BaseException | None) -> OSError | None:
-    """Return what the system said, from behind what torch says when it closes a torn archive."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
 
 
 def last_checkpoint(root: str | Path, may_fall_back: bool = False) -> str | None:

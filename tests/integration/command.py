@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 from forks import run_forked
 
+from lit_sft.__main__ import refuse_unknown_names
 from lit_sft.cli.app import run
 from lit_sft.inspect.command import run as inspect
 
@@ -71,6 +72,7 @@ def lit_sft_in_process(*arguments: object, cwd: Path = ROOT) -> Outcome:
     ):
         try:
             words = [str(argument) for argument in arguments]
+            refuse_unknown_names(words)
             status = inspect(words) if words[:1] == ["inspect"] else run(words)
         except SystemExit as stop:
             status = int(stop.code or 0)

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from lit_sft.cli.allowlist import VARIABLE, explain_hidden, limit_imports, read_allowed_packages
+from lit_sft.cli.names import require_known_names
 from lit_sft.cli.parser import find_nearest
 from lit_sft.errors import InputError
 
@@ -43,15 +44,17 @@ def test_what_is_no_list_of_packages_is_refused(monkeypatch, text):
 def test_an_error_does_not_import_what_it_names(tmp_path, monkeypatch, error):
     (tmp_path / "named_in_an_error.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    find_nearest(error, [])
+    find_nearest(error)
     assert not (tmp_path / "mark").exists()
     assert "named_in_an_error" not in sys.modules
 
 
 def test_an_error_still_tells_what_was_meant():
-    assert find_nearest("module 'json' has no attribute 'dump_'", []) == " Did you mean 'dump'?"
-    text = "given class_path 'lit_sft.GSM8K':\n  Option 'paht' is not accepted"
-    assert find_nearest(text, []) == " Did you mean 'path'?"
+    assert find_nearest("module 'json' has no attribute 'dump_'") == " Did you mean 'dump'?"
+    assert find_nearest("module 'lit_sft' has no attribute 'GSM9K'") == " Did you mean 'GSM8K'?"
+    assert find_nearest("- No module named 'lit_stf'\n") == " Did you mean 'lit_sft'?"
+    with pytest.raises(InputError, match=r"lit_sft.GSM8K does not take 'paht'. Did you mean 'path"):
+        require_known_names(["fit", "--data.task=lit_sft.GSM8K", "--data.task.paht=x"])
 
 
 def test_a_file_that_an_installed_package_hides_is_told(tmp_path, monkeypatch):

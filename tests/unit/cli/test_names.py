@@ -155,6 +155,7 @@ OWN = """
 import lightning.pytorch as pl
 from lightning.pytorch import callbacks as cb
 from lit_sft import ChatFile, ChatTask
+from dataclasses import dataclass
 from .nowhere import Unreadable
 
 class Inherits(ChatFile):
@@ -171,6 +172,30 @@ class Open(ChatTask):
 class FromUnknown(Unreadable):
     pass
 
+class PassesOn(ChatFile):
+    def __init__(self, more: int = 0, **options):
+        super().__init__(system_prompt="", **options)
+
+class LooksAtThem(ChatFile):
+    def __init__(self, **options):
+        options.pop("own", None)
+        super().__init__(**options)
+
+@dataclass
+class Fields(ChatTask):
+    path: str
+
+class Between(Fields):
+    pass
+
+@dataclass
+class MoreFields(Between):
+    size: int = 3
+
+@dataclass
+class FieldsOfUnknown(Unreadable):
+    size: int = 3
+
 class Stop(cb.EarlyStopping):
     pass
 
@@ -185,6 +210,10 @@ RIGHT = [
     ["--data.task=own.Further", "--data.task.more=3", "--data.task.init_args.path", "x"],
     ["--data.task=own.Open", "--data.task.dict_kwargs.x=3", "--data.task.y=3"],
     ["--data.task=own.FromUnknown", "--data.task.y=3"],
+    ["--data.task=own.PassesOn", "--data.task.path=x", "--data.task.more=3"],
+    ["--data.task=own.LooksAtThem", "--data.task.own=3", "--data.task.path=x"],
+    ["--data.task=own.MoreFields", "--data.task.path=x", "--data.task.size=3"],
+    ["--data.task=own.FieldsOfUnknown", "--data.task.path=x"],
     ["--data.task=own.make_task", "--data.task.anything=3"],
     ["--data.task=own.Made"],
     ["--trainer.callbacks=own.Stop", "--trainer.callbacks.monitor=val/loss"],
@@ -210,11 +239,39 @@ RIGHT = [
 ]
 
 
+WRONG_FOR_OWN = [
+    (["--data.task=own.PassesOn", "--data.task.paht=x"], "does not take 'paht'. Did you mean 'pa"),
+    (["--data.task=own.PassesOn", "--data.task.train_on=lst"], "train_on must be one of all, last"),
+    (["--data.task=own.MoreFields", "--data.task.paht=x"], "take 'paht'. Did you mean 'path'?"),
+    (["--data.task=own.Further", "--data.task.train_on=last"], "does not take 'train_on'"),
+]
+
+
+@pytest.mark.parametrize(("options", "says"), WRONG_FOR_OWN)
+def test_a_typo_for_a_class_of_one_s_own(options, says, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=re.escape(says)):
+        require_known_names(["fit", *GSM8K, *options])
+
+
 @pytest.mark.parametrize("options", RIGHT, ids=" ".join)
 def test_what_may_be_right_passes(options, tmp_path, monkeypatch):
     (tmp_path / "own.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     require_known_names(["fit", *GSM8K, *options])
+
+
+@pytest.mark.parametrize("option", ["data.task", "trainer.callbacks"])
+def test_what_only_the_import_tells_is_told_by_the_parser(option, tmp_path, monkeypatch):
+    (tmp_path / "made.py").write_text(
+        OWN.replace("from .nowhere import", "from lit_sft import ChatTask as")
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    outcome = lit_sft_in_process("fit", *GSM8K, f"--{option}=made.Maed")
+    assert outcome.status == 2
+    assert "module 'made' has no attribute 'Maed'" in outcome.stderr
+    assert outcome.stderr.count("Did you mean 'Made'?") == 1
 
 
 def test_a_class_in_a_later_config_is_the_one_whose_arguments_are_checked(tmp_path):
