@@ -68,9 +68,9 @@ def _explain_command(command: str, about: str) -> Iterator[str]:
         yield f"\ntrainer: the {len(trainer)} options of Lightning's, such as --trainer.max_steps"
     else:
         yield "\nThe other options of fit are taken too, and model.base_model is looked at."
-    for section in options.sections:
-        yield f"  in full: lit-sft {command} --{section}.help"
-    yield f"  of a class: lit-sft {command} --data.task.help lit_sft.ChatFile"
+    places = ", ".join(f"--{section}.help" for section in options.sections)
+    yield f"\nIn full:     lit-sft {command} {places}"
+    yield f"Of a class:  lit-sft {command} --data.task.help lit_sft.ChatFile"
 
 
 def _list_lines(options: Iterable[tuple[str, Parameter]]) -> Iterator[str]:
