@@ -6,6 +6,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from lit_sft.cli.options import INSPECT, SECTIONS, SEEDED, Options, find_fields, list_fields
 from lit_sft.cli.signatures import (
@@ -37,7 +38,7 @@ def print_help(arguments: Sequence[str], about: str) -> bool:
         about: What the command does.
     """
     command, *words = arguments
-    for word, following in zip(words, [*words[1:], "-"], strict=True):
+    for word, following in pairwise([*words, "-"]):
         option, _, value = word.partition("=")
         if option in ("-h", "--help"):
             lines = _explain_command(command, about)
