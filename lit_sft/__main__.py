@@ -85,7 +85,10 @@ def answer(arguments: list[str]) -> bool:
         if not print_help(arguments, COMMANDS[command]):
             refuse_unknown_names(arguments)
             return False
-    elif command.startswith("-"):
+    elif command.startswith("-"):  # a config, perhaps, and the command behind it
+        later = next((n for n in (2, 1) if COMMANDS.keys() & arguments[n : n + 1]), None)
+        if later:
+            refuse_unknown_names(arguments[later:])
         return False
     else:
         _refuse(f"there is no command {command!r}", command, list(COMMANDS))

@@ -6,6 +6,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from lit_sft.cli.options import INSPECT, SECTIONS, SEEDED, Options, find_fields, list_fields
 from lit_sft.cli.signatures import (
@@ -37,7 +38,7 @@ def print_help(arguments: Sequence[str], about: str) -> bool:
         about: What the command does.
     """
     command, *words = arguments
-    for word, following in zip(words, [*words[1:], "-"], strict=True):
+    for word, following in pairwise([*words, "-"]):
         option, _, value = word.partition("=")
         if option in ("-h", "--help"):
             lines = _explain_command(command, about)
@@ -68,9 +69,9 @@ def _explain_command(command: str, about: str) -> Iterator[str]:
         yield f"\ntrainer: the {len(trainer)} options of Lightning's, such as --trainer.max_steps"
     else:
         yield "\nThe other options of fit are taken too, and model.base_model is looked at."
-    for section in options.sections:
-        yield f"  in full: lit-sft {command} --{section}.help"
-    yield f"  of a class: lit-sft {command} --data.task.help lit_sft.ChatFile"
+    places = ", ".join(f"--{section}.help" for section in options.sections)
+    yield f"\nIn full:     lit-sft {command} {places}"
+    yield f"Of a class:  lit-sft {command} --data.task.help lit_sft.ChatFile"
 
 
 def _list_lines(options: Iterable[tuple[str, Parameter]]) -> Iterator[str]:
