@@ -34,9 +34,12 @@ class Setup:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         for parameter in trained:  # B is zero at first, and so is much of the gradient
             torch.nn.init.normal_(parameter, std=0.02)
-        self.flat, self.device = FlatParameters(trained), device
+        self.flat, self.device, self.trained = FlatParameters(trained), device, trained
         self.run = partial(decode, self.model)
-        self.graphed = GraphedDecoder(self.run, trained, self.flat.gradient, LONGEST)
+        self.graphed = self.capture(self.run)
+
+    def capture(self, run) -> GraphedDecoder:
+        return GraphedDecoder(run, self.trained, self.flat.gradient, LONGEST)
 
     def step(self, run, batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss and the gradient of a batch, its dropout from one seed."""
@@ -100,11 +103,10 @@ def test_padding_changes_no_more_than_rounding(setup, lengths, supervised):
     batch = setup.make(lengths, supervised)
     setup.model.eval()  # dropout draws by the shape
     try:
-        loss, gradient = setup.step(setup.graphed, batch)
+        loss, gradient = setup.step(setup.capture(setup.run), batch)
         plain, of_plain = setup.step(setup.run, batch)
     finally:
         setup.model.train()
-        setup.graphed.forget()
     torch.testing.assert_close(loss, plain, rtol=1e-2, atol=1e-3)
     assert (gradient - of_plain).norm() <= 0.05 * of_plain.norm()
 
@@ -127,9 +129,8 @@ def test_what_cannot_be_captured_runs_as_it_is(setup):
         hidden.sum().item()
         return hidden
 
-    setup.graphed.forget()  # another state of the generator is not theirs
-    trained = [p for p in setup.model.parameters() if p.requires_grad]
-    broken = GraphedDecoder(waits, trained, setup.flat.gradient, LONGEST)
+    setup.graphed = setup.capture(setup.run)  # the state of the generator will be another one
+    broken = setup.capture(waits)
     batch = setup.make([50, 60])
     with pytest.warns(UserWarning, match="there are no CUDA graphs"):
         loss, gradient = setup.step(broken, batch)

@@ -78,10 +78,6 @@ class GraphedDecoder:
         hidden: Tensor = _Replay.apply(self._anchor, graphs, tokens)
         return hidden
 
-    def forget(self) -> None:
-        """Capture anew from here on: what a graph holds of a model's mode was right before."""
-        self._graphs.clear()
-
     def _try_to_capture(self, size: Size) -> None:
         device = self._anchor.device
         states = torch.cuda.get_rng_state(device)
