@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -27,6 +28,8 @@ ABOUT = {
     "print_config": "Print the config that the command line makes, and stop.",
 }
 """Of options that the libraries explain at length, or as they are without this package."""
+PIPE_WIDTH = 120
+"""Characters of a line where no terminal says how many it has."""
 LIBRARY_DEFAULT = re.compile(r"\s*Default: ``[^`]*``\.?")
 
 
@@ -76,7 +79,7 @@ def _explain_command(command: str, about: str) -> Iterator[str]:
 
 def _list_lines(options: Iterable[tuple[str, Parameter]]) -> Iterator[str]:
     """Yield a line for each option: its name, its default, and how its explanation begins."""
-    width = shutil.get_terminal_size((120, 24)).columns
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
     for name, parameter in options:
         sentence = re.split(r"[.;] ", _tell_about(name, parameter))[0].removesuffix(".")
         line = f"  --{name:<33} {_tell_default(name, parameter):<18} {sentence}"
