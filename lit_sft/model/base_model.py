@@ -67,6 +67,12 @@ def read_base_config(base_model: str) -> PretrainedConfig:
         raise InputError(
             f"{option}: no config of {base_model!r} could be read ({type(error).__name__}: {error})"
         ) from error
+    if other := getattr(config, "transformers_weights", None):
+        raise InputError(
+            f"{option}: expected the weights of {base_model!r} under their usual names, got a "
+            f"config.json whose transformers_weights names {other!r}, which transformers would "
+            "load instead. Remove that key, and keep the file of the base"
+        )
     if stored := getattr(config, "quantization_config", None):
         method = stored.get("quant_method") if isinstance(stored, dict) else stored
         raise InputError(
