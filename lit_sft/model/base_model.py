@@ -69,9 +69,8 @@ def read_base_config(base_model: str) -> PretrainedConfig:
         ) from error
     if other := getattr(config, "transformers_weights", None):
         raise InputError(
-            f"{option}: expected the weights of {base_model!r} under their usual names, got a "
-            f"config.json whose transformers_weights names {other!r}, which transformers would "
-            "load instead. Remove that key, and keep the file of the base"
+            f"{option}: expected weights of the usual names, got a config.json of {base_model!r} "
+            f"whose transformers_weights names {other!r}, which would be read; remove that key"
         )
     if stored := getattr(config, "quantization_config", None):
         method = stored.get("quant_method") if isinstance(stored, dict) else stored
@@ -146,8 +145,7 @@ def _list_ropes(parameters: object) -> list[dict[str, Any]]:
     """Return the parameters of a rotary embedding, which models may have by kind of layer."""
     if not isinstance(parameters, dict):
         return []
-    inner = [value for value in parameters.values() if isinstance(value, dict)]
-    return inner or [parameters]
+    return [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
 
 
 def load_base(
