@@ -118,7 +118,7 @@ def list_markers(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
     pattern = _find_markers(tokenizer, str(tokenizer.chat_template))
     if pattern is None:
         return []
-    texts = _list_texts(list(messages))
+    texts = list_texts(list(messages))
     return sorted({found[0] for text in texts for found in pattern.finditer(text)})
 
 
@@ -165,15 +165,15 @@ def _is_mark(text: str) -> bool:
     return bool(is_sign) and len(text) in LENGTHS and len(text.split()) <= MOST_WORDS
 
 
-def _list_texts(value: object) -> Iterator[str]:
+def list_texts(value: object) -> Iterator[str]:
     """Yield all texts within a value; a role spells nothing."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, entry in value.items():
-            yield from _list_texts(entry)
+            yield from list_texts(entry)
             if key not in ("role", "content"):
                 yield str(key)
     elif isinstance(value, list | tuple):
         for entry in value:
-            yield from _list_texts(entry)
+            yield from list_texts(entry)
