@@ -4,7 +4,7 @@ What a template writes for them is its own, so that what is more in a row is wha
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -123,3 +123,17 @@ def _find_kinds(tokenizer: PreTrainedTokenizerBase, template: str) -> frozenset[
     tokens = "\n".join(find_control_tokens(tokenizer).texts)
     words = filter(PLAIN_KEY.fullmatch, list_constants(template))
     return frozenset(word for word in words if word not in tokens)
+
+
+def list_texts(value: object) -> Iterator[str]:
+    """Yield all texts within a value; a role spells nothing."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from list_texts(entry)
+            if key not in ("role", "content"):
+                yield str(key)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from list_texts(entry)

@@ -27,8 +27,7 @@ from lit_sft.data import answers
 from lit_sft.data.answers import RenderedChat
 from lit_sft.data.chat_template import list_constants, render_turns, template_of
 from lit_sft.data.control_tokens import find_control_tokens, find_token, plain_backend
-from lit_sft.data.disguise import disguise_for
-from lit_sft.data.messages import list_texts
+from lit_sft.data.disguise import disguise_for, list_texts
 from lit_sft.data.render import render_safe_turns
 from lit_sft.errors import InputError
 
