@@ -15,7 +15,7 @@ from lit_sft.signals import OWNED
 from lit_sft.types import Example, Window
 
 
-class WindowSampler(DistributedSampler):
+class WindowSampler(DistributedSampler[Any]):
     """The row numbers of one rank, a window at a time.
 
     An epoch is one permutation of all rows, a function of `seed` and the epoch alone, cut into
@@ -118,7 +118,7 @@ class PackedWindows(Dataset[Window]):
         return [pack_batch([examples[row] for row in rows]) for rows in passes if rows]
 
 
-class WindowLoader(DataLoader):
+class WindowLoader(DataLoader[Any]):
     """A loader without a state: the windows to come are a function of the steps taken.
 
     What workers have read ahead when a run is killed is read again by the run that resumes it, so
