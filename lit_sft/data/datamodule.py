@@ -25,7 +25,7 @@ from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowSampler
 from lit_sft.errors import require
 from lit_sft.files import remove_leftovers
 from lit_sft.paths import default_cache_dir
-from lit_sft.types import Split
+from lit_sft.types import Prompt, Split, Window
 
 PREDICTED_ROWS = 256
 """Prompts handed out at once; generation makes its own batches of them."""
@@ -75,19 +75,19 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
             splits = {split: self.prepared[split] for split in unseen}
             _print(self.task.describe(), *describe_splits(splits, self.dedup))
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> DataLoader[Window]:
         """Return shuffled windows; the last one may be short, and no row is dropped."""
         return self._loader("train", self._rows_to_train_on())
 
-    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+    def val_dataloader(self) -> DataLoader[Window] | list[DataLoader[Window]]:
         """Return the held-out rows in order, by source; no loader at all with `val_rows=0`."""
         return self._loaders_by_source("val") if "val" in self.prepared else []
 
-    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+    def test_dataloader(self) -> DataLoader[Window] | list[DataLoader[Window]]:
         """Return the rows of the test split in order, by source."""
         return self._loaders_by_source("test")
 
-    def predict_dataloader(self) -> DataLoader[Any]:
+    def predict_dataloader(self) -> DataLoader[Prompt]:
         """Return the prompts of the test split, as lists of `lit_sft.types.Prompt`."""
         require(
             self.trainer is None or self.trainer.world_size == 1,
@@ -122,11 +122,10 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
             steps = self._steps_per_epoch(windows)  # whole epochs stay whole if batches change
             run["trainer.limit_train_batches"] = steps if steps < windows else "all"
         if train and train.stream:  # whose fingerprint is of a sample
-            policy = self.policy
-            run |= {"data.max_length": policy.max_length}
-            run |= {"data.on_overlength": policy.on_overlength}
+            run["data.max_length"] = self.max_length
+            run["data.on_overlength"] = self.policy.on_overlength
             run |= {"data.contents": train.stream.contents} if train.stream.contents else {}
-            if policy.on_marker == "drop":
+            if self.policy.on_marker == "drop":
                 run["data.on_marker"] = "drop"
         return run
 
@@ -203,14 +202,14 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
                 highest = prepared.encoded.input_ids.max()
                 require_embeddings(self.tokenizer, [highest], rows, f"in {split}")
 
-    def _loaders_by_source(self, split: Split) -> DataLoader[Any] | list[DataLoader[Any]]:
+    def _loaders_by_source(self, split: Split) -> DataLoader[Window] | list[DataLoader[Window]]:
         """Return one loader, or, for a mixture, one for each of its sources."""
         rows: Any = self.prepared[split].encoded
         if groups := self.prepared[split].sources:
             return [self._loader(split, Subset(rows, group.tolist())) for group in groups.values()]
         return self._loader(split, rows)
 
-    def _loader(self, split: Split, rows: Any) -> DataLoader[Any]:
+    def _loader(self, split: Split, rows: Any) -> DataLoader[Window]:
         training, trainer = split == "train", self.trainer
         sampler = WindowSampler(
             num_rows=len(rows),

@@ -149,7 +149,7 @@ class StreamLoader(WindowLoader):
 
 def make_loader(
     rows: Any, windows: PackedWindows | PaddedWindows, sampler: WindowSampler, num_workers: int
-) -> DataLoader[Any]:
+) -> DataLoader[Window]:
     """Return the loader of a split's windows, wherever its rows lie.
 
     Args:
