@@ -6,31 +6,26 @@ from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Subset
 
-from lit_sft.data.duplicates import format_repeats
-from lit_sft.data.ledger import format_ledgers, format_sources, make_ledger
+from lit_sft.data.encoded_rows import EncodedRows
+from lit_sft.data.ledger import make_ledger
 from lit_sft.data.options import DataOptions
-from lit_sft.data.prepare import PreparedSplit, prepare_splits
+from lit_sft.data.prepare import PreparedSplit, describe_splits, prepare_splits
 from lit_sft.data.prompts import make_prompts
-from lit_sft.data.streaming import StreamedRows, StreamedWindows, StreamLoader
+from lit_sft.data.streaming import StreamedRows, make_loader
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.data.vocabulary import (
     require_chat_embeddings,
     require_embeddings,
     require_own_vocabulary,
 )
-from lit_sft.data.windows import (
-    PackedWindows,
-    PaddedWindows,
-    WindowLoader,
-    WindowSampler,
-    leave_signals_to_the_trainer,
-)
+from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowSampler
 from lit_sft.errors import require
-from lit_sft.types import Split
+from lit_sft.files import remove_leftovers
+from lit_sft.paths import default_cache_dir
+from lit_sft.types import Prompt, Split, Window
 
 PREDICTED_ROWS = 256
 """Prompts handed out at once; generation makes its own batches of them."""
@@ -56,9 +51,14 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Encode on one process of a node, so that the others find the rows in the cache.
 
+        What killed runs have left in the cache is removed before.
+
         Raises:
             InputError: If the tokenizer is not the base's, or has tokens that the base has not.
         """
+        for cache in {self.cache_dir, default_cache_dir()}:  # tasks have folders of their own there
+            for folder in (cache, *cache.glob("*/")):
+                remove_leftovers(folder)
         base, rows = self.find_base_model(), self._count_embeddings()
         if base and self.tokenizer_path:
             require_own_vocabulary(self.tokenizer, self.tokenizer_path, base)
@@ -72,21 +72,22 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
         unseen = [split for split in self.prepared if split not in self._announced]
         if unseen:
             self._announced |= frozenset(unseen)
-            _print(self.task.describe(), *self._describe(unseen))
+            splits = {split: self.prepared[split] for split in unseen}
+            _print(self.task.describe(), *describe_splits(splits, self.dedup))
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> DataLoader[Window]:
         """Return shuffled windows; the last one may be short, and no row is dropped."""
         return self._loader("train", self._rows_to_train_on())
 
-    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+    def val_dataloader(self) -> DataLoader[Window] | list[DataLoader[Window]]:
         """Return the held-out rows in order, by source; no loader at all with `val_rows=0`."""
         return self._loaders_by_source("val") if "val" in self.prepared else []
 
-    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+    def test_dataloader(self) -> DataLoader[Window] | list[DataLoader[Window]]:
         """Return the rows of the test split in order, by source."""
         return self._loaders_by_source("test")
 
-    def predict_dataloader(self) -> DataLoader[Any]:
+    def predict_dataloader(self) -> DataLoader[Prompt]:
         """Return the prompts of the test split, as lists of `lit_sft.types.Prompt`."""
         require(
             self.trainer is None or self.trainer.world_size == 1,
@@ -121,9 +122,10 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
             steps = self._steps_per_epoch(windows)  # whole epochs stay whole if batches change
             run["trainer.limit_train_batches"] = steps if steps < windows else "all"
         if train and train.stream:  # whose fingerprint is of a sample
-            run |= {"data.max_length": self.max_length, "data.on_overlength": self.on_overlength}
+            run["data.max_length"] = self.max_length
+            run["data.on_overlength"] = self.policy.on_overlength
             run |= {"data.contents": train.stream.contents} if train.stream.contents else {}
-            if self.on_marker == "drop":
+            if self.policy.on_marker == "drop":
                 run["data.on_marker"] = "drop"
         return run
 
@@ -178,16 +180,12 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
         missing = [split for split in splits if split not in self.prepared]
         self.prepared |= prepare_splits(self, missing)
 
-    def _rows_to_train_on(self) -> Any:
+    def _rows_to_train_on(self) -> EncodedRows | StreamedRows:
         train = self.prepared["train"]
         if train.stream is None:
             return train.encoded
-        return StreamedRows(
-            *(self.task, train.stream.rows, self.tokenizer),
-            *(self.max_length, self.on_overlength, self.on_lost_field),
-            num_embeddings=self._count_embeddings(),
-            on_marker=self.on_marker,
-        )
+        rows, embeddings = train.stream.rows, self._count_embeddings()
+        return StreamedRows(self.task, rows, self.tokenizer, self.policy, embeddings)
 
     def _count_embeddings(self) -> int | None:
         """Return the rows of the base's embedding, if the trainer's module tells."""
@@ -204,36 +202,14 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
                 highest = prepared.encoded.input_ids.max()
                 require_embeddings(self.tokenizer, [highest], rows, f"in {split}")
 
-    def _describe(self, splits: list[Split]) -> list[str]:
-        prepared = [self.prepared[split] for split in splits]
-        texts = [format_ledgers([one.ledger for one in prepared])]
-        texts += [
-            note for kind in zip(*(one.notes for one in prepared), strict=True) for note in kind
-        ]
-        if "train" in splits:
-            train = self.prepared["train"]
-            texts.append(format_repeats(train.repeats, self.dedup))
-            if train.stream:
-                rows, sample, contents = len(train.stream.rows), train.ledger.rows, train.stream[1]
-                texts.append(
-                    f"train is streamed: of its {rows:,} rows, these are the figures of {sample:,}"
-                    + ("" if contents else ", which alone are compared when the run is resumed")
-                )
-        texts += [
-            format_sources(split, self.prepared[split].encoded, self.prepared[split].sources)
-            for split in splits
-            if self.prepared[split].sources
-        ]
-        return texts
-
-    def _loaders_by_source(self, split: Split) -> DataLoader[Any] | list[DataLoader[Any]]:
+    def _loaders_by_source(self, split: Split) -> DataLoader[Window] | list[DataLoader[Window]]:
         """Return one loader, or, for a mixture, one for each of its sources."""
         rows: Any = self.prepared[split].encoded
         if groups := self.prepared[split].sources:
             return [self._loader(split, Subset(rows, group.tolist())) for group in groups.values()]
         return self._loader(split, rows)
 
-    def _loader(self, split: Split, rows: Any) -> DataLoader[Any]:
+    def _loader(self, split: Split, rows: Any) -> DataLoader[Window]:
         training, trainer = split == "train", self.trainer
         sampler = WindowSampler(
             num_rows=len(rows),
@@ -252,17 +228,7 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
             if self.batching == "padding_free"
             else PaddedWindows(rows, self.batch_size, self.tokenizer.pad_token_id)
         )
-        loader = WindowLoader
-        if isinstance(rows, StreamedRows):
-            loader, windows = StreamLoader, StreamedWindows(rows, windows)
-        return loader(
-            windows,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            worker_init_fn=leave_signals_to_the_trainer,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return make_loader(rows, windows, sampler, self.num_workers)
 
     def _window_rows(self, split: Split) -> int:
         """Return the rows of a whole window, over all ranks."""

@@ -8,11 +8,13 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from lit_sft.data.messages import check_messages
-from lit_sft.data.splits import Conversation
+from lit_sft.data.options import DataOptions
+from lit_sft.data.splits import Conversation, MissingSplit, read_conversations, read_split
 from lit_sft.errors import InputError
 from lit_sft.types import Message, Split
 
@@ -65,10 +67,40 @@ def find_repeats(
     return repeats
 
 
-def drop_repeats(train: Sequence[T], repeats: Mapping[Split, Sequence[Repeat]]) -> list[T]:
-    """Return the rows of `train` that `find_repeats` does not list."""
+def read_held_out(
+    data: DataOptions, chats: Mapping[Split, Sequence[Conversation]]
+) -> dict[Split, Sequence[Conversation]]:
+    """Return what `train` is compared with: all other splits at hand, and `val` in any case.
+
+    `test` may be a download that a run does not need: it is read where `data.dedup` asks for it.
+
+    Args:
+        data: The task, and how many rows of it are held out.
+        chats: The splits that are read.
+    """
+    held_out: dict[Split, Sequence[Conversation]] = {
+        split: chats[split] for split in chats if split != "train"
+    }
+    wanted: dict[Split, bool] = {"val": data.val_rows > 0, "test": data.dedup}
+    for split, is_wanted in wanted.items():
+        if is_wanted and split not in chats:
+            with suppress(MissingSplit):
+                rows = read_split(data.task, split, data.val_rows)
+                held_out[split] = read_conversations(data.task, rows)
+    return held_out
+
+
+def drop_repeats(rows: Sequence[T], repeats: Mapping[Split, Sequence[Repeat]]) -> list[T]:
+    """Return the rows that `find_repeats` does not list.
+
+    Raises:
+        InputError: If it lists all.
+    """
     dropped = {repeat.position for found in repeats.values() for repeat in found}
-    return [row for position, row in enumerate(train) if position not in dropped]
+    unique = [row for position, row in enumerate(rows) if position not in dropped]
+    if rows and not unique:
+        raise InputError("data.dedup leaves nothing to train on: every row is a duplicate")
+    return unique
 
 
 def format_repeats(repeats: Mapping[Split, Sequence[Repeat]], removed: bool) -> str:

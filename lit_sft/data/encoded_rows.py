@@ -1,32 +1,22 @@
-"""Encoded rows as flat arrays, and the cache that spares encoding them twice.
+"""All rows of a split, encoded, as flat arrays: `EncodedRows`, and `encode_rows` that makes them.
 
 A row costs five bytes a token, in memory that loader workers share. There is no torch here, which
 takes a second to import: `lit-sft inspect` does without it.
 """
 
-import warnings
-import zlib
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.failures import FailedRows, Failure, name_error
-from lit_sft.data.fingerprint import hash_request, make_cache_key
-from lit_sft.data.lost_fields import OnLostField
-from lit_sft.data.messages import OnMarker
-from lit_sft.data.overlength import OnOverlength, describe_overlength, encode_to_fit
-from lit_sft.data.splits import Conversation
-from lit_sft.errors import InputError, require
-from lit_sft.files import replace_file
+from lit_sft.data.row_policy import Fitted, RowPolicy, describe_overlength, encode_to_fit
+from lit_sft.data.splits import Conversation, FailedRows, Failure, name_error
+from lit_sft.errors import InputError
 from lit_sft.types import IGNORE_INDEX, Example
 
 CHUNK_ROWS = 1024
@@ -38,8 +28,6 @@ LARGE_SET_ROWS = 50_000
 """Rows from which on encoding takes long enough to show a bar."""
 EXAMINED_ROWS = 8192
 """Rows that are looked at one by one once one has failed, from its chunk on: for some seconds."""
-LOST, MARKED = "lost ", "marked "
-"""Open the names of arrays of a cache file that say which rows lost a field, or hold a mark."""
 
 
 class EncodedRows:
@@ -105,158 +93,118 @@ class EncodedRows:
 
 
 def encode_rows(
-    tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Conversation],
-    max_length: int,
-    on_overlength: OnOverlength,
-    on_lost_field: OnLostField = "error",
-    on_marker: OnMarker = "keep",
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], policy: RowPolicy
 ) -> EncodedRows:
-    """Encode conversations, and fit those over `max_length` tokens as `encode_to_fit` does.
+    """Encode conversations, and do with each as the policy says.
 
     Raises:
         FailedRows: If the mask of some rows cannot be proven; the message names them.
         InputError: If every row is left out, or, with `on_overlength="error"`, if any is too long.
     """
-    ids, labels = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
-    lengths: list[int] = []
-    dropped: dict[int, int] = {}
-    truncated: dict[int, int] = {}
-    lost: dict[str, list[int]] = defaultdict(list)
-    marked: dict[str, list[int]] = defaultdict(list)
-    how: Any = (max_length, on_overlength, on_lost_field, on_marker)
+    gathered = _GatheredRows(policy)
     for first in _track(range(0, len(conversations), CHUNK_ROWS), len(conversations)):
         names, chats = zip(*conversations[first : first + CHUNK_ROWS], strict=True)
         try:
-            fitted = encode_to_fit(tokenizer, chats, names, *how)
+            fitted = encode_to_fit(tokenizer, chats, names, policy)
         except InputError:
-            failures = _find_failures(tokenizer, conversations[first:], *how)
+            failures = _find_failures(tokenizer, conversations[first:], policy)
             if not failures:
                 raise
             raise FailedRows(failures, len(conversations)) from None
+        gathered.add(first, fitted)
+    gathered.check([name for name, _ in conversations])
+    return gathered.flatten()
+
+
+def hash_rows(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return a SHA-256 over the rows that a run trains on, in hexadecimal.
+
+    It is all that a resumed run must agree in: a new release of a library changes the run only
+    where it gives other tokens.
+
+    Args:
+        arrays: `input_ids`, `supervised` and `offsets` of `EncodedRows`, among others.
+    """
+    digest = hashlib.sha256()
+    for name, dtype in (("input_ids", "<i4"), ("supervised", "?"), ("offsets", "<i8")):
+        digest.update(np.ascontiguousarray(arrays[name], dtype=dtype).data)
+    return digest.hexdigest()
+
+
+class _GatheredRows:
+    """What becomes of rows, gathered a chunk at a time; only flat arrays are held of the tokens."""
+
+    def __init__(self, policy: RowPolicy) -> None:
+        self.policy = policy
+        self.ids, self.labels = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+        self.lengths: list[int] = []
+        self.dropped: dict[int, int] = {}
+        self.truncated: dict[int, int] = {}
+        self.lost: dict[str, list[int]] = defaultdict(list)
+        self.marked: dict[str, list[int]] = defaultdict(list)
+
+    def add(self, first: int, fitted: Sequence[Fitted]) -> None:
+        """Take the rows from position `first` on."""
         for position, (example, length, fields, markers) in enumerate(fitted, start=first):
-            if length > max_length or example is None:
-                (truncated if example else dropped)[position] = length
+            if length > self.policy.max_length or example is None:
+                (self.truncated if example else self.dropped)[position] = length
             for marker in markers:
-                marked[marker].append(position)
+                self.marked[marker].append(position)
             for field in fields:
-                lost[field.name].append(position)
+                self.lost[field.name].append(position)
         kept = [row.example for row in fitted if row.example]
-        lengths += [len(example.input_ids) for example in kept]
-        ids.append(_join([example.input_ids for example in kept]))
-        labels.append(_join([example.labels for example in kept]))
-    overlength = [(conversations[i][0], n) for i, n in dropped.items() if n > max_length]
-    require(
-        on_overlength != "error" or not overlength,
-        f"{describe_overlength(overlength, max_length)}; raise it, or set data.on_overlength to "
-        "drop, truncate_prompt or truncate",
-    )
-    require(
-        bool(lengths),
-        f"all {len(dropped)} rows, from {conversations[0][0]} on, are longer than "
-        f"data.max_length={max_length} tokens; raise it"
-        if len(overlength) == len(dropped)
-        else f"all {len(dropped)} rows, from {conversations[0][0]} on, are left out: "
-        f"{len(dropped) - len(overlength)} hold {', '.join(map(repr, sorted(marked)))}; set "
-        "data.on_marker to keep",
-    )
-    return EncodedRows(
-        input_ids=np.concatenate(ids),
-        supervised=np.concatenate(labels) != IGNORE_INDEX,
-        offsets=np.cumsum([0, *lengths], dtype=np.int64),
-        dropped=np.array(list(dropped), dtype=np.int64),
-        truncated=np.array(list(truncated), dtype=np.int64),
-        whole_lengths=np.array([*dropped.values(), *truncated.values()], dtype=np.int64),
-        lost={name: np.array(lost[name], dtype=np.int64) for name in sorted(lost)},
-        marked={name: np.array(marked[name], dtype=np.int64) for name in sorted(marked)},
-    )
+        self.lengths += [len(example.input_ids) for example in kept]
+        self.ids.append(_join([example.input_ids for example in kept]))
+        self.labels.append(_join([example.labels for example in kept]))
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise `InputError` if a row is too long and must not be, or if none is left."""
+        max_length = self.policy.max_length
+        overlength = [(names[i], n) for i, n in self.dropped.items() if n > max_length]
+        if overlength and self.policy.on_overlength == "error":
+            raise InputError(
+                f"{describe_overlength(overlength, max_length)}; raise it, or set "
+                "data.on_overlength to drop, truncate_prompt or truncate"
+            )
+        if self.lengths:
+            return
+        all_rows = f"all {len(self.dropped)} rows, from {names[0]} on, are"
+        others = len(self.dropped) - len(overlength)
+        if not others:
+            raise InputError(
+                f"{all_rows} longer than data.max_length={max_length} tokens; raise it"
+            )
+        raise InputError(
+            f"{all_rows} left out: {others} hold {', '.join(map(repr, sorted(self.marked)))}; set "
+            "data.on_marker to keep"
+        )
+
+    def flatten(self) -> EncodedRows:
+        """Return the rows end to end."""
+        unfit = [*self.dropped.values(), *self.truncated.values()]
+        return EncodedRows(
+            input_ids=np.concatenate(self.ids),
+            supervised=np.concatenate(self.labels) != IGNORE_INDEX,
+            offsets=np.cumsum([0, *self.lengths], dtype=np.int64),
+            dropped=np.array(list(self.dropped), dtype=np.int64),
+            truncated=np.array(list(self.truncated), dtype=np.int64),
+            whole_lengths=np.array(unfit, dtype=np.int64),
+            lost={x: np.array(self.lost[x], dtype=np.int64) for x in sorted(self.lost)},
+            marked={x: np.array(self.marked[x], dtype=np.int64) for x in sorted(self.marked)},
+        )
 
 
 def _find_failures(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], *how: Any
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], policy: RowPolicy
 ) -> list[Failure]:
     """Return the rows, of the first `EXAMINED_ROWS`, that cannot be encoded."""
     failures = []
     for name, chat in conversations[:EXAMINED_ROWS]:
         try:
-            encode_to_fit(tokenizer, [chat], [name], *how)
+            encode_to_fit(tokenizer, [chat], [name], policy)
         except InputError as error:
             failures.append(name_error(name, error))
     return failures
-
-
-def load_or_encode(
-    tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Conversation],
-    max_length: int,
-    on_overlength: OnOverlength,
-    cache_dir: Path,
-    on_lost_field: OnLostField = "error",
-    on_marker: OnMarker = "keep",
-) -> tuple[EncodedRows, str]:
-    """Return the encoded rows, from the cache where it knows them, and the hash of what was asked.
-
-    A damaged cache file is made again; a cache that cannot be written is a warning.
-
-    Raises:
-        InputError: As `encode_rows`.
-    """
-    request = hash_request(tokenizer, conversations, max_length, on_overlength, on_marker)
-    path = cache_dir / f"{make_cache_key(request)}.safetensors"
-    encoded = _load(path)
-    if encoded is None or _is_refused(encoded, on_lost_field, on_marker):
-        how: Any = (max_length, on_overlength, on_lost_field, on_marker)
-        encoded = encode_rows(tokenizer, conversations, *how)
-        try:
-            _save(encoded, path)
-        except (OSError, SafetensorError) as error:
-            warnings.warn(
-                f"the token cache {cache_dir} cannot be written ({error}): this run goes on "
-                "without it, and the next one encodes again; set data.cache_dir to another folder",
-                stacklevel=2,
-            )
-    return encoded, request
-
-
-def _is_refused(encoded: EncodedRows, on_lost_field: OnLostField, on_marker: OnMarker) -> bool:
-    """Return whether rows of the cache hold what is an error now; to encode them again names it."""
-    return bool(
-        (encoded.lost and on_lost_field == "error") or (encoded.marked and on_marker == "error")
-    )
-
-
-def _load(path: Path) -> EncodedRows | None:
-    """Return the rows of a cache file, or None where it is missing or damaged."""
-    try:
-        with safe_open(path, framework="np") as file:
-            arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            if (file.metadata() or {}).get("crc32") == _checksum(arrays):
-                by_name: Any = {
-                    kind.strip(): {
-                        x.removeprefix(kind): arrays.pop(x) for x in [*arrays] if x.startswith(kind)
-                    }
-                    for kind in (LOST, MARKED)
-                }
-                return EncodedRows(**arrays, **by_name)
-    except (SafetensorError, TypeError, ValueError, OSError):
-        pass  # a damaged cache costs an encoding, never a run
-    return None
-
-
-def _save(encoded: EncodedRows, path: Path) -> None:
-    """Two runs may fill one cache at once: each writes its own file, the last rename wins."""
-    arrays = {name: x for name, x in vars(encoded).items() if isinstance(x, np.ndarray)}
-    arrays |= {f"{LOST}{name}": rows for name, rows in encoded.lost.items()}
-    arrays |= {f"{MARKED}{name}": rows for name, rows in encoded.marked.items()}
-    with replace_file(path) as staged:
-        save_file(arrays, staged, metadata={"crc32": _checksum(arrays)})
-
-
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    crc = 0
-    for name in sorted(arrays):
-        crc = zlib.crc32(arrays[name].data, crc)
-    return f"{crc:08x}"
 
 
 def _track(chunks: Sequence[int], rows: int) -> Iterable[int]:

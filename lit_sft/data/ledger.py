@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lit_sft.data.encoded_rows import EncodedRows
-from lit_sft.data.failures import NAMED_ROWS
-from lit_sft.data.messages import OnMarker
-from lit_sft.data.overlength import describe_overlength
+from lit_sft.data.row_policy import RowPolicy, describe_overlength
+from lit_sft.data.splits import NAMED_ROWS
 
 
 @dataclass(frozen=True)
@@ -82,19 +81,17 @@ class Notes(NamedTuple):
     markers: str
 
 
-def make_notes(
-    split: str, encoded: EncodedRows, names: Sequence[str], max_length: int, on_marker: OnMarker
-) -> Notes:
+def make_notes(split: str, encoded: EncodedRows, names: Sequence[str], policy: RowPolicy) -> Notes:
     """Say which rows are too long, which fields are lost, and which marks of turns there are.
 
     Args:
         split: Its name.
         encoded: Its rows.
         names: Of all rows that were given to be encoded.
-        max_length: In tokens.
-        on_marker: What became of rows with marks.
+        policy: That they were encoded by.
     """
     overlength = lost_fields = markers = ""
+    max_length = policy.max_length
     if too_long := [(names[i], n) for i, n in encoded.find_unfit() if n > max_length]:
         dropped = len(too_long) - len(encoded.truncated)
         overlength = (
@@ -104,7 +101,7 @@ def make_notes(
     if encoded.lost:
         lost_fields = f"{split}: {describe_lost_fields(encoded, names)}"
     if encoded.marked:
-        fate = "left out" if on_marker == "drop" else "kept (data.on_marker)"
+        fate = "left out" if policy.on_marker == "drop" else "kept (data.on_marker)"
         markers = f"{split}: {describe_markers(encoded, names)}; {fate}"
     return Notes(overlength, lost_fields, markers)
 

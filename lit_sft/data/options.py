@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.lost_fields import OnLostField
 from lit_sft.data.messages import OnMarker
-from lit_sft.data.overlength import OnOverlength
+from lit_sft.data.row_policy import OnOverlength, RowPolicy
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import require
 from lit_sft.paths import default_cache_dir
@@ -83,14 +83,12 @@ class DataOptions:
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        self.task, self.batch_size, self.max_length = task, batch_size, max_length
+        self.task, self.batch_size = task, batch_size
+        self.policy = RowPolicy(max_length, on_overlength, on_lost_field, on_marker)
         self.accumulate_grad_batches, self.batching = accumulate_grad_batches, batching
         self.max_tokens_per_pass = (
             batch_size * max_length if max_tokens_per_pass == "auto" else max_tokens_per_pass
         )
-        self.on_overlength: OnOverlength = on_overlength
-        self.on_lost_field: OnLostField = on_lost_field
-        self.on_marker: OnMarker = on_marker
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
         self.streaming, self.dedup = streaming, dedup
         self.tokenizer_path, self.chat_template = tokenizer, chat_template
@@ -116,6 +114,11 @@ class DataOptions:
             not (self.streaming and self.dedup),
             "data.dedup compares all rows, which data.streaming never holds; use one of them",
         )
+
+    @property
+    def max_length(self) -> int:
+        """Of a row, in tokens."""
+        return self.policy.max_length
 
     @property
     def padded_rows(self) -> int:

@@ -1,19 +1,24 @@
 """The one way of a split's rows: read, compared, encoded, measured. There is no torch here."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from lit_sft.data.duplicates import Repeat, drop_repeats, find_repeats
-from lit_sft.data.encoded_rows import EncodedRows, load_or_encode
-from lit_sft.data.failures import FailedRows, Failure, describe_failures
-from lit_sft.data.fingerprint import hash_rows
+from lit_sft.data.duplicates import (
+    Repeat,
+    drop_repeats,
+    find_repeats,
+    format_repeats,
+    read_held_out,
+)
+from lit_sft.data.encoded_rows import EncodedRows, hash_rows
 from lit_sft.data.ledger import (
     Ledger,
     Notes,
+    format_ledgers,
+    format_sources,
     group_by_source,
     make_ledger,
     make_notes,
@@ -21,13 +26,17 @@ from lit_sft.data.ledger import (
 from lit_sft.data.options import DataOptions
 from lit_sft.data.splits import (
     Conversation,
+    FailedRows,
+    Failure,
     MissingSplit,
-    NamedRow,
+    describe_failures,
     read_conversations,
     read_split,
     take_sample,
 )
-from lit_sft.errors import InputError, require
+from lit_sft.data.token_cache import load_or_encode
+from lit_sft.errors import InputError
+from lit_sft.tasks.base import NamedRow
 from lit_sft.tasks.row_sequences import hash_contents
 from lit_sft.types import Split
 
@@ -37,7 +46,7 @@ class Stream(NamedTuple):
 
     rows: Sequence[NamedRow]
     contents: str | None
-    """A hash of all of them; None where it cannot be known."""
+    """A hash of all of them; None where it cannot be known, or nobody trains on them."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +63,10 @@ class PreparedSplit:
     fingerprint: str
     """Of what came out, as `hash_rows` gives it."""
     repeats: Mapping[Split, Sequence[Repeat]]
-    """Of `train`: the rows that ask what others ask, by the split that those are in."""
+    """Of `train`, or its sample: the rows that ask what others ask, by the split of those."""
     sources: Mapping[str, np.ndarray]
-    """Of a mixture: int64 `[rows]`, the positions of the kept rows of each source."""
+    """Of a mixture: int64 `[rows]`, the positions of the kept rows of each source. Empty where
+    rows have failed: nobody trains on the others."""
     stream: Stream | None = None
 
     def list_kept(self) -> list[str]:
@@ -107,31 +117,40 @@ def prepare_splits(
         rows["train"] = take_sample(stream.rows)
     chats = {split: _read_texts(data, split, rows[split], findings) for split in rows}
     repeats: dict[Split, list[Repeat]] = {}
-    if "train" in chats and (stream is None or findings is not None):
-        repeats = find_repeats(chats["train"], _list_held_out(data, chats, findings))
+    if "train" in chats:
+        repeats = find_repeats(chats["train"], read_held_out(data, chats))
     if findings is not None:
         findings.rows, findings.conversations, findings.repeats = rows, chats, repeats
     prepared: dict[Split, PreparedSplit] = {}
     for split in rows:
-        own = repeats if split == "train" else {}
-        unique = _remove_repeats(chats[split], own) if data.dedup else chats[split]
-        encoded = _encode(data, split, unique, len(chats[split]), findings)
-        if encoded is None:
-            continue
-        removed = len(chats[split]) - len(unique)
-        # Of failed rows nobody asks for the source.
-        sources = data.task.list_sources(rows[split]) if findings is None else []
-        unique_sources = drop_repeats(sources, own) if removed else sources
-        prepared[split] = _measure(
-            data,
-            split,
-            *encoded,
-            removed,
-            unique_sources,
-            own,
-            stream if split == "train" else None,
-        )
+        is_train = split == "train"
+        own = (repeats, stream) if is_train else ({}, None)
+        if found := _encode_and_measure(data, split, rows[split], chats[split], *own, findings):
+            prepared[split] = found
     return prepared
+
+
+def describe_splits(splits: Mapping[Split, PreparedSplit], is_deduped: bool) -> list[str]:
+    """Return what a user should know of splits before they are trained on, in pieces of text."""
+    texts = [format_ledgers([one.ledger for one in splits.values()])]
+    notes = zip(*(one.notes for one in splits.values()), strict=True)
+    texts += [note for kind in notes for note in kind]
+    if train := splits.get("train"):
+        if train.stream is None:
+            texts.append(format_repeats(train.repeats, is_deduped))
+        else:
+            rows, sample = len(train.stream.rows), train.ledger.rows
+            texts.append(
+                f"train is streamed: of its {rows:,} rows, these are the figures of {sample:,}"
+                + ("" if train.stream.contents else ", which alone are compared when the run is "
+                "resumed")
+            )  # fmt: skip
+    texts += [
+        format_sources(split, one.encoded, one.sources)
+        for split, one in splits.items()
+        if one.sources
+    ]
+    return texts
 
 
 def _read_splits(
@@ -160,7 +179,7 @@ def _read_texts(
             return list(error.readable)
         failures = list(error.failures)
         try:
-            _load_or_encode(data, error.readable)
+            load_or_encode(data.tokenizer, error.readable, data.policy, data.cache_dir)
         except FailedRows as further:
             failures += further.failures
         except InputError:
@@ -168,34 +187,38 @@ def _read_texts(
         raise FailedRows(failures, error.total) from None
 
 
-def _list_held_out(
-    data: DataOptions, chats: Mapping[Split, list[Conversation]], findings: Findings | None
-) -> dict[Split, list[Conversation]]:
-    """Return what `train` is compared with; `test` may be a download that a run does not need."""
-    if findings is not None:
-        return {split: chats[split] for split in chats if split != "train"}
-    held_out: dict[Split, list[Conversation]] = {}
-    if data.val_rows:
-        held_out["val"] = chats.get("val") or _read_again(data, "val")
-    if data.dedup:
-        with suppress(MissingSplit):
-            held_out["test"] = _read_again(data, "test")
-    return held_out
-
-
-def _read_again(data: DataOptions, split: Split) -> list[Conversation]:
-    return read_conversations(data.task, read_split(data.task, split, data.val_rows))
-
-
-def _remove_repeats(
-    rows: list[Conversation], repeats: Mapping[Split, Sequence[Repeat]]
-) -> list[Conversation]:
-    unique = drop_repeats(rows, repeats)
-    require(
-        bool(unique) or not rows,
-        "data.dedup leaves nothing to train on: every row is a duplicate",
+def _encode_and_measure(
+    data: DataOptions,
+    split: Split,
+    rows: Sequence[NamedRow],
+    chats: list[Conversation],
+    repeats: Mapping[Split, Sequence[Repeat]],
+    stream: Stream | None,
+    findings: Findings | None,
+) -> PreparedSplit | None:
+    """Return a split whose conversations are read, or None where not one can be encoded."""
+    unique = drop_repeats(chats, repeats) if data.dedup else chats
+    encoded_and_named = _encode(data, split, unique, len(chats), findings)
+    if encoded_and_named is None:
+        return None
+    encoded, request, names = encoded_and_named
+    removed = len(chats) - len(unique)
+    sources: list[str] = []
+    if len(names) + removed == len(rows):
+        sources = data.task.list_sources(rows)
+        sources = drop_repeats(sources, repeats) if removed else sources
+    of_all = f" of {len(stream.rows)} rows" if stream else ""
+    return PreparedSplit(
+        names=names,
+        encoded=encoded,
+        ledger=make_ledger(split, encoded, data.padded_rows, removed),
+        notes=make_notes(split, encoded, names, data.policy),
+        request=request + of_all,
+        fingerprint=hash_rows(vars(encoded)) + of_all,
+        repeats=repeats,
+        sources=group_by_source(sources, encoded) if sources else {},
+        stream=stream,
     )
-    return unique
 
 
 def _encode(
@@ -208,7 +231,9 @@ def _encode(
     """Return encoded rows, their request and names; where failures are collected, of the others."""
     while conversations:
         try:
-            encoded, request = _load_or_encode(data, conversations)
+            encoded, request = load_or_encode(
+                data.tokenizer, conversations, data.policy, data.cache_dir
+            )
             return encoded, request, [name for name, _ in conversations]
         except FailedRows as error:  # of the first of a large set; the next round tells the next
             if findings is None:
@@ -223,37 +248,3 @@ def _encode(
             told = describe_failures(failures, num_read)
             raise InputError(f"{told}; of the others: {error}") from error
     return None
-
-
-def _load_or_encode(
-    data: DataOptions, conversations: Sequence[Conversation]
-) -> tuple[EncodedRows, str]:
-    return load_or_encode(
-        *(data.tokenizer, conversations, data.max_length, data.on_overlength),
-        *(data.cache_dir, data.on_lost_field, data.on_marker),
-    )
-
-
-def _measure(
-    data: DataOptions,
-    split: Split,
-    encoded: EncodedRows,
-    request: str,
-    names: list[str],
-    removed: int,
-    sources: Sequence[str],
-    repeats: Mapping[Split, Sequence[Repeat]],
-    stream: Stream | None,
-) -> PreparedSplit:
-    of_all = f" of {len(stream.rows)} rows" if stream else ""
-    return PreparedSplit(
-        names=names,
-        encoded=encoded,
-        ledger=make_ledger(split, encoded, data.padded_rows, removed),
-        notes=make_notes(split, encoded, names, data.max_length, data.on_marker),
-        request=request + of_all,
-        fingerprint=hash_rows(vars(encoded)) + of_all,
-        repeats=repeats,
-        sources=group_by_source(sources, encoded) if sources else {},
-        stream=stream,
-    )

@@ -1,14 +1,15 @@
-"""Which rows of a task belong to which split, and what to call them."""
+"""The rows of a split: which of a task they are, under what names, and what is wrong with some."""
 
 import random
+import re
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lit_sft.data.encode import naming
-from lit_sft.data.failures import FailedRows, Failure, name_error
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask, NamedRow, Row
 from lit_sft.tasks.row_sequences import hash_contents, join_hashes
@@ -20,8 +21,41 @@ HELD_OUT_SEED = 0
 SAMPLE_ROWS = 1024
 """Rows of a stream that are encoded before training: for the ledger, and to find mistakes early."""
 
+NAMED_ROWS = 3
+"""Rows named for each reason."""
+TOLD_REASONS = 4
+QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
+"""What differs in two messages of one reason."""
+
 Conversation = tuple[str, list[Message]]
 """A row's messages under the row's name."""
+
+
+class Failure(NamedTuple):
+    """A row that cannot be trained on."""
+
+    name: str
+    """Such as `train row 17`."""
+    reason: str
+
+
+class FailedRows(InputError):  # noqa: N818 (it is about rows, not about an error)
+    """Some rows cannot be read, or their masks not be proven.
+
+    Args:
+        failures: Of which there is one at least.
+        total: Rows that were looked at.
+        readable: The conversations of the others, with their names.
+    """
+
+    def __init__(
+        self,
+        failures: Sequence[Failure],
+        total: int,
+        readable: Sequence[Conversation] = (),
+    ) -> None:
+        super().__init__(describe_failures(failures, total))
+        self.failures, self.total, self.readable = failures, total, readable
 
 
 class MissingSplit(InputError):  # noqa: N818 (to some callers it is none)
@@ -145,6 +179,30 @@ def read_conversations(task: ChatTask, rows: Sequence[NamedRow]) -> list[Convers
     return conversations
 
 
+def describe_failures(failures: Sequence[Failure], total: int) -> str:
+    """Return the first failure, and, if there are more, all reasons with counts and first rows."""
+    name, reason = failures[0]
+    if len(failures) == 1:
+        return f"{name}: {reason}" if name else reason
+    groups: dict[str, list[Failure]] = defaultdict(list)
+    for failure in failures:
+        groups[QUOTED.sub("…", failure.reason)].append(failure)
+    (_, *like_it), *others = groups.values()
+    told = [f"{len(like_it):,} more so ({_list_names(like_it)})"] if like_it else []
+    told += [
+        f"{len(rows):,} otherwise ({_list_names(rows)}: {rows[0].reason:.160})"
+        for rows in others[: TOLD_REASONS - 1]
+    ]
+    rest = sum(map(len, others[TOLD_REASONS - 1 :]))
+    told += [f"{rest:,} for {len(others) - TOLD_REASONS + 1} more reasons"] if rest else []
+    return f"{name}: {reason} [{len(failures):,} of {total:,} rows fail: {'; '.join(told)}]"
+
+
+def name_error(name: str, error: InputError) -> Failure:
+    """Return the failure of a row, whose name an error may open with."""
+    return Failure(name, str(error).removeprefix(f"{name}: "))
+
+
 def _read(task: ChatTask, split: Split, max_rows: int | None = None) -> SplitRows:
     try:
         rows = task.rows(split)
@@ -169,3 +227,7 @@ def _mix(mixture: ChatTask, split: Split, val_rows: int) -> Sequence[NamedRow]:
     if not parts:
         raise MissingSplit(f"no task of the mixture has a {split} split")
     return mixture.mix(split, parts)
+
+
+def _list_names(rows: Sequence[Failure]) -> str:
+    return ", ".join(row.name for row in rows[:NAMED_ROWS]) + ", …" * (len(rows) > NAMED_ROWS)

@@ -23,17 +23,22 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from torch.utils.data import Dataset
+import torch
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lit_sft.data.lost_fields import OnLostField
-from lit_sft.data.messages import OnMarker
-from lit_sft.data.overlength import OnOverlength, encode_to_fit
-from lit_sft.data.splits import NamedRow, read_conversations
+from lit_sft.data.row_policy import RowPolicy, encode_to_fit
+from lit_sft.data.splits import read_conversations
 from lit_sft.data.vocabulary import require_embeddings
-from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowLoader
-from lit_sft.errors import InputError, require
-from lit_sft.tasks.base import ChatTask
+from lit_sft.data.windows import (
+    PackedWindows,
+    PaddedWindows,
+    WindowLoader,
+    WindowSampler,
+    leave_signals_to_the_trainer,
+)
+from lit_sft.errors import InputError
+from lit_sft.tasks.base import ChatTask, NamedRow
 from lit_sft.types import Example, Window
 
 
@@ -44,12 +49,10 @@ class StreamedRows:
         task: Whose rows they are.
         rows: Each is read when it is asked for.
         tokenizer: As `load_tokenizer` returns it.
-        max_length: In tokens.
-        on_overlength: What becomes of a longer row, as for `encode_to_fit`; `error` raises.
-        on_lost_field: What becomes of what the template does not write, likewise.
+        policy: What becomes of a row, as for `encode_to_fit`; one that is too long and must not be
+            is an error when its turn comes.
         num_embeddings: Rows of the base's embedding, one for each token that may occur; None looks
             at no token.
-        on_marker: What becomes of a row that holds a mark of turns, as for `encode_to_fit`.
     """
 
     def __init__(
@@ -57,18 +60,12 @@ class StreamedRows:
         task: ChatTask,
         rows: Sequence[NamedRow],
         tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        on_overlength: OnOverlength,
-        on_lost_field: OnLostField = "error",
+        policy: RowPolicy,
         num_embeddings: int | None = None,
-        on_marker: OnMarker = "keep",
     ) -> None:
         self.task, self.rows = task, rows
-        self.tokenizer, self.max_length = tokenizer, max_length
-        self.on_overlength: OnOverlength = on_overlength
-        self.on_lost_field: OnLostField = on_lost_field
+        self.tokenizer, self.policy = tokenizer, policy
         self.num_embeddings = num_embeddings
-        self.on_marker: OnMarker = on_marker
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,17 +80,12 @@ class StreamedRows:
             return [], []
         conversations = read_conversations(self.task, [self.rows[number] for number in numbers])
         names, chats = zip(*conversations, strict=True)
-        fitted = encode_to_fit(
-            *(self.tokenizer, chats, names),
-            *(self.max_length, self.on_overlength, self.on_lost_field),
-            on_marker=self.on_marker,
-        )
+        fitted = encode_to_fit(self.tokenizer, chats, names, self.policy)
         unfit = [pair for pair in zip(names, fitted, strict=True) if pair[1].example is None]
-        long = [name for name, row in unfit if row.length > self.max_length]
-        require(
-            not long or self.on_overlength != "error",
-            f"{', '.join(long)}: longer than data.max_length={self.max_length} tokens",
-        )
+        max_length = self.policy.max_length
+        long = [name for name, row in unfit if row.length > max_length]
+        if long and self.policy.on_overlength == "error":
+            raise InputError(f"{', '.join(long)}: longer than data.max_length={max_length} tokens")
         for name, row in zip(names, fitted, strict=True):
             if row.example and self.num_embeddings:
                 require_embeddings(
@@ -101,7 +93,7 @@ class StreamedRows:
                 )
         left_out = [
             f"{name} is longer than data.max_length"
-            if row.length > self.max_length
+            if row.length > max_length
             else f"{name} holds {', '.join(map(repr, row.markers))} (data.on_marker)"
             for name, row in unfit
         ]
@@ -153,3 +145,28 @@ class StreamLoader(WindowLoader):
                         stacklevel=2,
                     )
             yield window
+
+
+def make_loader(
+    rows: Any, windows: PackedWindows | PaddedWindows, sampler: WindowSampler, num_workers: int
+) -> DataLoader[Window]:
+    """Return the loader of a split's windows, wherever its rows lie.
+
+    Args:
+        rows: `EncodedRows`, or a subset of them, in which `windows` looks; or `StreamedRows`.
+        windows: Makes the batches.
+        sampler: Says which rows a window has.
+        num_workers: Loader processes; 0 loads in this one.
+    """
+    dataset: Dataset[Any] = windows
+    loader = WindowLoader
+    if isinstance(rows, StreamedRows):
+        loader, dataset = StreamLoader, StreamedWindows(rows, windows)
+    return loader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=num_workers,
+        worker_init_fn=leave_signals_to_the_trainer,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -15,7 +15,7 @@ from lit_sft.signals import OWNED
 from lit_sft.types import Example, Window
 
 
-class WindowSampler(DistributedSampler):
+class WindowSampler(DistributedSampler[list[int]]):
     """The row numbers of one rank, a window at a time.
 
     An epoch is one permutation of all rows, a function of `seed` and the epoch alone, cut into
@@ -52,7 +52,7 @@ class WindowSampler(DistributedSampler):
     def __len__(self) -> int:
         return -(-self.num_rows // self.window_rows)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[list[int]]:
         order = self._order()
         begin, self.first_window = self.first_window * self.window_rows, 0
         for start in range(begin, self.num_rows, self.window_rows):
@@ -118,7 +118,7 @@ class PackedWindows(Dataset[Window]):
         return [pack_batch([examples[row] for row in rows]) for rows in passes if rows]
 
 
-class WindowLoader(DataLoader):
+class WindowLoader(DataLoader[Window]):
     """A loader without a state: the windows to come are a function of the steps taken.
 
     What workers have read ahead when a run is killed is read again by the run that resumes it, so

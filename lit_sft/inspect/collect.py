@@ -9,7 +9,7 @@ from lit_sft.data.encode import encode_chat
 from lit_sft.data.messages import list_markers
 from lit_sft.data.options import DataOptions
 from lit_sft.data.prepare import Findings, PreparedSplit, prepare_splits
-from lit_sft.data.splits import Conversation, NamedRow
+from lit_sft.data.splits import Conversation
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.errors import InputError, require
 from lit_sft.inspect.report import (
@@ -21,6 +21,7 @@ from lit_sft.inspect.report import (
     read_tokens,
     summarize_repeats,
 )
+from lit_sft.tasks.base import NamedRow
 from lit_sft.types import Example, Message, Split
 
 FIRST_ROWS = 3
@@ -99,18 +100,18 @@ def _show_rows(
     truncated = {seen.names[row] for row in seen.encoded.truncated.tolist()} if seen else set()
     reasons = {failure.name: failure.reason for at, failure in findings.failures if at == split}
     messages = dict(found[split])
-    shown = []
-    for name in _choose_rows(choice, kept, data.seed, findings):
+
+    def show(name: str) -> TokenRow:
         if seen and name in positions:
             example = seen.encoded[positions[name]]
             note = "truncated" if name in truncated else ""
         elif name in reasons:
-            shown.append(TokenRow(split, name, f"fails: {reasons[name]}", [], [], [], []))
-            continue
+            return TokenRow(split, name, f"fails: {reasons[name]}", [], [], [], [])
         else:
             example, note = _encode_unseen(data, messages[name])
-        shown.append(read_tokens(data.tokenizer, split, name, example, note))
-    return shown
+        return read_tokens(data.tokenizer, split, name, example, note)
+
+    return [show(name) for name in _choose_rows(choice, kept, data.seed, findings)]
 
 
 def _choose_rows(choice: Choice, kept: list[str], seed: int, findings: Findings) -> list[str]:
@@ -128,10 +129,11 @@ def _choose_rows(choice: Choice, kept: list[str], seed: int, findings: Findings)
 
 def _encode_unseen(data: DataOptions, messages: list[Message]) -> tuple[Example, str]:
     """Encode a row that training does not see, and say why it does not."""
-    example = encode_chat(data.tokenizer, messages, data.on_lost_field)
+    example = encode_chat(data.tokenizer, messages, data.policy.on_lost_field)
     if len(example.input_ids) > data.max_length:
         return example, "dropped: longer than data.max_length"
-    if data.on_marker == "drop" and list_markers(data.tokenizer, messages, example.input_ids):
+    marks = list_markers(data.tokenizer, messages, example.input_ids)
+    if data.policy.on_marker == "drop" and marks:
         return example, "dropped: holds a mark of turns"
     return example, "removed: a duplicate"
 

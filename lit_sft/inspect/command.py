@@ -16,7 +16,7 @@ from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file, require_writable
 from lit_sft.inspect.collect import Choice, inspect_data
 from lit_sft.inspect.report import Report
-from lit_sft.inspect.text import print_report
+from lit_sft.inspect.writers import print_report, render_page
 
 OTHER_SECTIONS = ("model", "trainer", "checkpoint")
 OTHER_OPTIONS = ("seed_everything", "ckpt_path", "resume_policy", "weights_only")
@@ -109,8 +109,6 @@ def make_parser() -> Parser:
 
 def _write(report: Report, options: Options) -> None:
     if options.html:
-        from lit_sft.inspect.page import render_page
-
         with replace_file(Path(options.html)) as staged:
             staged.write_text(render_page(report), encoding="utf-8")
     if options.as_json:

@@ -18,6 +18,7 @@ from speed import ROOT, require_data
 
 from lit_sft import GSM8K, load_tokenizer
 from lit_sft.data.encoded_rows import encode_rows
+from lit_sft.data.row_policy import RowPolicy
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.types import IGNORE_INDEX
 
@@ -31,7 +32,7 @@ def prepare_here(data: Path) -> Prepared:
     start = time.process_time()
     task = GSM8K(str(data / "gsm8k"))
     conversations = read_conversations(task, read_split(task, "train", val_rows=0))
-    rows = encode_rows(tokenizer, conversations, max_length=512, on_overlength="drop")
+    rows = encode_rows(tokenizer, conversations, RowPolicy(512))
     seconds = time.process_time() - start
     return seconds, [rows[i].labels for i in range(len(rows))]
 

@@ -30,6 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 from lit_sft import GSM8K, load_tokenizer
 from lit_sft.cli.notices import silence_known_notices
 from lit_sft.data.encoded_rows import encode_rows
+from lit_sft.data.row_policy import RowPolicy
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.types import IGNORE_INDEX, Example
 
@@ -175,9 +176,7 @@ def read_windows(data: Path, case: Case, count: int) -> list[list[Example]]:
     task = GSM8K(str(data / "gsm8k"))
     rows = list(islice(read_split(task, "train", val_rows=0), count * case.window_rows))
     tokenizer = load_tokenizer(str(data / "llama-3.2-3b"))
-    encoded = encode_rows(
-        tokenizer, read_conversations(task, rows), max_length=512, on_overlength="drop"
-    )
+    encoded = encode_rows(tokenizer, read_conversations(task, rows), RowPolicy(512))
     encoded.input_ids %= case.vocabulary
     examples = [encoded[i] for i in range(len(rows))]
     size = case.window_rows

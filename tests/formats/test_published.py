@@ -6,7 +6,7 @@ import pytest
 from published import SHAPES
 
 from lit_sft import ChatFile
-from lit_sft.data.overlength import encode_to_fit
+from lit_sft.data.row_policy import RowPolicy, encode_to_fit
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
@@ -27,7 +27,7 @@ def read(shape, folder):
 
 def encode(tokenizer, conversations):
     names, chats = zip(*conversations, strict=True)
-    return encode_to_fit(tokenizer, chats, names, 512, "error", "error")
+    return encode_to_fit(tokenizer, chats, names, RowPolicy(512, "error"))
 
 
 def list_learnt(tokenizer, fitted):

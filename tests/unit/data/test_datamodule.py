@@ -1,6 +1,8 @@
 """The Lightning shell: splits, ledgers, loaders."""
 
+import os
 import re
+import time
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from lit_sft.data.prompts import decode_answer, find_stop_ids, make_prompts
 from lit_sft.data.splits import AllBut, read_split
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
+from lit_sft.files import ABANDONED_SECONDS
+from lit_sft.paths import default_cache_dir
 
 
 class Numbers(ChatTask):
@@ -237,3 +241,20 @@ def test_dedup_that_leaves_nothing_is_an_error(tiny_base):
 
     with pytest.raises(InputError, match=r"data\.dedup leaves nothing to train on"):
         SFTDataModule(Copies(), tokenizer=str(tiny_base), dedup=True).setup("fit")
+
+
+def test_what_killed_runs_have_left_in_any_folder_of_the_cache_is_removed(tiny_base, tmp_path):
+    """A write into the same folder would sweep it, but a file whose lines are known writes none."""
+    long_ago = time.time() - ABANDONED_SECONDS - 1
+    places = [root / name for root in (tmp_path, default_cache_dir()) for name in ("lines", "")]
+    for place in places:
+        for kernel, when in (("ffffffff", long_ago), ("00000000", time.time())):
+            left = place / f".x.index.{kernel}.0123abcd.tmp"
+            left.mkdir(parents=True)
+            os.utime(left, (when, when))
+        (place / "x.index").write_text("kept")
+    data = SFTDataModule(Numbers(), str(tiny_base), val_rows=10, cache_dir=str(tmp_path))
+    data.prepare_data()
+    for place in places:
+        stayed = {".x.index.00000000.0123abcd.tmp", "x.index"}
+        assert {path.name for path in place.glob("*.*") if path.suffix != ".safetensors"} == stayed

@@ -12,7 +12,7 @@ from transformers.utils import chat_template_utils
 
 from lit_sft.data import render
 from lit_sft.data.encode import encode_chat, encode_chats, encode_prompt
-from lit_sft.data.overlength import encode_to_fit
+from lit_sft.data.row_policy import RowPolicy, encode_to_fit
 from lit_sft.data.tokenizer import hash_template, load_tokenizer, pin_date
 from lit_sft.errors import InputError
 from lit_sft.types import IGNORE_INDEX
@@ -120,7 +120,9 @@ def test_shortened_prompts_leave_what_is_learnt_as_it_was(family):
             continue
         whole = encode_chat(tokenizer, messages)
         limit = max(2, len(whole.input_ids) * 3 // 4)
-        [(example, *_)] = encode_to_fit(tokenizer, [messages], [""], limit, "truncate_prompt")
+        [(example, *_)] = encode_to_fit(
+            tokenizer, [messages], [""], RowPolicy(limit, "truncate_prompt")
+        )
         if example:
             shortened += 1
             assert len(example.input_ids) <= limit

@@ -8,10 +8,12 @@ from families import FAMILIES, TEMPLATES, generate_conversations, make_tokenizer
 
 from lit_sft.data import lost_fields
 from lit_sft.data.encode import encode_chat
-from lit_sft.data.encoded_rows import encode_rows, load_or_encode
+from lit_sft.data.encoded_rows import encode_rows
 from lit_sft.data.ledger import describe_lost_fields, make_ledger
 from lit_sft.data.lost_fields import find_lost_fields
 from lit_sft.data.render import render_conversation
+from lit_sft.data.row_policy import RowPolicy
+from lit_sft.data.token_cache import load_or_encode
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
 
@@ -191,10 +193,10 @@ ROWS = [
 def test_the_ledger_counts_what_is_lost_from_the_cache_too(load, tmp_path):
     tokenizer = load("chatml")
     with pytest.raises(InputError, match=r"^train row 1: message 0 \(user\).* not write its name"):
-        encode_rows(tokenizer, ROWS, 512, "drop")
+        encode_rows(tokenizer, ROWS, RowPolicy(512))
     written = set()
     for _ in range(2):
-        encoded, _ = load_or_encode(tokenizer, ROWS, 512, "drop", tmp_path, "drop")
+        encoded, _ = load_or_encode(tokenizer, ROWS, RowPolicy(512, on_lost_field="drop"), tmp_path)
         # The row that is too long loses nothing that would be learnt.
         assert make_ledger("train", encoded, 1).lost_fields == {
             "assistant.thinking": 2, "user.name": 1,
@@ -205,8 +207,10 @@ def test_the_ledger_counts_what_is_lost_from_the_cache_too(load, tmp_path):
     assert len(written) == 1  # the second time, it was read
     # What a run that drops has kept is no way around a run that does not.
     with pytest.raises(InputError, match=r"train row 1: .*data\.on_lost_field to drop"):
-        load_or_encode(tokenizer, ROWS, 512, "drop", tmp_path, "error")
+        load_or_encode(tokenizer, ROWS, RowPolicy(512, on_lost_field="error"), tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plain, _ = load_or_encode(tokenizer, ROWS[:1], 512, "drop", tmp_path, "error")
+        plain, _ = load_or_encode(
+            tokenizer, ROWS[:1], RowPolicy(512, on_lost_field="error"), tmp_path
+        )
     assert plain.lost == {}

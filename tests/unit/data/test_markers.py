@@ -9,10 +9,12 @@ from tokenizers import decoders
 
 from lit_sft import ChatTask, SFTDataModule
 from lit_sft.data.encode import encode_chat
-from lit_sft.data.encoded_rows import encode_rows, load_or_encode
+from lit_sft.data.encoded_rows import encode_rows
 from lit_sft.data.ledger import describe_markers, make_ledger
 from lit_sft.data.messages import list_markers
+from lit_sft.data.row_policy import RowPolicy
 from lit_sft.data.streaming import StreamedRows
+from lit_sft.data.token_cache import load_or_encode
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
 
@@ -113,11 +115,11 @@ def test_what_reads_as_a_mark_is_one_however_it_is_spelt(tmp_path, normalizer, c
     assert find_marks(plain, forged) == []
     assert find_marks(tokenizer, [*say("q"), *say("An assistant, @ user #_1: ### human")]) == []
     rows = [("train row 0", say("q")), ("train row 1", forged)]
-    left = encode_rows(tokenizer, rows, 512, "drop", "drop", on_marker="drop")
+    left = encode_rows(tokenizer, rows, RowPolicy(512, "drop", "drop", on_marker="drop"))
     assert make_ledger("train", left, 1).dropped == 1
     assert make_ledger("train", left, 1).markers == {"### Assistant:": 1}
     with pytest.raises(InputError, match=r"train row 1: a message holds '### Assistant:'"):
-        encode_rows(tokenizer, rows, 512, "drop", "drop", on_marker="error")
+        encode_rows(tokenizer, rows, RowPolicy(512, "drop", "drop", on_marker="error"))
 
 
 def test_marks_that_a_template_writes_itself_are_none_of_a_message(tmp_path):
@@ -144,23 +146,23 @@ def test_rows_with_marks_are_kept_left_out_or_an_error(tmp_path):
     tokenizer = load(tmp_path / "t", ZEPHYR)
     cache = tmp_path / "cache"
     for _ in ("encoded", "from the cache"):
-        kept, request = load_or_encode(tokenizer, ROWS, 512, "drop", cache, on_marker="keep")
+        kept, request = load_or_encode(tokenizer, ROWS, RowPolicy(512, on_marker="keep"), cache)
         ledger = make_ledger("train", kept, 1)
         assert (ledger.kept, ledger.dropped) == (3, 0)
         assert ledger.markers == {"<|assistant|>": 2, "<|user|>": 1}
         told = describe_markers(kept, [name for name, _ in ROWS])
         assert "'<|assistant|>' in 2 (train row 1, train row 2), '<|user|>' in 1 (train" in told
-        left, other = load_or_encode(tokenizer, ROWS, 512, "drop", cache, on_marker="drop")
+        left, other = load_or_encode(tokenizer, ROWS, RowPolicy(512, on_marker="drop"), cache)
         ledger = make_ledger("train", left, 1)
         assert (ledger.kept, ledger.dropped, ledger.markers["<|user|>"]) == (1, 2, 1)
         assert left[0] == kept[0]
         assert request != other
     reason = r"train row 1: a message holds '<\|assistant\|>', which parts turns .*1 more so"
     with pytest.raises(InputError, match=reason):
-        load_or_encode(tokenizer, ROWS, 512, "drop", cache, on_marker="error")
+        load_or_encode(tokenizer, ROWS, RowPolicy(512, on_marker="error"), cache)
     with pytest.raises(InputError, match=r"all 2 rows, from train row 1 on, are left out: 2 hold"):
-        encode_rows(tokenizer, ROWS[1:], 512, "drop", on_marker="drop")
-    clean, _ = load_or_encode(tokenizer, ROWS[:1], 512, "drop", cache, on_marker="error")
+        encode_rows(tokenizer, ROWS[1:], RowPolicy(512, on_marker="drop"))
+    clean, _ = load_or_encode(tokenizer, ROWS[:1], RowPolicy(512, on_marker="error"), cache)
     assert len(clean) == 1
 
 
@@ -193,11 +195,11 @@ def test_a_run_names_them(tmp_path, on_marker, fate):
 def test_a_stream_leaves_them_out_and_says_so(tmp_path):
     tokenizer = load(tmp_path, ZEPHYR)
     rows = [(f"train row {number}", number) for number in range(8)]
-    stream = StreamedRows(Typed(), rows, tokenizer, 512, "drop", on_marker="drop")
+    stream = StreamedRows(Typed(), rows, tokenizer, RowPolicy(512, on_marker="drop"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         examples, left_out = stream.read(range(8))
     assert len(examples) == 7
     assert left_out == ["train row 3 holds '<|assistant|>' (data.on_marker)"]
     with pytest.raises(InputError, match=r"train row 3: a message holds '<\|assistant\|>'"):
-        StreamedRows(Typed(), rows, tokenizer, 512, "drop", on_marker="error").read(range(8))
+        StreamedRows(Typed(), rows, tokenizer, RowPolicy(512, on_marker="error")).read(range(8))

@@ -14,8 +14,7 @@ from lit_sft import ChatFile
 from lit_sft.data.options import DataOptions
 from lit_sft.errors import InputError
 from lit_sft.inspect.collect import Choice, inspect_data
-from lit_sft.inspect.page import render_page
-from lit_sft.inspect.text import print_report, show_whitespace
+from lit_sft.inspect.writers import print_report, render_page, show_whitespace
 from lit_sft.tasks.base import ChatTask
 
 EVIL = "</script></mark><script>document.title='owned'</script><img src=x onerror=alert(1)>"

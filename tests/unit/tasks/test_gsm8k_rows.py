@@ -5,9 +5,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from lit_sft.data import chat_template
-from lit_sft.data.encoded_rows import load_or_encode
 from lit_sft.data.ledger import make_ledger
+from lit_sft.data.row_policy import RowPolicy
 from lit_sft.data.splits import read_conversations
+from lit_sft.data.token_cache import load_or_encode
 from lit_sft.errors import InputError
 from lit_sft.tasks.gsm8k import GSM8K
 from lit_sft.types import IGNORE_INDEX
@@ -25,7 +26,7 @@ def encoded_split(request, shared, llama3_tokenizer, cache_dir):
     rows = task.rows(split)
     assert len(rows) == count
     conversations = read_conversations(task, [(f"{split} row {i}", r) for i, r in enumerate(rows)])
-    encoded, _ = load_or_encode(llama3_tokenizer, conversations, 512, "drop", cache_dir)
+    encoded, _ = load_or_encode(llama3_tokenizer, conversations, RowPolicy(512), cache_dir)
     return split, rows, conversations, encoded
 
 
@@ -72,7 +73,7 @@ def test_a_second_start_renders_no_row(llama3_tokenizer, encoded_split, cache_di
         raise AssertionError("a row is rendered again")
 
     monkeypatch.setattr(chat_template, "render_jinja_template", refuse)
-    again, _ = load_or_encode(llama3_tokenizer, conversations, 512, "drop", cache_dir)
+    again, _ = load_or_encode(llama3_tokenizer, conversations, RowPolicy(512), cache_dir)
     assert np.array_equal(again.input_ids, encoded.input_ids)
     assert np.array_equal(again.supervised, encoded.supervised)
 

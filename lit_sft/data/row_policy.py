@@ -1,20 +1,36 @@
-"""Rows with more tokens than a row may have: dropped, or cut where that is asked for."""
+"""What becomes of a row, once it is encoded: kept, left out, or cut to what a row may have."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.control_tokens import plain_backend
-from lit_sft.data.encode import encode_and_report, encode_chat, naming
+from lit_sft.data.encode import EncodedChat, encode_and_report, encode_chat, naming
 from lit_sft.data.lost_fields import LostField, OnLostField
 from lit_sft.data.messages import OnMarker, list_markers, refuse_markers, refuse_silence
 from lit_sft.types import IGNORE_INDEX, Example, Message
 
 OnOverlength = Literal["drop", "error", "truncate_prompt", "truncate"]
 NAMED_ROWS = 5
+
+
+@dataclass(frozen=True)
+class RowPolicy:
+    """What a row may have and hold, and what becomes of one that does not keep to it."""
+
+    max_length: int
+    """In tokens."""
+    on_overlength: OnOverlength = "drop"
+    """Of a longer row: `truncate_prompt` is `shorten_prompt`, `truncate` is `cut_end`; otherwise it
+    is left out."""
+    on_lost_field: OnLostField = "error"
+    """Whether what the template does not write of a message is an error, or left out."""
+    on_marker: OnMarker = "keep"
+    """Whether a row that holds a mark of turns as plain text is kept, left out, or an error."""
 
 
 class Fitted(NamedTuple):
@@ -34,58 +50,38 @@ def encode_to_fit(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message]],
     names: Sequence[str],
-    max_length: int,
-    on_overlength: OnOverlength,
-    on_lost_field: OnLostField = "error",
-    on_marker: OnMarker = "keep",
+    policy: RowPolicy,
 ) -> list[Fitted]:
-    """Encode conversations whole, with the mask proven, and fit the longer ones.
+    """Encode conversations whole, with the mask proven, and do with each as the policy says.
 
     Args:
         tokenizer: As for `encode_chats`.
         conversations: Likewise.
         names: Likewise.
-        max_length: In tokens.
-        on_overlength: `truncate_prompt` is `shorten_prompt`, `truncate` is `cut_end`; otherwise a
-            longer row is left out, and one whose text alone is too long for any tokens is not
-            even encoded: 50 MB would take a minute.
-        on_lost_field: As for `encode_chat`.
-        on_marker: Whether a row that holds a mark of turns as plain text is kept, left out, or an
-            error.
+        policy: Where it leaves longer rows out, one whose text alone is too long for any tokens is
+            not even encoded: 50 MB would take a minute.
 
     Raises:
         InputError: As `encode_chats`, and for an empty answer that would be learnt; a row that is
             left out has to be sound, too, if it is encoded.
     """
-    for name, messages in zip(names, conversations, strict=True):
+    rows = list(zip(names, conversations, strict=True))
+    for name, messages in rows:
         with naming(name):
             refuse_silence(messages)
     hopeless: dict[int, int] = {}
-    if on_overlength in ("drop", "error"):
-        hopeless = _find_hopeless(tokenizer, conversations, max_length)
-    rows = [i for i in range(len(conversations)) if i not in hopeless]
-    texts = [conversations[i] for i in rows]
-    encoded = iter(encode_and_report(tokenizer, texts, [names[i] for i in rows], on_lost_field))
+    if policy.on_overlength in ("drop", "error"):
+        hopeless = _find_hopeless(tokenizer, conversations, policy.max_length)
+    hopeful = [row for number, row in enumerate(rows) if number not in hopeless]
+    texts, named = [messages for _, messages in hopeful], [name for name, _ in hopeful]
+    encoded = iter(encode_and_report(tokenizer, texts, named, policy.on_lost_field))
     fitted = []
-    for row, (name, messages) in enumerate(zip(names, conversations, strict=True)):
-        if row in hopeless:
-            fitted.append(Fitted(None, hopeless[row]))
+    for number, (name, messages) in enumerate(rows):
+        if number in hopeless:
+            fitted.append(Fitted(None, hopeless[number]))
             continue
-        whole, lost = next(encoded)
-        example: Example | None = whole
-        markers = list_markers(tokenizer, messages, whole.input_ids)
         with naming(name):
-            refuse_markers(markers, on_marker)
-        if len(whole.input_ids) > max_length:
-            example = None
-            if on_overlength == "truncate":
-                example = cut_end(whole, max_length)
-            elif on_overlength == "truncate_prompt":
-                with naming(name):
-                    example = shorten_prompt(tokenizer, messages, whole, max_length)
-        if markers and on_marker == "drop":
-            example = None
-        fitted.append(Fitted(example, len(whole.input_ids), lost if example else (), markers))
+            fitted.append(_apply_policy(tokenizer, messages, next(encoded), policy))
     return fitted
 
 
@@ -139,6 +135,28 @@ def describe_overlength(rows: Sequence[tuple[str, int]], max_length: int) -> str
     more = ", …" if len(rows) > NAMED_ROWS else ""
     noun = "row" if len(rows) == 1 else "rows"
     return f"{len(rows):,} {noun} over data.max_length={max_length} tokens: {first}{more}"
+
+
+def _apply_policy(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    whole: EncodedChat,
+    policy: RowPolicy,
+) -> Fitted:
+    """Return what becomes of a conversation that is encoded whole."""
+    markers = list_markers(tokenizer, messages, whole.example.input_ids)
+    refuse_markers(markers, policy.on_marker)
+    example: Example | None = whole.example
+    length = len(whole.example.input_ids)
+    if length > policy.max_length:
+        example = None
+        if policy.on_overlength == "truncate":
+            example = cut_end(whole.example, policy.max_length)
+        elif policy.on_overlength == "truncate_prompt":
+            example = shorten_prompt(tokenizer, messages, whole.example, policy.max_length)
+    if markers and policy.on_marker == "drop":
+        example = None
+    return Fitted(example, length, whole.lost if example else (), markers)
 
 
 def _find_hopeless(

@@ -9,9 +9,10 @@ import pytest
 
 import lit_sft
 from lit_sft import SFTDataModule, WordProblems
-from lit_sft.data import fingerprint
-from lit_sft.data.encoded_rows import encode_rows
-from lit_sft.data.fingerprint import ENCODER, find_sources, hash_encoder, hash_rows
+from lit_sft.data import token_cache
+from lit_sft.data.encoded_rows import encode_rows, hash_rows
+from lit_sft.data.row_policy import RowPolicy
+from lit_sft.data.token_cache import ENCODER, find_sources, hash_encoder
 from lit_sft.data.tokenizer import load_tokenizer
 
 
@@ -34,7 +35,7 @@ def change_source(monkeypatch, folder, name: str) -> None:
     ignored = shutil.ignore_patterns("base", "__pycache__")
     shutil.copytree(Path(lit_sft.__file__).parent, package, ignore=ignored)
     (package / name).write_text((package / name).read_text() + "\nCHANGED = True\n")
-    monkeypatch.setattr(fingerprint, "PACKAGE", package)
+    monkeypatch.setattr(token_cache, "PACKAGE", package)
 
 
 def change_version(monkeypatch, folder, name: str) -> None:
@@ -49,7 +50,7 @@ def change_version(monkeypatch, folder, name: str) -> None:
     [
         *(
             (change_source, f"data/{x}.py")
-            for x in ("encoded_rows", "encode", "render", "overlength")
+            for x in ("encoded_rows", "encode", "render", "row_policy")
         ),
         *((change_version, name) for name in ("transformers", "tokenizers", "jinja2")),
     ],
@@ -98,7 +99,7 @@ def test_whatever_runs_while_rows_are_encoded_is_hashed(tiny_tokenizer):
     sys.setprofile(note)
     try:
         for policy in ("drop", "truncate_prompt", "truncate"):
-            encode_rows(tokenizer, chats, 250, policy)
+            encode_rows(tokenizer, chats, RowPolicy(250, policy))
     finally:
         sys.setprofile(None)
     took_part = {name for name in took_part if name.startswith("lit_sft.")}

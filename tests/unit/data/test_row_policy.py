@@ -2,9 +2,9 @@ import pytest
 
 from lit_sft import ChatTask, SFTDataModule
 from lit_sft.data.encode import encode_chat
-from lit_sft.data.encoded_rows import encode_rows, load_or_encode
-from lit_sft.data.fingerprint import hash_request
-from lit_sft.data.overlength import encode_to_fit
+from lit_sft.data.encoded_rows import encode_rows
+from lit_sft.data.row_policy import RowPolicy, encode_to_fit
+from lit_sft.data.token_cache import hash_request, load_or_encode
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
 from lit_sft.types import IGNORE_INDEX, Message
@@ -31,7 +31,7 @@ def chat(*contents: str, system: str = "Be brief.", **weights: int) -> list[Mess
 
 
 def fit(tokenizer, messages, max_length, policy):
-    return encode_to_fit(tokenizer, [messages], ["row"], max_length, policy)[0]
+    return encode_to_fit(tokenizer, [messages], ["row"], RowPolicy(max_length, policy))[0]
 
 
 def read(tokenizer, ids) -> str:
@@ -123,7 +123,7 @@ def test_what_became_of_long_rows_is_counted_and_comes_back_from_the_cache(
     tokenizer = load_tokenizer(str(tiny_tokenizer))
     lengths = [len(encode_chat(tokenizer, messages).input_ids) for _, messages in ROWS]
     for _ in range(2):
-        encoded, _ = load_or_encode(tokenizer, ROWS, lengths[4], policy, tmp_path)
+        encoded, _ = load_or_encode(tokenizer, ROWS, RowPolicy(lengths[4], policy), tmp_path)
         assert encoded.dropped.tolist() == list(dropped)
         assert encoded.truncated.tolist() == list(truncated)
         assert encoded.find_unfit() == list(enumerate(lengths))[5:]
@@ -139,14 +139,14 @@ def test_error_names_the_first_long_rows(tiny_tokenizer):
         r"train row 320 \(\d+\), …; raise it, or set data\.on_overlength to"
     )
     with pytest.raises(InputError, match=reason):
-        encode_rows(tokenizer, ROWS, limit, "error")
-    assert len(encode_rows(tokenizer, ROWS, 600, "error")) == 10
+        encode_rows(tokenizer, ROWS, RowPolicy(limit, "error"))
+    assert len(encode_rows(tokenizer, ROWS, RowPolicy(600, "error"))) == 10
 
 
 def test_each_policy_has_a_cache_of_its_own(tiny_tokenizer):
     tokenizer = load_tokenizer(str(tiny_tokenizer))
     policies = ("drop", "error", "truncate_prompt", "truncate")
-    assert len({hash_request(tokenizer, ROWS, 100, policy) for policy in policies}) == 4
+    assert len({hash_request(tokenizer, ROWS, RowPolicy(100, policy)) for policy in policies}) == 4
 
 
 class Rising(ChatTask):
@@ -172,7 +172,7 @@ def test_the_data_module_names_long_rows_below_its_ledger(tiny_base, capsys):
 
 def test_fifty_megabytes_are_left_out_without_a_look_at_their_tokens(llama3_tokenizer):
     huge = chat("word " * 10_000_000, "It ends.")
-    dropped, kept = encode_to_fit(llama3_tokenizer, [huge, SHORT], ["a", "b"], 512, "drop")
+    dropped, kept = encode_to_fit(llama3_tokenizer, [huge, SHORT], ["a", "b"], RowPolicy(512))
     assert dropped.example is None
     assert 512 < dropped.length < 5_000_000, "the least that its characters make, not its tokens"
     assert kept.example == encode_chat(llama3_tokenizer, SHORT)

@@ -1,8 +1,13 @@
-"""A report on a terminal, or in a pipe."""
+"""A report written out: as text on a terminal or in a pipe, and as one HTML page."""
 
+import base64
+import hashlib
 from collections.abc import Iterator
+from importlib.resources import files
 from itertools import groupby
+from typing import Any
 
+from jinja2 import Environment
 from rich.console import Console
 from rich.text import Text
 
@@ -48,6 +53,23 @@ def format_row(row: TokenRow, is_coloured: bool) -> Text:
         begin, end = (f"{_quote(row, i)} → {_quote(row, i + 1)}" for i in (first, last))
         text.append(f"\nloss at positions {first} to {last}: {begin} … {end}", "not bold")
     return text
+
+
+def render_page(report: Report) -> str:
+    """Return a page that loads nothing, all text of rows escaped; no script but its own may run."""
+    folder = files("lit_sft.inspect")
+    script = folder.joinpath("page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(
+        folder.joinpath("page.html.jinja").read_text(encoding="utf-8")
+    )
+    return template.render(
+        report=report,
+        script=script,
+        script_hash=digest,
+        runs_of=_list_runs,
+    )
 
 
 def show_whitespace(piece: str) -> str:
@@ -148,3 +170,20 @@ def _format_failures(count: int, failures: list[FailedRow]) -> Iterator[str]:
         yield f"  {failure.row}: {failure.reason}"
     if count > len(failures):
         yield f"  … and {count - len(failures):,} more"
+
+
+def _list_runs(row: TokenRow) -> list[tuple[bool, list[dict[str, Any]]]]:
+    """Return the tokens of a row in runs that are supervised throughout, or nowhere."""
+    tokens = [
+        {
+            "text": show_whitespace(text),
+            "control": control,
+            "about": f"{position} · id {token}",
+            "supervised": supervised,
+        }
+        for position, (token, text, control, supervised) in enumerate(
+            zip(row.input_ids, row.texts, row.control, row.supervised(), strict=True)
+        )
+    ]
+    runs = groupby(tokens, key=lambda token: bool(token["supervised"]))
+    return [(supervised, list(run)) for supervised, run in runs]
