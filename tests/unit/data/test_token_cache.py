@@ -1,6 +1,7 @@
 """The key of the cache follows whatever encodes; what a run is follows the encoded rows alone."""
 
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -96,12 +97,15 @@ def test_whatever_runs_while_rows_are_encoded_is_hashed(tiny_tokenizer):
     def note(frame, event, argument):
         took_part.add(frame.f_globals.get("__name__", ""))
 
+    # Under a profile, torch's handler for workers that end, where one is set, never returns.
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sys.setprofile(note)
     try:
         for policy in ("drop", "truncate_prompt", "truncate"):
             encode_rows(tokenizer, chats, RowPolicy(250, policy))
     finally:
         sys.setprofile(None)
+        signal.signal(signal.SIGCHLD, handler)
     took_part = {name for name in took_part if name.startswith("lit_sft.")}
     assert {
         "lit_sft.data.encoded_rows",
