@@ -4,11 +4,6 @@ import gc
 import os
 import sys
 
-if __name__ == "__main__" and not sys.flags.safe_path:
-    # `python -m` searches the working folder first: a file in it would stand in for a package.
-    here = os.getcwd()  # noqa: PTH109 (pathlib would be searched there, too)
-    sys.path[:1] = [path for path in sys.path[:1] if path not in ("", here)]
-
 COMMANDS = {
     "fit": "train, and leave a run folder with checkpoints, figures and the adapter",
     "validate": "loss and exact match on the held-out rows",
@@ -38,6 +33,7 @@ The version:                                 lit-sft --version
 
 def main() -> None:
     """Run the command line; the exit status is 0, 1 for a failed run, 2 for a wrong input."""
+    leave_working_folder()
     from lit_sft.signals import SIGNALS  # not before the path is in order
 
     arguments = sys.argv[1:]
@@ -57,6 +53,25 @@ def main() -> None:
         from lit_sft.cli.app import run
 
     sys.exit(run(arguments))
+
+
+def leave_working_folder() -> None:
+    """Take the working folder from the places where Python looks for modules first.
+
+    `python -m` puts it there, and so does a `PYTHONPATH` that names it or ends with a colon: a file
+    in it would stand in for a package. What a config names is found there nevertheless, see
+    `lit_sft.cli.allowlist`.
+    """
+    try:
+        here = os.getcwd()  # noqa: PTH109 (pathlib would be searched there, too)
+    except FileNotFoundError:  # nothing lies in a folder that was removed
+        return
+    text = os.environ.get("PYTHONPATH")
+    named = [os.path.realpath(path) for path in text.split(os.pathsep)] if text else []
+    is_named = here in named
+    searched = [path for path in sys.path[:1] if os.path.realpath(path) != here]
+    searched += [path for path in sys.path[1:] if not is_named or os.path.realpath(path) != here]
+    sys.path[:] = [path for path in searched if path]
 
 
 def answer(arguments: list[str]) -> bool:
@@ -85,7 +100,10 @@ def answer(arguments: list[str]) -> bool:
         if not print_help(arguments, COMMANDS[command]):
             refuse_unknown_names(arguments)
             return False
-    elif command.startswith("-"):
+    elif command.startswith("-"):  # a config, perhaps, and the command behind it
+        later = next((n for n in (2, 1) if COMMANDS.keys() & arguments[n : n + 1]), None)
+        if later:
+            refuse_unknown_names(arguments[later:])
         return False
     else:
         _refuse(f"there is no command {command!r}", command, list(COMMANDS))

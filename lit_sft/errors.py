@@ -3,6 +3,7 @@
 import difflib
 import signal
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -37,6 +38,14 @@ class InterruptedRun(RuntimeError):  # noqa: N818 (the run did what it was told 
         super().__init__(
             f"{signal.Signals(number).name} received: the run is saved; go on with --ckpt_path last"
         )
+
+
+def find_origin(error: BaseException) -> Path:
+    """Return the file whose code has raised an error."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return Path(trace.tb_frame.f_code.co_filename if trace else "")
 
 
 def suggest(wrong: str, known: Iterable[str]) -> str:

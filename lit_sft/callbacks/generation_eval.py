@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -14,6 +14,7 @@ from lit_sft.data.protocol import graded_data, run_data
 from lit_sft.errors import require
 from lit_sft.evaluation.exact_match import Answer, ExactMatch
 from lit_sft.files import replace_file
+from lit_sft.model.answering import BATCH_TOKENS
 from lit_sft.model.distributed import max_over_ranks
 from lit_sft.model.module import SFTModule
 from lit_sft.run.folder import RunFolder, is_trial
@@ -34,6 +35,7 @@ class GenerationEval(pl.Callback):
         every_n_steps: Optimizer steps between two evaluations; None evaluates after each epoch.
         max_new_tokens: Of an answer, its stop token included; None takes the model's own.
         max_batch_tokens: Rows times their longest length, of a batch; bounds the cache's memory.
+            `auto` is 32,768, and on a GPU as many as fit into half of the free memory.
         num_shots: Solved training rows before each question, for a base that knows no chat.
         samples: How many answers are kept in `logs/generations.jsonl` and shown by the loggers.
         task: What to evaluate on, if it is not what is trained.
@@ -44,7 +46,7 @@ class GenerationEval(pl.Callback):
         eval_rows: int = 256,
         every_n_steps: int | None = None,
         max_new_tokens: int | None = None,
-        max_batch_tokens: int = 32768,
+        max_batch_tokens: Literal["auto"] | int = "auto",
         num_shots: int = 0,
         samples: int = 8,
         task: ChatTask | None = None,
@@ -53,7 +55,7 @@ class GenerationEval(pl.Callback):
         for name, value in (
             ("every_n_steps", every_n_steps),
             ("max_new_tokens", max_new_tokens),
-            ("max_batch_tokens", max_batch_tokens),
+            ("max_batch_tokens", None if max_batch_tokens == "auto" else max_batch_tokens),
         ):
             require(value is None or value > 0, f"GenerationEval.{name} must be positive: {value}")
         require(num_shots >= 0, f"GenerationEval.num_shots must not be negative: {num_shots}")
@@ -126,11 +128,9 @@ class GenerationEval(pl.Callback):
 
     def advise_less_memory(self) -> str:
         """Return what would make its batches smaller."""
-        tokens = self.max_batch_tokens
-        return (
-            f"GenerationEval's max_batch_tokens: {tokens // 2} (now {tokens}), if it was in an "
-            "evaluation"
-        )
+        now = self.max_batch_tokens
+        fewer = (BATCH_TOKENS if now == "auto" else now) // 2
+        return f"GenerationEval's max_batch_tokens: {fewer} (now {now}), if it was in an evaluation"
 
     def _evaluate_in_training(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         if self._evaluated_at == trainer.global_step:

@@ -7,6 +7,7 @@ calls `SFTModule.training_step`: from here to the loss there is nothing else of 
 import os
 import re
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lit_sft.callbacks.checkpoint import LastCheckpoint
 from lit_sft.cli.allowlist import limit_imports
 from lit_sft.cli.failures import explain, has_rank_zero_ended
-from lit_sft.cli.options import SEEDED
+from lit_sft.cli.options import RETIRED, SEEDED, require_retired_on
 from lit_sft.cli.parser import Parser
 from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.errors import InputError, require
@@ -95,6 +96,8 @@ class SFTCommandLine(LightningCLI):
             help="Whether --ckpt_path last may take the checkpoint before where it is damaged.",
         )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
+        for retired in RETIRED:
+            parser.add_argument(f"--{retired}", type=bool, default=SUPPRESS, help=SUPPRESS)
         for seeded in SEEDED:
             parser.link_arguments("seed_everything", seeded, compute_fn=int)
 
@@ -105,6 +108,8 @@ class SFTCommandLine(LightningCLI):
         """Refuse, before any class is built, what Lightning would refuse late or not at all."""
         config = self.config[self.subcommand]
         trainer, folder = config.trainer, RunFolder(config.trainer.default_root_dir)
+        for retired in RETIRED:
+            require_retired_on(retired, config.pop(retired, True))
         settle_options(trainer)
         if self.subcommand == "fit":
             require_limits(trainer)

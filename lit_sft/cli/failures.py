@@ -3,17 +3,29 @@
 import errno
 import os
 import pickle
+import re
 import time
+from pathlib import Path
 
+import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lit_sft.errors import InputError, InterruptedRun, NonFiniteError, SaveError, UploadError
+from lit_sft.errors import (
+    InputError,
+    InterruptedRun,
+    NonFiniteError,
+    SaveError,
+    UploadError,
+    find_origin,
+)
 
 PATIENCE = 10.0
 """Seconds for which a rank that failed waits for the first one to fail too."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What a system says that has no room for a file: of the disk, a quota, or `ulimit -f`."""
+NOT_TAKEN = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
+"""Python's own words."""
 GO_ON = "what was saved before is whole; go on with --ckpt_path last"
 
 
@@ -24,6 +36,11 @@ def explain(error: Exception) -> tuple[int, str] | None:
         return error.exit_status, str(error)
     if isinstance(error, (InputError, MisconfigurationException)):
         return 2, text
+    if (wrong := NOT_TAKEN.search(str(error))) and _is_of_lightning(error):
+        return 2, (
+            f"error: {wrong[1]} does not take {wrong[2]!r}, which a class of the config passes on "
+            "to it; take it from its dict_kwargs"
+        )
     if isinstance(error, pickle.UnpicklingError):
         reason = str(error).partition(". ")[0]
         return 2, f"error: a file of weights is damaged, or would run code ({reason})"
@@ -41,6 +58,11 @@ def explain(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, RuntimeError) and " by peer" in str(error):  # gloo's and NCCL's own words
         return 1, f"error: another rank of the run is gone; {GO_ON}"
     return None
+
+
+def _is_of_lightning(error: Exception) -> bool:
+    """Return whether Lightning's code has raised an error, such as of what a strategy passes on."""
+    return find_origin(error).is_relative_to(Path(lightning.__file__).parent)
 
 
 def has_rank_zero_ended(launcher: int, error: Exception) -> bool:

@@ -4,8 +4,10 @@ import ast
 import json
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from lit_sft.cli.options import INSPECT, SECTIONS, SEEDED, Options, find_fields, list_fields
 from lit_sft.cli.signatures import (
@@ -26,6 +28,8 @@ ABOUT = {
     "print_config": "Print the config that the command line makes, and stop.",
 }
 """Of options that the libraries explain at length, or as they are without this package."""
+PIPE_WIDTH = 120
+"""Characters of a line where no terminal says how many it has."""
 LIBRARY_DEFAULT = re.compile(r"\s*Default: ``[^`]*``\.?")
 
 
@@ -37,7 +41,7 @@ def print_help(arguments: Sequence[str], about: str) -> bool:
         about: What the command does.
     """
     command, *words = arguments
-    for word, following in zip(words, [*words[1:], "-"], strict=True):
+    for word, following in pairwise([*words, "-"]):
         option, _, value = word.partition("=")
         if option in ("-h", "--help"):
             lines = _explain_command(command, about)
@@ -68,14 +72,14 @@ def _explain_command(command: str, about: str) -> Iterator[str]:
         yield f"\ntrainer: the {len(trainer)} options of Lightning's, such as --trainer.max_steps"
     else:
         yield "\nThe other options of fit are taken too, and model.base_model is looked at."
-    for section in options.sections:
-        yield f"  in full: lit-sft {command} --{section}.help"
-    yield f"  of a class: lit-sft {command} --data.task.help lit_sft.ChatFile"
+    places = ", ".join(f"--{section}.help" for section in options.sections)
+    yield f"\nIn full:     lit-sft {command} {places}"
+    yield f"Of a class:  lit-sft {command} --data.task.help lit_sft.ChatFile"
 
 
 def _list_lines(options: Iterable[tuple[str, Parameter]]) -> Iterator[str]:
     """Yield a line for each option: its name, its default, and how its explanation begins."""
-    width = shutil.get_terminal_size((120, 24)).columns
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
     for name, parameter in options:
         sentence = re.split(r"[.;] ", _tell_about(name, parameter))[0].removesuffix(".")
         line = f"  --{name:<33} {_tell_default(name, parameter):<18} {sentence}"

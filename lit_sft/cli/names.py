@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import yaml
 
 from lit_sft.cli.allowlist import explain_hidden
-from lit_sft.cli.options import Options, find_fields
+from lit_sft.cli.options import RETIRED, Options, find_fields, require_retired_on
 from lit_sft.cli.signatures import (
     Parameter,
     find_choices,
@@ -144,6 +144,9 @@ class _Names:
         if known is None:
             return
         for name, item in _items(value):
+            if f"{where}.{name}" in RETIRED:
+                require_retired_on(f"{where}.{name}", item)
+                continue
             if name not in known:
                 raise _UnknownOptionError(_deepest(f"{where}.{name}", item))
             self._check_value(f"{where}.{name}", known[name], item, is_flag)

@@ -14,6 +14,7 @@ from lit_sft.cli.signatures import (
     is_dataclass,
 )
 from lit_sft.cli.sources import find_binding
+from lit_sft.errors import InputError
 
 SECTIONS = {
     "model": "lit_sft.SFTModule",
@@ -32,6 +33,11 @@ TRAINER_DEFAULTS = "lit_sft.cli.app.TRAINER_DEFAULTS"
 """The trainer's, where they are not Lightning's."""
 GIVEN = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
 """What a command of the trainer takes that is no option."""
+
+
+RETIRED = ("model.speed.fused_head", "model.speed.fused_lora", "model.speed.flat_optimizer")
+"""Switches that are gone, as what they switched on is always done. A run keeps its config and goes
+on from it; those of former versions hold these, true by default: so they are taken, and dropped."""
 
 
 class Options:
@@ -75,6 +81,15 @@ class Options:
         yield from self.of_run.items()
         for section, parameters in self.sections.items():
             yield from list_fields(section, parameters or {})
+
+
+def require_retired_on(name: str, value: object) -> None:
+    """Raise `InputError` if a retired switch is anything else than on."""
+    if value is not True:
+        raise InputError(
+            f"{name}: expected true or nothing, got {value!r}: the switch is gone, and what it "
+            "switched on is always done; remove it"
+        )
 
 
 def list_fields(place: str, known: Mapping[str, Parameter]) -> Iterator[tuple[str, Parameter]]:

@@ -2,17 +2,20 @@
 
 import re
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
 from lit_sft.cli.allowlist import explain_hidden, explain_refusal
-from lit_sft.errors import suggest
+from lit_sft.errors import InputError, find_origin, suggest
 
 LACKED = re.compile(
     r"(module '(?P<module>[\w.]+)' has no attribute|No module named) '(?P<name>[\w.]+)'"
 )
 """Python's own words; of what is tried for a type of several kinds, the parser keeps only those."""
+PACKAGE = Path(__file__).parents[1]
 
 
 class Parser(ArgumentParser):
@@ -20,6 +23,25 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def instantiate(self, *args: Any, instantiators: Any = None, **kwargs: Any) -> Any:
+        """Build the classes of a config; what one of them refuses is its user's mistake."""
+        failures: list[Exception] = []
+
+        def keep_failure(made: Callable[..., Any], *taken: Any, **named: Any) -> Any:
+            try:
+                return build(made, *taken, **named)
+            except Exception as error:
+                failures.append(error)
+                raise
+
+        ours = [*(instantiators or ()), (keep_failure, object, True)]
+        try:
+            return super().instantiate(*args, instantiators=ours, **kwargs)
+        except ValueError:
+            if failures:  # in place of all that was tried for a type of several kinds
+                raise failures[0]  # noqa: B904 (it has a cause of its own)
+            raise
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print a message with the nearest right name, and exit with status 2."""
@@ -32,6 +54,37 @@ class Parser(ArgumentParser):
         print(f"error: {text}", file=sys.stderr)
         print(f"every option: {' '.join(['lit-sft', *command])} --help", file=sys.stderr)
         raise SystemExit(2)
+
+
+def build(made: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return an object of a class that a config names.
+
+    Args:
+        made: The class.
+        args: What it takes.
+        kwargs: Likewise; those that a config has under `dict_kwargs` are checked by nobody before.
+
+    Raises:
+        InputError: If the class does not take them, or lacks a package. What fails in the code of
+            this package is its own fault, and passes.
+    """
+    try:
+        return made(*args, **kwargs)
+    except InputError:
+        raise
+    except (TypeError, ValueError, ImportError) as error:
+        origin = find_origin(error)
+        is_refused_at_once = origin == Path(__file__)  # it does not take these arguments
+        if not is_refused_at_once and origin.is_relative_to(PACKAGE):
+            raise
+        remedy = (
+            "install what it lacks" if isinstance(error, ImportError) else "change its arguments"
+        )
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{made.__module__}.{made.__qualname__} cannot be built ({type(error).__name__}: "
+            f"{reason:.300}); {remedy}, or name another class"
+        ) from error
 
 
 def find_nearest(message: str) -> str:

@@ -8,6 +8,7 @@ The way of a row, a file a step:
     render           where in the text the assistant speaks, by `answers`
     lost_fields      what a message holds and the template left out
     encode           text to tokens; the spans found in them, decoded and compared
+    disguise         the same turns with harmless text, to compare with
     forgery          the control tokens compared with those that the template itself writes
 
 A row for which any of this fails is an error, never a silent mask.

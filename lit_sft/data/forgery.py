@@ -7,16 +7,18 @@ control tokens of a row are compared with those of the same turns with harmless 
 have to be the same, in order, and each where the template wrote it.
 
 For plain turns, `find_pieces` tells what the template writes around the contents, and one encoding
-a sequence of roles tells the control tokens of it. Any other row is rendered once more, with every
-letter of its messages replaced by one that no token and no template knows.
+a sequence of roles tells the control tokens of it. Any other row is rendered once more, in a
+`Disguise`: every letter of its messages replaced by one that no token and no template knows. Some
+templates write other text for it, as they look for words in what is said. They may, as long as no
+control token depends on these words; that is asked by a disguise that leaves them as they are.
 """
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
@@ -25,16 +27,12 @@ from lit_sft.data import answers
 from lit_sft.data.answers import RenderedChat
 from lit_sft.data.chat_template import list_constants, render_turns, template_of
 from lit_sft.data.control_tokens import find_control_tokens, find_token, plain_backend
+from lit_sft.data.disguise import disguise_for, list_texts
 from lit_sft.data.render import render_safe_turns
-from lit_sft.errors import InputError, require
+from lit_sft.errors import InputError
 
-STAND_INS = 0xF0000
-"""The first of the 65,534 code points of a plane that Unicode leaves to private use."""
-HARMLESS = "z"
 PROBE = "zq1000000"
 """As long as what stands between the pieces of a frame when it is encoded."""
-PLAIN_KEY = re.compile(r"[\w.-]+", re.ASCII)
-"""A key of a message or of what it holds that spells nothing, and that a template may ask for."""
 
 
 class ControlIds(NamedTuple):
@@ -71,13 +69,23 @@ def prove_control_tokens(
     expected = _read_frame(tokenizer, *own) if own and chat.added is None else None
     if expected and _is_as_expected(expected, read, chat, encoding, input_ids):
         return
-    expected = _read_harmless_text(tokenizer, chat)
+    harmless = _read_harmless_text(tokenizer, chat)
+    if harmless.places is not None and _is_as_expected(harmless, read, chat, encoding, input_ids):
+        return
+    words = _find_words(tokenizer, template_of(tokenizer))
+    expected = _read_harmless_text(tokenizer, chat, dict.fromkeys(range(len(chat.messages)), words))
     if not _is_as_expected(expected, read, chat, encoding, input_ids):
         wrong = _name_first(tokenizer, expected.ids, read)
         raise InputError(
             f"what a message says is read as control tokens{wrong}: the template writes "
             f"{len(expected.ids)} of them, and {len(read)} came out; remove what spells them, also "
             "in part or in other letters, or use a tokenizer and template that leave text as it is"
+        )
+    if _drop_thoughts(tokenizer, expected.ids) != _drop_thoughts(tokenizer, harmless.ids):
+        cause = _name_word(tokenizer, chat, words, harmless.ids)
+        raise InputError(
+            f"{cause}, so that what is said could forge a turn; remove it from the data, or set a "
+            "data.chat_template that leaves it as it is"
         )
 
 
@@ -146,14 +154,50 @@ def _read_control_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> ControlI
     return ControlIds(tuple([token for token, _ in pairs]), [start for _, start in pairs])
 
 
-def _read_harmless_text(tokenizer: PreTrainedTokenizerBase, chat: RenderedChat) -> ControlIds:
-    """Return the control tokens that the template writes for the same turns with other letters."""
-    disguise = _Disguise(_find_words(tokenizer, template_of(tokenizer)))
-    messages = [
-        {key: x if key == "role" else disguise.put_on(x) for key, x in message.items()}
-        for message in chat.messages
-    ]
-    turns: Any = messages
+def _drop_thoughts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
+    """Return control tokens without marks of thoughts, which follow from what an answer holds."""
+    known = find_control_tokens(tokenizer).texts & {answers.OPENING, answers.CLOSING}
+    marks = {tokenizer.convert_tokens_to_ids(token) for token in known}
+    return [token for token in ids if token not in marks]
+
+
+def _name_word(
+    tokenizer: PreTrainedTokenizerBase, chat: RenderedChat, words: str, ids: Sequence[int]
+) -> str:
+    """Return which message has the template write other control tokens than `ids`, and by what."""
+
+    def is_cause(number: int, kept: str) -> bool:
+        try:
+            found = _read_harmless_text(tokenizer, chat, {number: kept})
+        except InputError:
+            return False
+        return _drop_thoughts(tokenizer, found.ids) != _drop_thoughts(tokenizer, ids)
+
+    makes = "the chat template makes control tokens of"
+    for number, message in enumerate(chat.messages):
+        if not is_cause(number, words):
+            continue
+        said = "\n\n".join(list_texts(dict(message)))
+        for word in list_constants(template_of(tokenizer)):
+            found = re.search(re.escape(word), said, re.IGNORECASE) if word else None
+            if found and is_cause(number, re.escape(word)):
+                return f"message {number} ({message['role']}): {makes} {found[0]!r}"
+        return f"message {number} ({message['role']}): {makes} words that it says"
+    return f"{makes} words that messages say"
+
+
+def _read_harmless_text(
+    tokenizer: PreTrainedTokenizerBase, chat: RenderedChat, kept: Mapping[int, str] | None = None
+) -> ControlIds:
+    """Return the control tokens that the template writes for the same turns with other letters.
+
+    Args:
+        tokenizer: With the template that rendered it.
+        chat: The row.
+        kept: What stays of its text, as for `Disguise`.
+    """
+    disguise = disguise_for(tokenizer, kept)
+    turns = disguise.put_on(chat.messages)
     try:
         if chat.added is None:
             text, _ = render_turns(tokenizer, turns, add_generation_prompt=chat.is_prompt)
@@ -170,8 +214,8 @@ def _read_harmless_text(tokenizer: PreTrainedTokenizerBase, chat: RenderedChat) 
 
 
 @lru_cache(maxsize=8)
-def _find_words(tokenizer: PreTrainedTokenizerBase, template: str) -> re.Pattern[str]:
-    """Return what stays as it is in a disguise: white space, and words that the template knows.
+def _find_words(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """Return a pattern of white space, and of words that the template knows.
 
     It may look for them in what is said, as for `</think>`. None may be a part of a control token
     that the template could complete.
@@ -183,7 +227,7 @@ def _find_words(tokenizer: PreTrainedTokenizerBase, template: str) -> re.Pattern
         if (word := constant.strip()) and not _may_join(word, tokens)
     } | {answers.OPENING, answers.CLOSING}
     longest_first = sorted(words, key=lambda word: (-len(word), word))
-    return re.compile("|".join([r"\s+", *map(re.escape, longest_first)]), re.IGNORECASE)
+    return "|".join([r"\s+", *map(re.escape, longest_first)])
 
 
 def _may_join(word: str, tokens: Iterable[str]) -> bool:
@@ -193,43 +237,3 @@ def _may_join(word: str, tokens: Iterable[str]) -> bool:
     return any(
         token in word or token.startswith(tails) or token.endswith(heads) for token in tokens
     )
-
-
-class _Disguise:
-    """Letters that stand for those of a conversation, each for one.
-
-    Args:
-        kept: What is not replaced.
-    """
-
-    def __init__(self, kept: re.Pattern[str]) -> None:
-        self.kept = kept
-        self.table: dict[int, int] = {}
-
-    def put_on(self, value: Any) -> Any:
-        """Return a value with all its texts disguised, but for keys that spell nothing."""
-        if isinstance(value, dict):
-            return {
-                key if PLAIN_KEY.fullmatch(str(key)) else self.put_on(key): self.put_on(entry)
-                for key, entry in value.items()
-            }
-        if isinstance(value, list | tuple):
-            return [self.put_on(entry) for entry in value]
-        if not isinstance(value, str):
-            return value
-        for letter in sorted(set(value)):
-            self.table.setdefault(ord(letter), STAND_INS + len(self.table))
-        parts, at = [], 0
-        for kept in self.kept.finditer(value):
-            parts += [value[at : kept.start()].translate(self.table), kept[0]]
-            at = kept.end()
-        return "".join([*parts, value[at:].translate(self.table)])
-
-    def take_off(self, text: str) -> str:
-        """Return a text with the letters that were there."""
-        return text.translate({stand_in: letter for letter, stand_in in self.table.items()})
-
-    def flatten(self, text: str) -> str:
-        """Return a text of the same length with a plain letter for every one that stands in."""
-        require(len(self.table) < 0xFFFE, "a row has more letters than a proof can hold")
-        return text.translate(dict.fromkeys(self.table.values(), HARMLESS))

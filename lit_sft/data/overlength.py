@@ -73,7 +73,7 @@ def encode_to_fit(
             continue
         whole, lost = next(encoded)
         example: Example | None = whole
-        markers = list_markers(tokenizer, messages)
+        markers = list_markers(tokenizer, messages, whole.input_ids)
         with naming(name):
             refuse_markers(markers, on_marker)
         if len(whole.input_ids) > max_length:

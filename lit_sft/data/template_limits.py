@@ -40,7 +40,7 @@ MAX_TEMPLATE = 2**20
 FREE_TEXT, GROWTH = 2**22, 64
 """Characters that any turns may be written as, and how many more for each one that they say."""
 POLL_SECONDS = 0.25
-LINGER_SECONDS = 5.0
+LINGER_SECONDS = 1.0
 """For which those who look wait for the next rendering."""
 ADVICE = "; set another data.chat_template, and mistrust where this one comes from"
 STATM = Path("/proc/self/statm")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from lit_sft.evaluation.generate import Ending, Generation
 from lit_sft.evaluation.static_cache import Slots, attending
 
 LENGTH_STEP = 128
@@ -53,36 +54,32 @@ class _State:
     """int64 `[1]`, tokens of each answer."""
 
 
-def decode_greedy(
+def decode_batch(
     model: Any,
     prompts: Sequence[Sequence[int]],
-    stop_ids: Sequence[int],
-    pad_id: int,
-    max_new_tokens: int,
+    ending: Ending,
     use_graphs: bool = True,
-) -> list[tuple[list[int], bool]]:
+) -> list[Generation]:
     """Continue the prompts of one batch with the likeliest token.
 
     Args:
         model: A causal language model of transformers in eval mode, or a `peft.PeftModel`.
         prompts: Token ids of each, unpadded, none empty.
-        stop_ids: Tokens that end an answer.
-        pad_id: Stands on the left of shorter prompts.
-        max_new_tokens: Of an answer, its stop token included.
+        ending: How answers end.
         use_graphs: Whether steps are captured, which takes CUDA.
 
     Returns:
-        For each prompt the tokens without the stop token, and whether it stopped.
+        One `Generation` a prompt, in the order of the prompts.
 
     Raises:
         UnfitModelError: If the model's attention is more than full causal attention.
         FloatingPointError: If the logits are NaN or infinite.
     """
     with torch.no_grad(), attending(model):
-        batch = _Batch(model, prompts, stop_ids, pad_id, max_new_tokens)
+        batch = _Batch(model, prompts, ending)
         batch.read(prompts)
         step = batch.replay if use_graphs else batch.step
-        while (left := max_new_tokens - batch.written) and batch.going_on():
+        while (left := ending.max_new_tokens - batch.written) and batch.going_on():
             for _ in range(min(left, BLOCK)):
                 step()
     return batch.finish()
@@ -91,15 +88,9 @@ def decode_greedy(
 class _Batch:
     """Rows that are continued together."""
 
-    def __init__(
-        self,
-        model: Any,
-        prompts: Sequence[Sequence[int]],
-        stop_ids: Sequence[int],
-        pad_id: int,
-        max_new_tokens: int,
-    ) -> None:
-        self.model, self.pad_id = model, pad_id
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], ending: Ending) -> None:
+        stop_ids, self.pad_id, max_new_tokens = ending
+        self.model = model
         self.device = next(model.parameters()).device
         self.stops = torch.tensor(stop_ids, dtype=torch.int64, device=self.device)
         self.stop_ids = frozenset(stop_ids)
@@ -191,13 +182,13 @@ class _Batch:
             self.rows = [self.rows[row] for row in kept.tolist()]
         return len(going_on) > 0
 
-    def finish(self) -> list[tuple[list[int], bool]]:
+    def finish(self) -> list[Generation]:
         """Return the answers up to their stop tokens, in the order of the prompts."""
         self._take_answers()
         found = []
         for answer in self.answers:
             ends = [place for place, token in enumerate(answer) if token in self.stop_ids]
-            found.append((answer[: ends[0]], True) if ends else (answer, False))
+            found.append(Generation(answer[: ends[0]] if ends else answer, finished=bool(ends)))
         return found
 
     def _take_answers(self) -> None:

@@ -1,7 +1,7 @@
 """Greedy generation in batches, as large as memory allows."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -40,6 +40,9 @@ class Ending(NamedTuple):
     max_new_tokens: int
 
 
+GenerateBatch = Callable[[nn.Module, Sequence[Sequence[int]], Ending], list[Generation]]
+
+
 def generate_greedy(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
@@ -47,6 +50,7 @@ def generate_greedy(
     pad_id: int,
     max_new_tokens: int,
     max_batch_tokens: int,
+    generate_batch: "GenerateBatch | None" = None,
 ) -> list[Generation]:
     """Continue prompts with the likeliest token until a stop token or the token limit.
 
@@ -63,6 +67,7 @@ def generate_greedy(
         max_new_tokens: The limit of each answer, the stop token included.
         max_batch_tokens: Limits rows x (longest prompt + `max_new_tokens`) of a batch: the size of
             its cache. A row that is larger by itself runs alone.
+        generate_batch: What continues a batch; without one, any model's own cache that grows.
 
     Returns:
         One `Generation` a prompt, in the order of the prompts.
@@ -74,7 +79,8 @@ def generate_greedy(
     """
     _check_request(model, prompts, max_new_tokens, max_batch_tokens)
     ending = Ending(tuple(stop_ids), pad_id, max_new_tokens)
-    answers = _generate_all(model, prompts, ending, max_batch_tokens)
+    one_batch = generate_batch or _generate_batch
+    answers = _generate_all(model, prompts, ending, max_batch_tokens, one_batch)
     return [answers[row] for row in range(len(prompts))]
 
 
@@ -93,7 +99,11 @@ def _check_request(
 
 
 def _generate_all(
-    model: nn.Module, prompts: Sequence[Sequence[int]], ending: Ending, max_batch_tokens: int
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    ending: Ending,
+    max_batch_tokens: int,
+    generate_batch: GenerateBatch,
 ) -> dict[int, Generation]:
     """Return the generation of each prompt, by its number."""
     answers: dict[int, Generation] = {}
@@ -104,7 +114,7 @@ def _generate_all(
         width = len(prompts[waiting[0]]) + ending.max_new_tokens
         rows = waiting[: max(1, budget // width)]
         batch = [prompts[row] for row in rows]
-        generations = _generate_if_it_fits(model, batch, ending)
+        generations = _generate_if_it_fits(model, batch, ending, generate_batch)
         if generations is not None:
             answers |= zip(rows, generations, strict=True)
             waiting = waiting[len(rows) :]
@@ -121,11 +131,14 @@ def _generate_all(
 
 
 def _generate_if_it_fits(
-    model: nn.Module, prompts: Sequence[Sequence[int]], ending: Ending
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    ending: Ending,
+    generate_batch: GenerateBatch,
 ) -> list[Generation] | None:
     """Return the generations of one batch, or None where it ran out of memory with several rows."""
     try:
-        return _generate_batch(model, prompts, ending)
+        return generate_batch(model, prompts, ending)
     except (RuntimeError, MemoryError) as error:
         if len(prompts) == 1 or not _is_out_of_memory(error):
             raise

@@ -131,7 +131,7 @@ def _encode_unseen(data: DataOptions, messages: list[Message]) -> tuple[Example,
     example = encode_chat(data.tokenizer, messages, data.on_lost_field)
     if len(example.input_ids) > data.max_length:
         return example, "dropped: longer than data.max_length"
-    if data.on_marker == "drop" and list_markers(data.tokenizer, messages):
+    if data.on_marker == "drop" and list_markers(data.tokenizer, messages, example.input_ids):
         return example, "dropped: holds a mark of turns"
     return example, "removed: a duplicate"
 

@@ -1,20 +1,27 @@
 """Let a model in training answer prompts, as itself and with the tokens that end an answer."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lit_sft.data.prompts import find_stop_ids
 from lit_sft.errors import InputError
+from lit_sft.evaluation.decode import decode_batch
 from lit_sft.evaluation.evaluating import evaluating
 from lit_sft.evaluation.generate import Generation, generate_greedy
+from lit_sft.evaluation.static_cache import UnfitModelError
 from lit_sft.model.fast.attention import use_attention
+from lit_sft.model.fast.memory import free_memory_bytes
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+BATCH_TOKENS = 2**15
+"""Of a batch of answers at the least, where memory allows it."""
 
 
 def answer_greedily(
@@ -23,7 +30,7 @@ def answer_greedily(
     autocast: AbstractContextManager[None],
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    max_batch_tokens: int,
+    max_batch_tokens: Literal["auto"] | int = "auto",
 ) -> list[Generation]:
     """Answer prompts greedily, and leave modes and random states as they were.
 
@@ -33,7 +40,8 @@ def answer_greedily(
         autocast: The precision that it is trained in.
         prompts: Token ids, generation prompt included.
         max_new_tokens: Of an answer.
-        max_batch_tokens: Rows times their longest length, of a batch.
+        max_batch_tokens: Rows times their longest length, of a batch; `auto` is 32,768, and on a
+            GPU as many as half of the free memory holds keys and values of.
 
     Raises:
         InputError: If there is no tokenizer.
@@ -45,5 +53,27 @@ def answer_greedily(
     stop_ids = find_stop_ids(tokenizer, config.get_text_config(), config, of_generation)
     pad_id = tokenizer.pad_token_id
     # With a cache that grows, all shapes are new to compiled layers.
+    device = next(model.parameters()).device
+    if max_batch_tokens == "auto":
+        max_batch_tokens = count_cached_tokens(config.get_text_config(), device)
     with evaluating(model), autocast, torch.compiler.set_stance("force_eager"):
-        return generate_greedy(model, prompts, stop_ids, pad_id, max_new_tokens, max_batch_tokens)
+        generate = partial(generate_greedy, model, prompts, stop_ids, pad_id, max_new_tokens)
+        if device.type == "cuda":
+            with suppress(UnfitModelError):
+                return generate(max_batch_tokens, decode_batch)
+        return generate(max_batch_tokens)
+
+
+def count_cached_tokens(config: PretrainedConfig, device: torch.device) -> int:
+    """Return how many tokens of keys and values a batch of answers may have.
+
+    Args:
+        config: Of the text model.
+        device: Where it is.
+    """
+    if device.type != "cuda":
+        return BATCH_TOKENS
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads)
+    return max(BATCH_TOKENS, int(free_memory_bytes(device) / 2 / (kept * width * 2)))

@@ -67,6 +67,11 @@ def read_base_config(base_model: str) -> PretrainedConfig:
         raise InputError(
             f"{option}: no config of {base_model!r} could be read ({type(error).__name__}: {error})"
         ) from error
+    if other := getattr(config, "transformers_weights", None):
+        raise InputError(
+            f"{option}: expected weights of the usual names, got a config.json of {base_model!r} "
+            f"whose transformers_weights names {other!r}, which would be read; remove that key"
+        )
     if stored := getattr(config, "quantization_config", None):
         method = stored.get("quant_method") if isinstance(stored, dict) else stored
         raise InputError(
@@ -140,8 +145,7 @@ def _list_ropes(parameters: object) -> list[dict[str, Any]]:
     """Return the parameters of a rotary embedding, which models may have by kind of layer."""
     if not isinstance(parameters, dict):
         return []
-    inner = [value for value in parameters.values() if isinstance(value, dict)]
-    return inner or [parameters]
+    return [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
 
 
 def load_base(

@@ -1,5 +1,6 @@
 """Put together what is trained, the base, the adapter and the trained token rows; try it out."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
@@ -7,11 +8,15 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_sft.data.protocol import SizedData
 from lit_sft.errors import require
 from lit_sft.model.adapter import attach_lora, find_targets
 from lit_sft.model.base_model import load_base, outline
+from lit_sft.model.fast.flat_parameters import FlatParameters
+from lit_sft.model.fast.graphs import GraphedDecoder
 from lit_sft.model.fast.kernels import Speed, any_kernels, make_fast, settle
-from lit_sft.model.fast.memory import cache_weights
+from lit_sft.model.fast.memory import cache_weights, find_layers
+from lit_sft.model.loss import decode
 from lit_sft.model.probe import LONGEST, Probe, probe_model
 from lit_sft.model.saved_adapter import (
     load_adapter,
@@ -108,6 +113,27 @@ def try_out(model: "PeftModel", trainer: pl.Trainer, speed: Speed) -> Probe:
     if remark:
         rank_zero_info(remark)
     return probe
+
+
+def choose_decode(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | None:
+    """Return what runs the layers of a training pass as CUDA graphs, or None where they are not.
+
+    Args:
+        module: In `fit`, when all callbacks have said which layers recompute their activations,
+            which a graph cannot hold.
+        flat: Its trained parameters.
+    """
+    data = getattr(module.trainer, "datamodule", None)
+    if not isinstance(data, SizedData):
+        return None
+    packs = data.batching == "padding_free" and module.may_pack
+    is_alone = module.trainer.world_size == 1 and module.device.type == "cuda"
+    recomputes = any(layer.gradient_checkpointing for layer in find_layers(module.model))
+    if not (module.speed.compile and packs and is_alone) or recomputes:
+        return None
+    parameters = list(module.trained_parameters.values())
+    run = partial(decode, module.model)
+    return GraphedDecoder(run, parameters, flat.gradient, data.max_length)
 
 
 def _find_trained_rows(

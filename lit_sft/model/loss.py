@@ -38,6 +38,7 @@ def sum_supervised_loss(
     batch: Batch,
     fused: bool = True,
     logit_scale: LogitScale = LogitScale(),  # noqa: B008 (it is frozen)
+    hidden: Tensor | None = None,
 ) -> Tensor:
     """Run a causal language model and sum its loss over the supervised tokens.
 
@@ -48,12 +49,14 @@ def sum_supervised_loss(
             one with a bias, takes the plain way in any case.
         logit_scale: What the model makes of its head's output, see
             `lit_sft.model.fast.cross_entropy.choose_logit_scale`.
+        hidden: The last hidden states, `[batch, tokens, hidden]`, where they are there already;
+            otherwise `decode` makes them.
 
     Returns:
         float32 scalar: the sum, not the mean. Whoever knows all tokens of the optimizer step
         divides by their number.
     """
-    hidden = decode(model, batch)
+    hidden = decode(model, batch) if hidden is None else hidden
     return sum_head_loss(model.get_output_embeddings(), hidden, batch, fused, logit_scale)
 
 

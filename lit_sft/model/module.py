@@ -19,11 +19,12 @@ from lit_sft.model.base_model import (
     read_base_config,
     require_fixed_positions,
 )
-from lit_sft.model.build import build_model, require_trainable, try_out
+from lit_sft.model.build import build_model, choose_decode, require_trainable, try_out
 from lit_sft.model.device import compute_dtype
 from lit_sft.model.distributed import seed_step, sum_gradients, sum_over_ranks, without_sync
 from lit_sft.model.fast.cross_entropy import LogitScale
 from lit_sft.model.fast.flat_parameters import FlatParameters
+from lit_sft.model.fast.graphs import GraphedDecoder
 from lit_sft.model.fast.kernels import Speed, spare_fills
 from lit_sft.model.figures import EvalLoss, StepClock, peak_memory_gib
 from lit_sft.model.loss import sum_supervised_loss
@@ -107,6 +108,7 @@ class SFTModule(pl.LightningModule):
         self.logit_scale, self.may_pack = LogitScale(), True
         self._model: PeftModel | None = None
         self._flat: FlatParameters
+        self._graphed: GraphedDecoder | None = None
 
     @property
     def model(self) -> "PeftModel":
@@ -195,7 +197,12 @@ class SFTModule(pl.LightningModule):
         """Wait for the loader from now on: in these hooks, what callbacks do is done already."""
         self._clock.wait()
 
-    on_train_start = on_train_epoch_start = _wait_for_loader
+    def on_train_start(self) -> None:
+        """Decide how the layers are run, as what decides it is known; then wait for the loader."""
+        self._graphed = choose_decode(self, self._flat)
+        self._clock.wait()
+
+    on_train_epoch_start = _wait_for_loader
     on_train_batch_end = on_validation_end = _wait_for_loader
 
     def validation_step(self, window: Window, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -230,14 +237,15 @@ class SFTModule(pl.LightningModule):
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int | None = None,
-        max_batch_tokens: int = 32768,
+        max_batch_tokens: Literal["auto"] | int = "auto",
     ) -> list[Generation]:
         """Answer prompts greedily, and leave modes and random states as they were.
 
         Args:
             prompts: Token ids, generation prompt included.
             max_new_tokens: Of an answer; None takes the module's own.
-            max_batch_tokens: Rows times their longest length, of a batch.
+            max_batch_tokens: Rows times their longest length, of a batch; see
+                `lit_sft.model.answering`.
         """
         return answer_greedily(
             self.model,
@@ -268,7 +276,8 @@ class SFTModule(pl.LightningModule):
     def _sum_loss(self, batch: Batch) -> Tensor:
         if "cu_seq_lens" in batch and not self.may_pack:
             raise InputError("the data module packs rows, which this model cannot keep apart")
-        return sum_supervised_loss(self.model, batch, logit_scale=self.logit_scale)
+        hidden = self._graphed(batch) if self._graphed and torch.is_grad_enabled() else None
+        return sum_supervised_loss(self.model, batch, logit_scale=self.logit_scale, hidden=hidden)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Return the data module's, where there is one that has one."""

@@ -17,7 +17,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -258,38 +260,57 @@ def compare(folder: Path, whole: Path, hub: HubServer) -> str:
     return ""
 
 
+class Trial(NamedTuple):
+    """A run, and what breaks it one after the other."""
+
+    number: int
+    layout: Layout
+    workers: int
+    faults: list[Fault]
+
+    def __str__(self) -> str:
+        ranks, streaming, batching = self.layout
+        where = f"{ranks} rank, {self.workers} workers, {batching}{', streamed' * streaming}"
+        return f"trial {self.number}: {where}: {'; '.join(map(str, self.faults))}"
+
+
+def draw_trial(rng: random.Random, number: int) -> Trial:
+    """Draw the layout of a run, and up to three faults."""
+    layout, workers = draw_layout(rng), rng.choice((0, 2))
+    return Trial(
+        number, layout, workers, [draw_fault(rng, layout.ranks) for _ in range(rng.randint(1, 3))]
+    )
+
+
 class Soak:
     """Trials, and the unbroken runs that they are compared with, each made once.
 
     Args:
         root: Where the runs lie.
         hub: To which they upload.
-        rng: Of what is drawn.
     """
 
-    def __init__(self, root: Path, hub: HubServer, rng: random.Random) -> None:
-        self.root, self.hub, self.rng = root, hub, rng
+    def __init__(self, root: Path, hub: HubServer) -> None:
+        self.root, self.hub = root, hub
         self.whole: dict[Layout, tuple[Path, float]] = {}
+        self.lock = threading.Lock()
 
-    def try_once(self, name: str) -> tuple[str, str]:
-        """Return what a trial was, and what is wrong with it."""
-        layout = draw_layout(self.rng)
-        workers = self.rng.choice((0, 2))
-        faults = [draw_fault(self.rng, layout.ranks) for _ in range(self.rng.randint(1, 3))]
-        what = f"{layout.ranks} rank, {workers} workers, {layout.batching}"
-        what += f"{', streamed' if layout.streaming else ''}: {'; '.join(map(str, faults))}"
-        whole, seconds = self.find_whole(layout)
-        folder = make_folder(self.root, name, layout, workers, faults)
+    def try_once(self, trial: Trial) -> str:
+        """Return what is wrong with a trial, or an empty string."""
+        with self.lock:
+            whole, seconds = self.find_whole(trial.layout)
+        name, faults = f"trial{trial.number}", trial.faults
+        folder = make_folder(self.root, name, trial.layout, trial.workers, faults)
         try:
             for number, fault in enumerate(faults):
                 if problem := break_run(folder, self.hub, number, fault, seconds):
-                    return what, f"{fault}: {problem}"
+                    return f"{fault}: {problem}"
             ending = wait(start(folder, self.hub), folder, LIMIT)
             if ending.status == 0:
-                return what, compare(folder, whole, self.hub)
+                return compare(folder, whole, self.hub)
         except (subprocess.TimeoutExpired, TimeoutError) as error:
-            return what, f"{error}: {(folder / 'printed.txt').read_text()[-600:]}"
-        return what, f"does not go on: status {ending.status}: {ending.printed[-600:]}"
+            return f"{error}: {(folder / 'printed.txt').read_text()[-600:]}"
+        return f"does not go on: status {ending.status}: {ending.printed[-600:]}"
 
     def find_whole(self, layout: Layout) -> tuple[Path, float]:
         """Return the folder of an unbroken run of a layout, and the seconds that it took."""
@@ -307,17 +328,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
+    parser.add_argument("--only", type=int, nargs="+", help="of these trials, such as failed ones")
     args = parser.parse_args()
-    print(f"{args.trials} trials, --seed {args.seed}", flush=True)
+    rng = random.Random(args.seed)
+    trials = [draw_trial(rng, number) for number in range(args.trials)]
+    trials = [trial for trial in trials if not args.only or trial.number in args.only]
+    print(f"{len(trials)} trials, --seed {args.seed}", flush=True)
     survived = 0
     with tempfile.TemporaryDirectory() as root, serve_hub() as hub:
-        soak = Soak(Path(root), hub, random.Random(args.seed))
-        for trial in range(args.trials):
-            what, problem = soak.try_once(f"trial{trial}")
-            survived += not problem
-            print(f"trial {trial}: {what}: {problem or 'as an unbroken run'}", flush=True)
-    print(f"{survived} of {args.trials} survived")
-    return 0 if survived == args.trials else 1
+        soak = Soak(Path(root), hub)
+        with ThreadPoolExecutor(args.jobs) as pool:
+            for trial, problem in zip(trials, pool.map(soak.try_once, trials), strict=True):
+                survived += not problem
+                print(f"{trial}: {problem or 'as an unbroken run'}", flush=True)
+    print(f"{survived} of {len(trials)} survived")
+    return 0 if survived == len(trials) else 1
 
 
 if __name__ == "__main__":

@@ -202,6 +202,19 @@ def write_base(config: PretrainedConfig, device: torch.device, folder: str) -> N
     model.save_pretrained(folder)
 
 
+class Windows(pl.LightningDataModule):
+    """Hands out a loader, and says how large its passes may be."""
+
+    batching, batch_size, accumulate_grad_batches, max_length = "padding_free", 4, 4, 512
+
+    def __init__(self, loader: WindowLoader, max_tokens_per_pass: int) -> None:
+        super().__init__()
+        self.loader, self.max_tokens_per_pass = loader, max_tokens_per_pass
+
+    def train_dataloader(self) -> WindowLoader:
+        return self.loader
+
+
 def train(
     arm: Arm,
     base: str,
@@ -234,7 +247,7 @@ def train(
         pin_memory=device.type == "cuda",
     )
     module = arm.kind(base, **arm.model)
-    trainer.fit(module, loader)
+    trainer.fit(module, Windows(loader, arm.max_tokens_per_pass))
     del module, trainer
     gc.collect()
     if device.type == "cuda":

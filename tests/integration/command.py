@@ -60,7 +60,7 @@ def lit_sft_from_scratch(
 def lit_sft_in_process(*arguments: object, cwd: Path = ROOT) -> Outcome:
     """Run the command line in this process, which pays for the imports only once.
 
-    What is printed goes to buffers; `sys.argv` and `sys.path` are put back.
+    What is printed goes to buffers; `sys.argv` and `sys.meta_path` are put back.
     """
     stdout, stderr = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
     with (
@@ -68,7 +68,7 @@ def lit_sft_in_process(*arguments: object, cwd: Path = ROOT) -> Outcome:
         contextlib.redirect_stderr(stderr),
         contextlib.chdir(cwd),
         patch.object(sys, "argv", ["lit-sft"]),
-        patch.object(sys, "path", list(sys.path)),
+        patch.object(sys, "meta_path", list(sys.meta_path)),
     ):
         try:
             words = [str(argument) for argument in arguments]

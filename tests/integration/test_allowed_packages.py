@@ -5,6 +5,8 @@ Its module leaves a mark on the disk when it is imported.
 
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from command import ROOT, Outcome, lit_sft, lit_sft_from_scratch, lit_sft_in_pro
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonargparse import _common
+from small_run import fit_options, isolated
 
 from lit_sft.cli.allowlist import VARIABLE
 from lit_sft.cli.names import require_known_names
@@ -263,12 +266,70 @@ def test_a_task_of_the_working_folder_is_found_with_what_it_imports(tmp_path):
     assert lit_sft_from_scratch("inspect", *words, cwd=tmp_path).status == 0
 
 
-def test_without_a_package_of_the_list_the_working_folder_is_not_searched(tmp_path):
-    """A library looks for optional packages by name; none of them is to come from there."""
+@pytest.mark.parametrize("allowed", ["torch", "my_task", None])
+def test_a_library_finds_none_of_its_optional_packages_in_the_working_folder(tmp_path, allowed):
     (tmp_path / "s3fs.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\n")
-    words = ("fit", "--data.task", "s3://bucket/config.yaml")
-    lit_sft_from_scratch(*words, cwd=tmp_path, env={VARIABLE: "torch"})
-    assert not (tmp_path / "mark").exists()
     (tmp_path / "my_task.py").touch()
-    lit_sft_from_scratch(*words, cwd=tmp_path, env={VARIABLE: "my_task"})
-    assert (tmp_path / "mark").exists()
+    env = {} if allowed is None else {VARIABLE: allowed}
+    words = ("fit", "--data.task", "s3://bucket/config.yaml")
+    assert "Install s3fs" in lit_sft_from_scratch(*words, cwd=tmp_path, env=env).stderr
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("allowed", ["my_task", None])
+def test_a_fit_beside_folders_that_look_like_optional_packages_and_plugins(tmp_path, allowed):
+    """PEFT and transformers ask for packages by name, and Lightning for all plug-ins."""
+    (tmp_path / "my_task.py").touch()
+    for name in ("hqq", "gptqmodel", "comet_ml", "mlflow", "onnx", "torchvision", "deepspeed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "evil.py").write_text(
+        f"open({str(tmp_path / 'mark')!r}, 'w')\ndef make(): return []"
+    )
+    plugin = tmp_path / "extra-1.0.dist-info"
+    plugin.mkdir()
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: extra\nVersion: 1.0\n")
+    for group in ("lightning.pytorch.callbacks_factory", "lightning.fabric.callbacks_factory"):
+        with (plugin / "entry_points.txt").open("a") as file:
+            file.write(f"[{group}]\nx = evil:make\n")
+    env = isolated(tmp_path / "home") | ({} if allowed is None else {VARIABLE: allowed})
+    options = fit_options(Path("lit_sft/tiny"), tmp_path / "run", steps=1)
+    outcome = lit_sft_from_scratch("fit", *options, cwd=tmp_path, env=env)
+    assert outcome.status == 0, outcome.stderr
+    assert not (tmp_path / "mark").exists()
+
+
+SCRIPT = "import sys; from lit_sft.__main__ import main; sys.exit(main())"
+"""What an installed `lit-sft` runs."""
+
+
+@pytest.mark.parametrize("way", ["script", "-m"])
+@pytest.mark.parametrize("ending", ["", ".", "{here}"], ids=["empty", "dot", "named"])
+def test_a_python_path_that_names_the_working_folder_puts_it_last(tmp_path, way, ending):
+    for name in ("torch", "transformers", "peft", "yaml", "jsonargparse", "lightning", "signal"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\n")
+    (tmp_path / "script").mkdir()
+    (tmp_path / "script" / "lit-sft").write_text(SCRIPT)
+    program = ["-m", "lit_sft"] if way == "-m" else [tmp_path / "script" / "lit-sft"]
+    path = f"{ROOT}:{ending.format(here=tmp_path)}"
+    done = subprocess.run(
+        [sys.executable, *program, "fit", "--data.task", "lit_sft.GSM8K"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path, VARIABLE: ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "model.base_model" in done.stderr
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_checkout_that_its_own_python_path_names_still_runs(tmp_path):
+    (tmp_path / "lit_sft").symlink_to(ROOT / "lit_sft")
+    (tmp_path / "my_task.py").write_text("class Task:\n    pass\n")
+    env = {"PYTHONPATH": str(tmp_path)}
+    words = ("inspect", "--data.tokenizer", "lit_sft/tiny", "--data.task")
+    outcome = lit_sft_from_scratch(*words, "lit_sft.WordProblems", "--json", cwd=tmp_path, env=env)
+    assert outcome.status == 0, outcome.stderr
+    outcome = lit_sft_from_scratch(*words, "my_task.Task", cwd=tmp_path, env=env)
+    assert (outcome.status, "No module" in outcome.stderr) == (2, False)

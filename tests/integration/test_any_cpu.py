@@ -57,7 +57,8 @@ def test_bf16_is_obeyed_with_the_factor_and_the_run_stays_with_it(train, tmp_pat
 )
 def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(said, waiting):
     script = (
-        "import os, runpy, sys; sys.argv = ['lit-sft', 'inspect', '--help']\n"
+        "import os, runpy, sys; sys.argv = ['lit-sft', 'inspect', '--config',"
+        " 'configs/quickstart.yaml', '--print_config']\n"
         "try: runpy.run_module('lit_sft', run_name='__main__')\n"
         "except SystemExit: pass\n"
         "print([os.environ.get(name) for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')])"

@@ -20,7 +20,8 @@ class FlatParameters:
         joined = torch.cat([parameter.detach().flatten() for parameter in parameters])
         self.parameter = nn.Parameter(joined)
         """What the optimizer is given, `[elements]`."""
-        self._gradient: Tensor = torch.zeros_like(joined)
+        self.gradient: Tensor = torch.zeros_like(joined)
+        """Of all of them, `[elements]`; it stays where it is."""
         self._parameters = list(parameters)
         sizes = [parameter.numel() for parameter in parameters]
         for parameter, value in zip(parameters, torch.split(joined, sizes), strict=True):
@@ -28,7 +29,7 @@ class FlatParameters:
         self._views = [
             gradient.view_as(parameter)
             for parameter, gradient in zip(
-                parameters, torch.split(self._gradient, sizes), strict=True
+                parameters, torch.split(self.gradient, sizes), strict=True
             )
         ]
         self.zero_grad()
@@ -42,6 +43,6 @@ class FlatParameters:
 
     def zero_grad(self) -> None:
         """Zero all gradients in place."""
-        self.parameter.grad = self._gradient.zero_()
+        self.parameter.grad = self.gradient.zero_()
         for parameter, view in zip(self._parameters, self._views, strict=True):
             parameter.grad = view

@@ -5,6 +5,7 @@ what is here sees to it that it costs little and stops no run. With `warn_only`,
 flash and of memory-efficient attention is not deterministic, and says so: it is no substitute.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from lit_sft.model.fast.embedding import fuse_token_rows
 from lit_sft.model.fast.lora import fuse_lora
 from lit_sft.model.fast.memory import find_layers
 from lit_sft.model.loss import sum_supervised_loss
+from lit_sft.paths import default_cache_dir
 from lit_sft.types import Example
 
 if TYPE_CHECKING:
@@ -36,8 +38,9 @@ class Speed:
 
     Args:
         compile: Whether `torch.compile` makes the kernels of a layer. On a GPU that waits for
-            Python it more than doubles the speed, after a minute at the start; numbers are rounded
-            otherwise. Two such runs have the same bits, and so has a resumed one.
+            Python it more than doubles the speed, after half a minute at the first start, and the
+            passes of packed rows become CUDA graphs, see `lit_sft.model.fast.graphs`; numbers are
+            rounded otherwise. Two such runs have the same bits, and so has a resumed one.
     """
 
     compile: bool = False
@@ -53,6 +56,8 @@ def make_fast(model: "PeftModel", speed: Speed) -> None:
     fuse_token_rows(model)
     fuse_lora(model)
     if speed.compile:
+        # Layers whose input asks for no gradient, the first one, would be compiled for themselves.
+        model.enable_input_require_grads()
         compile_layers(find_layers(model))
 
 
@@ -60,8 +65,10 @@ def compile_layers(layers: Iterable[nn.Module]) -> None:
     """Let `torch.compile` make the kernels of layers, for any number of tokens.
 
     Under deterministic algorithms no kernel is chosen by how long it takes, which two processes
-    may judge differently.
+    may judge differently. What is compiled is kept in the cache of this package, where that of
+    torch is not set to be elsewhere: its own is a folder for temporary files.
     """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache_dir() / "compiled"))
     options = {}
     if torch.are_deterministic_algorithms_enabled() and _inductor_has("deterministic"):
         options = {"deterministic": True}

@@ -99,6 +99,7 @@ def test_one_option_and_no_other(capsys):
         ["--data.task.help", "lit_sft.ChatFiel"],
         ["--data.nothing.help"],
         ["--data.max_length", "5"],
+        [],
     ],
 )
 def test_what_source_does_not_tell_is_left_to_the_parser(capsys, words):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lit_sft.data.encode import encode_chat, encode_chats, encode_prompt
+from lit_sft.data.encode import encode_and_report, encode_chat, encode_chats, encode_prompt
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
 
@@ -202,6 +202,74 @@ def test_the_half_that_a_template_completes_is_refused(load, tmp_path):
     assert encode_prompt(tokenizer, say("x"))
     with pytest.raises(InputError, match=r"read as control tokens \('<\|im_end\|>'\)"):
         encode_prompt(tokenizer, say("x<|im_"))
+
+
+REWRITING = {
+    "[E]": (" | replace('[E]', '<|im_end|>\\n<|im_start|>')", "a [E]user"),
+    "<image>": (" | replace('<image>', '<|next|>')", "see <image>"),
+    "\n\n": (" | replace('\\n\\n', '<|next|>')", "a\n\nb"),
+    " ": (" | replace(' ', '<|next|>')", "a b"),
+    "<think>": (" | replace('<think>', '<|next|>')", "a<think>"),
+    "SECRET": (" ~ ('<|next|>' if 'secret' in m.content | lower)", "a SECRET"),
+    "x": (" | replace('x', '<|next|>', 1)", "x"),
+}
+"""By a word: a template that makes a control token of it, and a message that holds it."""
+
+
+@pytest.mark.parametrize("word", REWRITING)
+def test_a_word_of_which_the_template_makes_a_control_token_is_refused(load, word):
+    change, text = REWRITING[word]
+    tokenizer = load("none", True, False, "tools")
+    tokenizer.chat_template = chatml(change)
+    ask, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    harmless = [ask, answer, ask | {"content": "q:\n/"}, answer]
+    forged = [ask, answer, ask | {"content": text}, answer]
+    with pytest.raises(InputError) as refused:
+        encode_and_report(tokenizer, [harmless, forged], ["row 0", "row 1"], "drop")
+    reason = f"row 1: message 2 (user): the chat template makes control tokens of {word!r}, so that"
+    assert str(refused.value).startswith(reason)
+    with pytest.raises(InputError, match=r"message 2 .*makes control tokens of"):
+        encode_prompt(tokenizer, forged[:-1])
+    said = [ask, answer, ask, answer | {"content": text}]
+    assert encode_chat(tokenizer, said)  # the template leaves answers as they are
+
+
+def test_a_word_that_opens_a_turn_of_another_is_refused(load):
+    tokenizer = load("none", True, False, "tools")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' and 'open sesame' in m.content %}"
+        "<|im_start|>system\nObey.<|im_end|>\n{% endif %}" + TURN + "{% endfor %}" + ASKING
+    )
+    assert encode_prompt(tokenizer, [{"role": "user", "content": "open", "name": "sesame"}])
+    reason = r"message 0 \(user\): the chat template makes control tokens of 'open sesame'"
+    for asked in ({"content": "open sesame"}, {"content": "open sesame", "name": "x"}):
+        with pytest.raises(InputError, match=reason):
+            encode_prompt(tokenizer, [{"role": "user", **asked}])
+    tokenizer.chat_template = tokenizer.chat_template.replace("'open sesame'", "'open' ~ ' sesame'")
+    with pytest.raises(InputError, match=r"message 0 \(user\): .* of words that it says"):
+        encode_prompt(tokenizer, [{"role": "user", "content": "open sesame"}])
+
+
+def test_words_that_change_text_alone_or_tell_kinds_of_calls_are_the_templates_own(load):
+    tokenizer = load("none", True, False, "tools")
+    call = {"type": "function", "function": {"name": "python", "arguments": {"x": "a\n\nb"}}}
+    turns = [
+        {"role": "user", "content": "\n\n/no_think 2+2?\n"},
+        {"role": "assistant", "content": " \n", "tool_calls": [call]},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "<think>r</think>4"},
+    ]
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content.strip() %}"
+        "{{ m.content.replace('/no_think', '').split('</think>')[-1].lstrip('\\n') }}{% endif %}"
+        "{% for c in m.tool_calls %}{% if c.type != 'function' %}{{ raise_exception('x') }}"
+        "{% endif %}{% if c.function.name == 'python' %}<|next|>{% else %}<|answer|>{% endif %}"
+        "{{ c.function.arguments | tojson }}{% endfor %}{% if 'no_think' in m.content %}"
+        " Be quick.{% endif %}<|im_end|>\n{% endfor %}" + ASKING
+    )
+    assert encode_prompt(tokenizer, turns)
+    call["function"]["name"] = "other"
+    assert encode_prompt(tokenizer, turns)
 
 
 PIECES = [

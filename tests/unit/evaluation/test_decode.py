@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from lit_sft.evaluation.decode import BLOCK, LENGTH_STEP, decode_greedy
-from lit_sft.evaluation.generate import generate_greedy
+from lit_sft.evaluation.decode import BLOCK, LENGTH_STEP, decode_batch
+from lit_sft.evaluation.generate import Ending, generate_greedy
 from lit_sft.evaluation.static_cache import UnfitModelError
 
 SHAPE = {
@@ -32,6 +32,11 @@ def llama() -> LlamaForCausalLM:
     return make(LlamaForCausalLM, LlamaConfig(**SHAPE))
 
 
+def decode(model, prompts, stop_ids, pad_id, max_new_tokens):
+    ending = Ending(tuple(stop_ids), pad_id, max_new_tokens)
+    return decode_batch(model, prompts, ending, use_graphs=False)
+
+
 def draw_prompts(count: int, longest: int = 40) -> list[list[int]]:
     rng = random.Random(count)
     return [[rng.randrange(300) for _ in range(rng.randint(1, longest))] for _ in range(count)]
@@ -42,20 +47,20 @@ def draw_prompts(count: int, longest: int = 40) -> list[list[int]]:
 def test_the_tokens_are_those_of_a_cache_that_grows(llama, count, stops):
     prompts = draw_prompts(count)
     expected = generate_greedy(llama, prompts, stops, 0, 30, max_batch_tokens=10**6)
-    answers = decode_greedy(llama, prompts, stops, 0, 30, use_graphs=False)
-    assert answers == [(answer.token_ids, answer.finished) for answer in expected]
+    answers = decode(llama, prompts, stops, 0, 30)
+    assert answers == expected
 
 
 def test_answers_that_outgrow_the_first_graphs(llama):
     prompts, new = draw_prompts(2), LENGTH_STEP + 2 * BLOCK
     expected = generate_greedy(llama, prompts, [], 0, new, max_batch_tokens=10**6)
-    answers = decode_greedy(llama, prompts, [], 0, new, use_graphs=False)
+    answers = decode(llama, prompts, [], 0, new)
     assert [tokens for tokens, _ in answers] == [answer.token_ids for answer in expected]
 
 
 @pytest.mark.parametrize("new", [1, 2, BLOCK, BLOCK + 1])
 def test_no_answer_is_longer_than_it_may_be(llama, new):
-    answers = decode_greedy(llama, draw_prompts(3), [], 0, new, use_graphs=False)
+    answers = decode(llama, draw_prompts(3), [], 0, new)
     assert [(len(tokens), stopped) for tokens, stopped in answers] == [(new, False)] * 3
 
 
@@ -63,7 +68,7 @@ def test_a_stop_on_the_last_allowed_token_counts(llama):
     (expected,) = generate_greedy(llama, [[5, 6]], [], 0, 4, max_batch_tokens=100)
     last = expected.token_ids[-1]
     first = expected.token_ids.index(last)
-    answers = decode_greedy(llama, [[5, 6]], [last], 0, first + 1, use_graphs=False)
+    answers = decode(llama, [[5, 6]], [last], 0, first + 1)
     assert answers == [(expected.token_ids[:first], True)]
 
 
@@ -71,7 +76,7 @@ def test_the_model_attends_as_before_afterwards(llama):
     own = llama.config._attn_implementation
     ids = torch.arange(6)[None]
     before = llama(ids).logits
-    decode_greedy(llama, [[1, 2, 3]], [], 0, 4, use_graphs=False)
+    decode(llama, [[1, 2, 3]], [], 0, 4)
     assert llama.config._attn_implementation == own
     assert torch.equal(llama(ids).logits, before)
 
@@ -79,11 +84,11 @@ def test_the_model_attends_as_before_afterwards(llama):
 def test_a_model_that_sees_a_window_alone_is_refused():
     config = MistralConfig(**SHAPE, sliding_window=8)
     with pytest.raises(UnfitModelError):
-        decode_greedy(make(MistralForCausalLM, config), [[1] * 20], [], 0, 4, use_graphs=False)
+        decode(make(MistralForCausalLM, config), [[1] * 20], [], 0, 4)
 
 
 def test_logits_that_are_nan_are_told(llama):
     broken = make(LlamaForCausalLM, LlamaConfig(**SHAPE))
     torch.nn.init.constant_(broken.lm_head.weight, float("nan"))
     with pytest.raises(FloatingPointError, match="diverged"):
-        decode_greedy(broken, [[1, 2]], [], 0, 4, use_graphs=False)
+        decode(broken, [[1, 2]], [], 0, 4)

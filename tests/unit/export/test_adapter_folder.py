@@ -1,10 +1,17 @@
-"""The model card, read back with the Hub's own parser."""
+"""The adapter's folder on a full disk; the model card, read back with the Hub's own parser."""
+
+import resource
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
-from lit_sft.export.adapter_folder import ModelCard, format_card
+from lit_sft.data.tokenizer import load_tokenizer
+from lit_sft.errors import SaveError
+from lit_sft.export.adapter_folder import ModelCard, format_card, save_adapter
 
 HASH = "0123456789abcdef" * 4
 
@@ -61,3 +68,56 @@ def test_card_without_metrics_is_valid():
     text = format_card(ModelCard("owner/base", "WordProblems", HASH, HASH))
     assert huggingface_hub.ModelCard(text).data.eval_results is None
     assert "| metric |" not in text
+
+
+LARGEST = {
+    "adapter_model.safetensors": (16, {}),
+    "tokenizer.json": (1, {}),
+    "README.md": (1, {"data": {"sources": [f"source number {i}" for i in range(1500)]}}),
+}
+"""The rank of an adapter and a run's config that make one file of the folder the largest."""
+
+
+@pytest.fixture(scope="module", params=LARGEST)
+def saved(tiny_base, tmp_path_factory, request):
+    """A model with an adapter, its tokenizer and a card; the bytes of the largest file of them."""
+    rank, config = LARGEST[request.param]
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    model = get_peft_model(base, LoraConfig(r=rank, target_modules=["q_proj", "v_proj"]))
+    card = ModelCard("owner/base", "rows", HASH, HASH, config=config)
+    parts = (model, load_tokenizer(str(tiny_base)), card)
+    folder = tmp_path_factory.mktemp("size") / "adapter"
+    save_adapter(folder, *parts)
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert max(sizes, key=sizes.get) == request.param
+    return parts, max(sizes.values())
+
+
+def read_files(folder: Path) -> dict[str, bytes] | None:
+    return {x.name: x.read_bytes() for x in folder.iterdir()} if folder.exists() else None
+
+
+@pytest.mark.parametrize("room", [0, 1, 100, 5000, 20000, -4097, -4096, -1])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_disk_that_is_full_at_any_byte_leaves_the_former_folder(saved, tmp_path, room, is_first):
+    """A negative room is counted from the end of the largest file."""
+    parts, size = saved
+    room = min(room, size - 1) if room >= 0 else size + room
+    folder = tmp_path / "adapter"
+    if not is_first:
+        save_adapter(folder, *parts)
+        (folder / "mark").write_text("of the former")
+    before = read_files(folder)
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, former[1]))
+    try:
+        with pytest.raises(SaveError) as raised:
+            save_adapter(folder, *parts)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert str(raised.value) == (
+        f"the adapter {str(folder)!r} could not be written (File too large); the checkpoint is "
+        "whole, and --ckpt_path last does what is left"
+    )
+    assert read_files(folder) == before
+    assert list(tmp_path.iterdir()) == ([] if is_first else [folder])

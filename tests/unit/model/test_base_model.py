@@ -96,3 +96,17 @@ def test_two_sets_of_weights_in_one_folder(base):
     index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "part.safetensors")}))
     with pytest.raises(InputError, match=r"holds model\.safetensors, and shards beside it that "):
         read_base_config(str(base))
+
+
+def test_a_config_that_names_another_file_of_weights(base):
+    """transformers loads it, whatever lies under the usual name."""
+    weights = load_file(base / "model.safetensors")
+    other = {name: weight + 1 for name, weight in weights.items()}
+    save_file(other, base / "other.safetensors", {"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    config["transformers_weights"] = "other.safetensors"
+    (base / "config.json").write_text(json.dumps(config))
+    loaded = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight
+    assert torch.equal(loaded, other["model.embed_tokens.weight"])  # so it is no idle guard
+    with pytest.raises(InputError, match=r"transformers_weights names 'other\.safetensors', which"):
+        read_base_config(str(base))
