@@ -1,6 +1,7 @@
 """The rooms of the package: imports point down, and heavy libraries wait until they are used."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -89,6 +90,15 @@ def test_a_callback_imports_no_other(path):
 def test_every_form_of_an_import_is_seen(statement):
     found = list_imports(ast.walk(ast.parse(statement)), "lit_sft.callbacks")
     assert "lit_sft.callbacks.console" in found
+
+
+def test_the_architecture_shows_these_layers():
+    text = (PACKAGE.parent / "docs" / "ARCHITECTURE.md").read_text()
+    table = text.partition("## What may import what")[2].partition("\n## ")[0]
+    shown = [set() for _ in LAYERS]
+    for layer, rooms in re.findall(r"^\| (\d) \| ((?:`[\w/.]+` ?)+)\|", table, re.MULTILINE):
+        shown[int(layer) - 1].update(re.findall(r"`(?:lit_sft/)?(\w+)", rooms))
+    assert shown == [set(rooms) for rooms in LAYERS]
 
 
 def test_there_is_no_cycle():
