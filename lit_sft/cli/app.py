@@ -19,8 +19,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lit_sft.callbacks.checkpoint import LastCheckpoint
 from lit_sft.cli.allowlist import limit_imports
 from lit_sft.cli.failures import explain, has_rank_zero_ended
-from lit_sft.cli.options import RETIRED, SEEDED, require_retired_on
 from lit_sft.cli.parser import Parser
+from lit_sft.cli.sections import RETIRED, SEEDED, require_retired_on
 from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file, require_writable

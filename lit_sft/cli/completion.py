@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from lit_sft.cli.options import Options
+from lit_sft.cli.sections import Options
 from lit_sft.cli.signatures import find_choices
 
 SHELLS = ("bash", "zsh", "fish")

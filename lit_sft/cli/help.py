@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from lit_sft.cli.options import INSPECT, SECTIONS, SEEDED, Options, find_fields, list_fields
+from lit_sft.cli.sections import INSPECT, SECTIONS, SEEDED, Options, find_fields, list_fields
 from lit_sft.cli.signatures import (
     Parameter,
     find_choices,

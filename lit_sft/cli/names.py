@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import yaml
 
 from lit_sft.cli.allowlist import explain_hidden
-from lit_sft.cli.options import RETIRED, Options, find_fields, require_retired_on
+from lit_sft.cli.sections import RETIRED, Options, find_fields, require_retired_on
 from lit_sft.cli.signatures import (
     Parameter,
     find_choices,

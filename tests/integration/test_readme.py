@@ -11,7 +11,7 @@ import pytest
 import yaml
 from command import ROOT, lit_sft
 
-from lit_sft.cli.options import Options
+from lit_sft.cli.sections import Options
 from lit_sft.paths import EMBEDDED_BASE
 
 README = (ROOT / "README.md").read_text()

@@ -101,6 +101,11 @@ def test_the_architecture_shows_these_layers():
     assert shown == [set(rooms) for rooms in LAYERS]
 
 
+def test_no_two_files_have_one_name():
+    names = [path.name for path in FILES if path.name != "__init__.py"]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_there_is_no_cycle():
     graph = {name_of(path): imports_of(path, anywhere=False) for path in FILES}
 

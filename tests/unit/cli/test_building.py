@@ -13,8 +13,8 @@ from small_run import fit_options
 
 from lit_sft.cli.failures import explain
 from lit_sft.cli.names import require_known_names
-from lit_sft.cli.options import RETIRED
 from lit_sft.cli.parser import Parser
+from lit_sft.cli.sections import RETIRED
 from lit_sft.errors import InputError, find_origin
 from lit_sft.toy.word_problems import WordProblems
 
