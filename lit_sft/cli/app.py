@@ -1,7 +1,8 @@
 """The command line: a LightningCLI over `SFTModule` and `SFTDataModule`.
 
-`lit-sft fit` parses, checks what can be checked without weights, and calls `Trainer.fit`, which
-calls `SFTModule.training_step`: from here to the loss there is nothing else of this package.
+`lit-sft fit` parses, checks what can be checked without weights, and calls `Trainer.fit`: it has
+the data module read its rows, the module load its model, and then calls
+`SFTModule.training_step` for each window. No loop of this package is between here and the loss.
 """
 
 import os

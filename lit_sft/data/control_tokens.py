@@ -1,6 +1,7 @@
-"""The tokens that no message may write: found, broken up where one is spelt, and read as text.
+"""Text to tokens (`tokenize_chats`), and the tokens that no message may write.
 
-A template's text is read into tokens here, too, as it holds what breaks them up.
+Those are found here, and broken up where a message spells one; what breaks them up is taken out
+when the text is read into tokens, which is why both stand in one file.
 """
 
 import re

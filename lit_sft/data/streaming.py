@@ -1,4 +1,4 @@
-"""Rows that stay on the disk, and are encoded when an optimizer step needs them.
+"""Loaders of windows; and rows that stay on the disk, and are encoded when a step needs them.
 
 A stream here is no iterator: rows have numbers, and `WindowSampler` says which of them a step sees.
 So a stream is shuffled whole, resumed exactly in the middle of an epoch, and shared by ranks and

@@ -194,7 +194,7 @@ class SFTModule(pl.LightningModule):
         )
 
     def _wait_for_loader(self, *args: Any, **kwargs: Any) -> None:
-        """Wait for the loader from now on: in these hooks, what callbacks do is done already."""
+        """Count the time to the next window as a wait for data from here: all else is done."""
         self._clock.wait()
 
     def on_train_start(self) -> None:
