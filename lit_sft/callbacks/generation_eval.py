@@ -128,9 +128,11 @@ class GenerationEval(pl.Callback):
 
     def advise_less_memory(self) -> str:
         """Return what would make its batches smaller."""
-        now = self.max_batch_tokens
-        fewer = (BATCH_TOKENS if now == "auto" else now) // 2
-        return f"GenerationEval's max_batch_tokens: {fewer} (now {now}), if it was in an evaluation"
+        tokens = BATCH_TOKENS if self.max_batch_tokens == "auto" else self.max_batch_tokens
+        return (
+            f"GenerationEval's max_batch_tokens: {tokens // 2} (now {tokens}), if it was in an "
+            "evaluation"
+        )
 
     def _evaluate_in_training(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         if self._evaluated_at == trainer.global_step:
