@@ -1,7 +1,8 @@
 """The key of the cache follows whatever encodes; what a run is follows the encoded rows alone."""
 
+import os
 import shutil
-import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,10 +12,8 @@ import pytest
 import lit_sft
 from lit_sft import SFTDataModule, WordProblems
 from lit_sft.data import token_cache
-from lit_sft.data.encoded_rows import encode_rows, hash_rows
-from lit_sft.data.row_policy import RowPolicy
+from lit_sft.data.encoded_rows import hash_rows
 from lit_sft.data.token_cache import ENCODER, find_sources, hash_encoder
-from lit_sft.data.tokenizer import load_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -77,41 +76,43 @@ def test_code_that_does_not_encode_has_the_same_cache(tmp_path, monkeypatch):
     assert hash_encoder() == before
 
 
+ENCODING = """
+import sys
+from lit_sft.data.encoded_rows import encode_rows
+from lit_sft.data.row_policy import RowPolicy
+from lit_sft.data.tokenizer import load_tokenizer
+
+tokenizer = load_tokenizer(sys.argv[1])
+chats = [
+    (
+        f"row {i}",
+        [
+            {"role": "system", "content": "be <|eot_id|> brief"},
+            {"role": "user", "content": f"{i} ü " * i},
+            {"role": "assistant", "content": "yes", "weight": 0},
+            {"role": "user", "content": "why?"},
+            {"role": "assistant", "content": "no" * i},
+        ],
+    )
+    for i in range(1, 40)
+]
+took_part = set()
+sys.setprofile(lambda frame, *_: took_part.add(frame.f_globals.get("__name__", "")))
+for policy in ("drop", "truncate_prompt", "truncate"):
+    encode_rows(tokenizer, chats, RowPolicy(250, policy))
+sys.setprofile(None)
+print(*sorted(name for name in took_part if name.startswith("lit_sft.")))
+"""
+
+
 def test_whatever_runs_while_rows_are_encoded_is_hashed(tiny_tokenizer):
-    tokenizer = load_tokenizer(str(tiny_tokenizer))
-    chats = [
-        (
-            f"row {i}",
-            [
-                {"role": "system", "content": "be <|eot_id|> brief"},
-                {"role": "user", "content": f"{i} ü " * i},
-                {"role": "assistant", "content": "yes", "weight": 0},
-                {"role": "user", "content": "why?"},
-                {"role": "assistant", "content": "no" * i},
-            ],
-        )
-        for i in range(1, 40)
-    ]
-    took_part = set()
-
-    def note(frame, event, argument):
-        took_part.add(frame.f_globals.get("__name__", ""))
-
-    # Under a profile, torch's handler for workers that end, where one is set, never returns.
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    sys.setprofile(note)
-    try:
-        for policy in ("drop", "truncate_prompt", "truncate"):
-            encode_rows(tokenizer, chats, RowPolicy(250, policy))
-    finally:
-        sys.setprofile(None)
-        signal.signal(signal.SIGCHLD, handler)
-    took_part = {name for name in took_part if name.startswith("lit_sft.")}
-    assert {
-        "lit_sft.data.encoded_rows",
-        "lit_sft.data.render",
-        "lit_sft.data.messages",
-    } <= took_part
+    """In a process of its own: in one with handlers and threads of others, a profile may hang."""
+    command = [sys.executable, "-c", ENCODING, str(tiny_tokenizer)]
+    env = os.environ | {"PYTHONPATH": str(Path(lit_sft.__file__).parents[1])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120)
+    took_part = set(done.stdout.split())
+    known = {f"lit_sft.data.{name}" for name in ("encoded_rows", "render", "messages")}
+    assert known <= took_part
     assert took_part <= find_sources(ENCODER).keys()
 
 
