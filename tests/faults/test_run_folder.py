@@ -28,11 +28,14 @@ def frozen(tiny_base, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    yield process, stop, [int(child) for child in children]
+    # The one that watches a rendering is isolated, and no worker.
+    commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+    workers = [child for child, words in commands.items() if b"\0-I\0" not in words]
+    yield process, stop, workers
     process.kill()
     process.wait()
-    for child in children:
-        os.kill(int(child), signal.SIGKILL)
+    for child in workers:
+        os.kill(child, signal.SIGKILL)
 
 
 def _read_state(pid: int) -> str:

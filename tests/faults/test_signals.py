@@ -243,7 +243,13 @@ def test_two_ranks_end_together(tiny_base, tmp_path, phase, halted, to):
 
 def _find_ranks(launcher: int) -> list[int]:
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return [int(child) for child in children if b"lit_sft" in _command(child)]
+    commands = {int(child): _command(child).split(b"\0") for child in children}
+    # The one that watches a rendering is isolated, and goes with it.
+    return [
+        child
+        for child, words in commands.items()
+        if b"-I" not in words and any(b"lit_sft" in word for word in words)
+    ]
 
 
 def _command(process: str) -> bytes:
