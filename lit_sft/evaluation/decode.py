@@ -19,7 +19,12 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from lit_sft.evaluation.generate import Ending, Generation
+from lit_sft.evaluation.generate import (
+    Ending,
+    Generation,
+    find_likeliest,
+    require_finite,
+)
 from lit_sft.evaluation.static_cache import Slots, attending
 
 LENGTH_STEP = 128
@@ -160,12 +165,7 @@ class _Batch:
 
     def going_on(self) -> bool:
         """Return whether there is a row that does, and leave out the others where that pays."""
-        if not self.state.are_finite:
-            raise FloatingPointError(
-                "the logits of the model are NaN or infinite, so it cannot answer: its weights "
-                "have diverged or overflow their dtype; go back to an earlier checkpoint, or lower "
-                "the learning rate"
-            )
+        require_finite(self.state.are_finite)
         going_on = self.state.running[: len(self.rows)].nonzero()[:, 0]
         size = -(-len(going_on) // ROWS_STEP) * ROWS_STEP
         if len(going_on) and size <= len(self.rows) // 2:
@@ -229,11 +229,10 @@ class _Batch:
         self._advance()
 
     def _pick(self, logits: Tensor, rows: slice) -> None:
-        state, logits = self.state, logits.float()
-        likeliest = logits.argmax(-1, keepdim=True)
-        best = logits.gather(-1, likeliest)[:, 0]  # NaN counts as the largest
-        running = state.running[rows]
-        state.are_finite &= (best.isfinite() | ~running).all()
+        state = self.state
+        found, is_finite = find_likeliest(logits)
+        likeliest, running = found[:, None], state.running[rows]
+        state.are_finite &= (is_finite | ~running).all()
         state.tokens[rows] = likeliest
         state.answers[rows].index_copy_(1, state.count, likeliest)
         running &= ~(likeliest == self.stops).any(-1)

@@ -173,7 +173,8 @@ def _generate_batch(
         seen = longest + step
         positions = position_ids[:, seen - tokens.shape[1] : seen]
         logits, past = _step(model, tokens, attention_mask[:, :seen], positions, past)
-        likeliest = _pick_likeliest(logits, running)
+        likeliest, is_finite = find_likeliest(logits)
+        require_finite((is_finite | ~running).all())
         answers[rows, step] = likeliest
         stopped = running & torch.isin(likeliest, stops)
         lengths[rows[stopped]] = step
@@ -240,21 +241,27 @@ def _step(
     return output.logits[:, -1], {name: output[name]}
 
 
-def _pick_likeliest(logits: Tensor, running: Tensor) -> Tensor:
-    """Return the likeliest tokens, int64 `[rows]`.
+def find_likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the likeliest tokens, and whether there is one; nothing waits for the device.
 
-    Raises:
-        FloatingPointError: If a running row has a NaN, a +inf or nothing but -inf; a single -inf is
-            how models mask unused tokens.
+    Args:
+        logits: `[rows, vocabulary]`, compared in float32 as transformers' `generate` does.
+
+    Returns:
+        int64 `[rows]`, and bool `[rows]`: False where a row has a NaN, a +inf or nothing but -inf;
+        a single -inf is how models mask unused tokens.
     """
-    # In float32 as `generate` does.
     logits = logits.float()
     likeliest = logits.argmax(-1)
     best = logits.gather(-1, likeliest[:, None]).squeeze(-1)  # NaN counts as the largest
-    if not bool((best.isfinite() | ~running).all()):
+    return likeliest, best.isfinite()
+
+
+def require_finite(are_finite: Tensor) -> None:
+    """Raise `FloatingPointError` where logits are not; `are_finite` is a bool scalar."""
+    if not bool(are_finite):
         raise FloatingPointError(
             "the logits of the model are NaN or infinite, so it cannot answer: its weights have "
             "diverged or overflow their dtype; go back to an earlier checkpoint, or lower the "
             "learning rate"
         )
-    return likeliest
