@@ -139,6 +139,8 @@ class Signals:
         is_first = not self.received
         if is_first:
             self.received, self._since = number, now
+        if self._launcher is not None:
+            return  # the first rank has been told, and this one ends with it, see `_watch`
         if self._grace is None or now - self._since > TOGETHER:
             self._end(number, self._advice if is_first else "")
         elif is_first:
@@ -173,7 +175,7 @@ class Signals:
         """Wait for signals, for the end of the time that one leaves, and for the launcher's end."""
         while True:
             left = None if self._launcher is None else WATCH
-            if self.received and self._grace is not None:
+            if self.received and self._grace is not None and self._launcher is None:
                 ends_in = self._since + self._grace - time.monotonic()
                 if ends_in <= 0:
                     self._end(
@@ -181,7 +183,7 @@ class Signals:
                         f"what was running took over {self._grace:g} s more; go on from the last "
                         "checkpoint with --ckpt_path last",
                     )
-                left = min(ends_in, left or ends_in)
+                left = ends_in
             if select.select([reader], [], [], left)[0]:
                 received = os.read(reader, 64)
                 if not received:
@@ -194,7 +196,10 @@ class Signals:
                 os._exit(1)  # it has told why
 
     def _pass_on(self, number: int) -> None:
-        """Tell the first rank, which prints and decides the exit status."""
+        """Tell the first rank, which prints, decides the exit status, and ends before the others.
+
+        Lightning kills all that are left, some seconds after another rank has ended.
+        """
         if self._launcher is not None:
             with contextlib.suppress(OSError):
                 os.kill(self._launcher, number)

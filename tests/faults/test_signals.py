@@ -283,3 +283,45 @@ def test_a_signal_while_the_interpreter_is_taken_down_changes_nothing(number):
     assert process.stdout.readline() == b"late\n"
     process.send_signal(number)
     assert process.wait(LIMIT) == 0
+
+
+RANKS = """
+import os, subprocess, sys, time
+from lit_sft.signals import SIGNALS
+
+SIGNALS.own_process("stopped")
+if os.environ.get("LOCAL_RANK") == "1":
+    print("ready", flush=True)
+    time.sleep(60)
+else:
+    SIGNALS.hold(20.0)
+    child = subprocess.Popen([sys.executable, __file__], env=os.environ | {"LOCAL_RANK": "1"})
+    while not SIGNALS.received:
+        time.sleep(0.05)
+    time.sleep(1.0)  # it saves
+    print("another rank", "is gone" if child.poll() is not None else "waits", flush=True)
+    SIGNALS.release("stopped")
+    os._exit(128 + SIGNALS.received)
+"""
+
+
+def test_a_rank_that_need_not_wait_does_not_leave_before_the_first_has_saved(tmp_path):
+    """Lightning kills all, some seconds after one rank has ended."""
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    printed = process.stdout.read()
+    assert "another rank waits" in printed
+    assert process.wait(LIMIT) == 130
+    deadline = time.monotonic() + 5.0
+    while is_group_alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_group_alive(process.pid)
