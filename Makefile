@@ -1,9 +1,11 @@
 # `make quickstart` and `make test` are all that a new clone needs.
 .DEFAULT_GOAL := quickstart
-.PHONY: quickstart test test-all soak lint pretrain-tiny bench bench-quality install
+.PHONY: quickstart test test-all soak lint pretrain-tiny bench bench-gpu bench-quality install
 
 PYTHON ?= python3
 N ?= 10
+BASE ?= ../shared/llama-3.2-3b
+ROWS ?= ../shared/gsm8k
 BIN := .venv/bin
 
 quickstart: install
@@ -30,6 +32,10 @@ pretrain-tiny: install
 bench: .venv-bench/installed
 	@.venv-bench/bin/python tests/benchmarks/preparation.py
 	@OMP_NUM_THREADS=1 .venv-bench/bin/python tests/benchmarks/speed.py $(ARGS)
+
+bench-gpu: install
+	@PYTHONPATH=. $(BIN)/python tests/gpu/speed.py --config $(BASE) --rows $(ROWS)/train.jsonl --deterministic $(ARGS)
+	@PYTHONPATH=. $(BIN)/python tests/gpu/job.py --config $(BASE) --rows $(ROWS) --times 2
 
 bench-quality: install
 	@PYTHONPATH=tests/integration $(BIN)/python tests/benchmarks/quality.py

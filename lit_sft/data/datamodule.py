@@ -171,6 +171,10 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
         train = self.prepared.get("train")
         return train.ledger.padding_share if train else 0.0
 
+    def widen_passes(self, tokens: int) -> None:
+        """Run up to so many packed tokens at once from now on."""
+        self.max_tokens_per_pass = tokens
+
     def load_splits(self, splits: Iterable[Split]) -> None:
         """Prepare splits, unless they are already.
 

@@ -31,7 +31,8 @@ class DataOptions:
             `max_tokens_per_pass` allows; `padded` runs batches of `batch_size` padded rows. The
             gradient is the same.
         max_tokens_per_pass: What is run at once; `auto` is `batch_size` rows of `max_length`, the
-            most that a padded batch can be.
+            most that a padded batch can be, and on a GPU up to a whole optimizer step, as far as
+            its memory goes.
         max_length: In tokens.
         on_overlength: What becomes of a longer row. `drop` leaves it out, and says so; `error`
             stops; `truncate_prompt` takes the first words off the longest turns that are not
@@ -89,6 +90,7 @@ class DataOptions:
         self.max_tokens_per_pass = (
             batch_size * max_length if max_tokens_per_pass == "auto" else max_tokens_per_pass
         )
+        self.leaves_passes_open = max_tokens_per_pass == "auto"
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
         self.streaming, self.dedup = streaming, dedup
         self.tokenizer_path, self.chat_template = tokenizer, chat_template

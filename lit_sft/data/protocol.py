@@ -11,6 +11,7 @@ anew, of which Lightning warns.) What more it has, it gains:
 | `GradedData` | `GenerationEval` measures the exact match |
 | `SizedData` | `GradientCheckpointing` can choose, and advice on memory has numbers |
 | `source_names(split)` | a mixture, with a loader a source, has a loss of each |
+| `leaves_passes_open`, `widen_passes(tokens)` | a GPU decides how many tokens a pass has |
 | `pad_rows()` | a model that cannot keep packed rows apart is trained on padded ones |
 | `name_rows(epoch, window)` | a step that is not finite names its rows |
 | `request_of(split)` | checkpoints of the first version can be compared |

@@ -1,6 +1,5 @@
 """Put together what is trained, the base, the adapter and the trained token rows; try it out."""
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
@@ -8,15 +7,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_sft.data.protocol import SizedData
 from lit_sft.errors import require
 from lit_sft.model.adapter import attach_lora, find_targets
 from lit_sft.model.base_model import load_base, outline
-from lit_sft.model.fast.flat_parameters import FlatParameters
-from lit_sft.model.fast.graphs import GraphedDecoder
-from lit_sft.model.fast.kernels import Speed, any_kernels, make_fast, settle
-from lit_sft.model.fast.memory import cache_weights, find_layers
-from lit_sft.model.loss import decode
+from lit_sft.model.fast.kernels import any_kernels, make_fast
+from lit_sft.model.fast.memory import cache_weights
 from lit_sft.model.probe import LONGEST, Probe, probe_model
 from lit_sft.model.saved_adapter import (
     load_adapter,
@@ -82,58 +77,31 @@ def build_model(
         model = attach_lora(base, module.lora, list(tokens))
     if module.adapter:
         load_adapter(model, module.adapter)
-    make_fast(model, module.speed)
+    make_fast(model)
     name: Any = tokenizer.convert_ids_to_tokens if tokenizer else str
     named = {name(token): reason for token, reason in tokens.items()}
     return BuiltModel(model, named, cached_bytes)
 
 
-def try_out(model: "PeftModel", trainer: pl.Trainer, speed: Speed) -> Probe:
+def try_out(model: "PeftModel", trainer: pl.Trainer) -> Probe:
     """See that the loss here is the model's own, and say how its rows are to be run.
 
-    A data module pads its rows where the model cannot keep packed ones apart. In `fit`, an
-    operation without a deterministic form is found, too.
+    A data module pads its rows where the model cannot keep packed ones apart.
 
     Args:
         model: In training mode.
         trainer: What it is to be run by.
-        speed: Compiled layers, like a GPU, may have kernels of their own.
     """
     data: Any = getattr(trainer, "datamodule", None)
     packs = getattr(data, "batching", "padding_free") == "padding_free"
-    device = trainer.strategy.root_device
-    with trainer.precision_plugin.forward_context():
-        with any_kernels():
-            probe = probe_model(model, packs, max_length=getattr(data, "max_length", LONGEST))
-        if trainer.state.fn == "fit" and (speed.compile or device.type == "cuda"):
-            settle(model, device, probe.packs)
+    with trainer.precision_plugin.forward_context(), any_kernels():
+        probe = probe_model(model, packs, max_length=getattr(data, "max_length", LONGEST))
     remark = probe.remark
     if packs and not probe.packs and hasattr(data, "pad_rows"):
         remark += f" ({data.pad_rows():.1%} of train is padding then)"
     if remark:
         rank_zero_info(remark)
     return probe
-
-
-def choose_decode(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | None:
-    """Return what runs the layers of a training pass as CUDA graphs, or None where they are not.
-
-    Args:
-        module: In `fit`, when all callbacks have said which layers recompute their activations,
-            which a graph cannot hold.
-        flat: Its trained parameters.
-    """
-    data = getattr(module.trainer, "datamodule", None)
-    if not isinstance(data, SizedData):
-        return None
-    packs = data.batching == "padding_free" and module.may_pack
-    is_alone = module.trainer.world_size == 1 and module.device.type == "cuda"
-    recomputes = any(layer.gradient_checkpointing for layer in find_layers(module.model))
-    if not (module.speed.compile and packs and is_alone) or recomputes:
-        return None
-    parameters = list(module.trained_parameters.values())
-    run = partial(decode, module.model)
-    return GraphedDecoder(run, parameters, flat.gradient, data.max_length)
 
 
 def _find_trained_rows(

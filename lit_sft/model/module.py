@@ -19,7 +19,7 @@ from lit_sft.model.base_model import (
     read_base_config,
     require_fixed_positions,
 )
-from lit_sft.model.build import build_model, choose_decode, require_trainable, try_out
+from lit_sft.model.build import build_model, require_trainable, try_out
 from lit_sft.model.device import compute_dtype
 from lit_sft.model.distributed import seed_step, sum_gradients, sum_over_ranks, without_sync
 from lit_sft.model.fast.cross_entropy import LogitScale
@@ -30,6 +30,7 @@ from lit_sft.model.figures import EvalLoss, StepClock, peak_memory_gib
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.nonfinite import NonFiniteSteps
 from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup, count_steps
+from lit_sft.model.pace import settle_pace, widen_passes
 from lit_sft.model.resume import fill_checkpoint, resume
 from lit_sft.model.trainer_options import require_honoured
 from lit_sft.run.metrics_file import publish
@@ -154,8 +155,10 @@ class SFTModule(pl.LightningModule):
         built = build_model(self, self._tokenizer(), dtype, device)
         self._model, self.trained_tokens, self.cached_bytes = built
         if self.trainer.state.fn != "predict":
-            probe = try_out(self._model, self.trainer, self.speed)
+            probe = try_out(self._model, self.trainer)
             self.logit_scale, self.may_pack = probe.logit_scale, probe.packs
+        if self.trainer.state.fn == "fit":
+            widen_passes(self)
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer. Its learning rate is a pure function of the step, set in each."""
@@ -199,7 +202,7 @@ class SFTModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Decide how the layers are run, as what decides it is known; then wait for the loader."""
-        self._graphed = choose_decode(self, self._flat)
+        self._graphed = settle_pace(self, self._flat)
         self._clock.wait()
 
     on_train_epoch_start = _wait_for_loader

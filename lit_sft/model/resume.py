@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.errors import require
 from lit_sft.model.nonfinite import require_finite_weights
+from lit_sft.model.pace import keep_choices
 from lit_sft.model.saved_adapter import require_same_shapes
 from lit_sft.run.identity import (
     describe_run,
@@ -14,6 +15,7 @@ from lit_sft.run.identity import (
     find_differences,
     match_runs,
     only_what_answers_depend_on,
+    read_run,
     require_same_run,
 )
 
@@ -53,6 +55,8 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
     """
     require("run" in checkpoint, "the checkpoint is none of this trainer's: it names no run")
     trained, fits = module.trained_parameters, module.trainer.state.fn == "fit"
+    if fits:
+        keep_choices(module, read_run(checkpoint["run"]))
     saved, now = match_runs(checkpoint["run"], module)
     if not fits:
         saved, now = only_what_answers_depend_on(saved), only_what_answers_depend_on(now)

@@ -30,6 +30,8 @@ SETTLED = {
     "model.speed.flat_optimizer": True,
 }
 """Options of earlier releases, and the one value that every run has now."""
+BEFORE = {"model.speed.compile": False}
+"""Defaults of earlier releases that are others now."""
 NOT_AS_DECLARED = ("model.quantization.weight_cache", "model.lora.target_modules")
 """Among them, one that changes no numbers, and one that is held as the layers that it came to."""
 
@@ -65,14 +67,25 @@ def match_runs(
         saved: As `describe_run` gave it, then or in its first version.
         module: That a trainer has built.
     """
-    now, was = describe_run(module), dict(saved)
+    now, was = describe_run(module), read_run(saved)
     del now["version"]
-    if was.pop("version", 1) == 1:
-        was = _read_first_version(was)
+    if saved.get("version", 1) == 1:
         data = getattr(module.trainer, "datamodule", None)
         if data is not None and hasattr(data, "request_of"):
             now["data.rows"] = data.request_of("train")  # not what was encoded, but was to be
-    return _defaults() | SETTLED | was, now | SETTLED
+    return was, now | SETTLED
+
+
+def read_run(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint says of its run, with what a field was before there was one.
+
+    Args:
+        saved: As `describe_run` gave it, then or in its first version.
+    """
+    was = dict(saved)
+    if was.pop("version", 1) == 1:
+        was = _read_first_version(was)
+    return _defaults() | BEFORE | SETTLED | was
 
 
 def only_what_answers_depend_on(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,18 +55,22 @@ TINY = {
 class Arm(NamedTuple):
     """Settings that are compared."""
 
-    max_tokens_per_pass: int
+    max_tokens_per_pass: int | None
+    """None leaves it open."""
     recomputed: Policy
     model: dict[str, Any]
     kind: type[SFTModule] = SFTModule
 
 
+EAGER, COMPILED = {"speed": Speed(compile=False)}, {"speed": Speed(compile=True)}
+QUANTIZED = {"quantization": Quantization(weight_cache="none")}
 ARMS = {
-    "plain": Arm(2048, "all", {"quantization": Quantization(weight_cache="none")}, PlainModule),
-    "recipe": Arm(2048, "all", {}),
-    "fast": Arm(8192, "none", {}),
-    "compiled": Arm(8192, "none", {"speed": Speed(compile=True)}),
-    "compiled, all recomputed": Arm(8192, "all", {"speed": Speed(compile=True)}),
+    "plain": Arm(2048, "all", EAGER | QUANTIZED, PlainModule),
+    "eager": Arm(8192, "none", EAGER),
+    "shipped": Arm(None, "auto", COMPILED),  # what `auto` comes to in a run of three epochs
+    "lean": Arm(2048, "all", EAGER | QUANTIZED),
+    "lean, compiled": Arm(2048, "all", COMPILED | QUANTIZED),
+    "lean, compiled, 4,096 a pass": Arm(4096, "all", COMPILED | QUANTIZED),
 }
 
 
@@ -144,6 +148,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each arm")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--deterministic", action="store_true", help="as the command line does")
+    parser.add_argument("--peers", type=Path, help="lines of RESULT and a JSON object, to compare")
     parser.add_argument("--tiny", action="store_true", help="a dry run on the CPU")
     options = parser.parse_args()
     if not options.tiny and not torch.cuda.is_available():
@@ -166,10 +171,36 @@ def main() -> None:
                 ARMS[arm], folder, windows, device, options.steps, options.deterministic
             )
             print(format_row(arm, watches[arm], windows, config, rate), flush=True)
+    if options.peers:
+        print_ratios(options.peers, watches, windows)
     for arm, watch in watches.items():
         print(f"\n{arm}: what took longest in one step\n\n| ms | calls | |\n|---|---|---|")
         for kernel, count, milliseconds in watch.longest():
             print(f"| {milliseconds:.2f} | {count:,} | `{kernel:.90}` |")
+
+
+def print_ratios(peers: Path, watches: dict[str, Stopwatch], windows: list[list[Example]]) -> None:
+    """Print how many times as fast as other trainers the arms are.
+
+    Args:
+        peers: Lines such as `RESULT {"arm": "trl", "tok_s": 1363, "peak_gib": 2.85}` among others.
+        watches: Of the arms.
+        windows: What all were trained on.
+    """
+    lines = [line.split(" ", 1)[1] for line in peers.open() if line.startswith("RESULT ")]
+    print("\n| peer | tokens / s | peak GiB |", *(f" times, {arm} |" for arm in watches), sep="")
+    print("|---|---|---|", "---|" * len(watches), sep="")
+    for peer in map(json.loads, lines):
+        ratios = [count_tokens(x, windows) / peer["tok_s"] for x in watches.values()]
+        figures = f"| {peer['arm']} | {peer['tok_s']:,} | {peer['peak_gib']} |"
+        print(figures, *(f" {ratio:.1f} |" for ratio in ratios), sep="")
+
+
+def count_tokens(watch: Stopwatch, windows: list[list[Example]]) -> float:
+    """Return the tokens a second of a median step."""
+    timed = [row for window in windows[WARMUP_STEPS:-1] for row in window]
+    seconds = watch.seconds()
+    return sum(len(row.input_ids) for row in timed) / len(seconds) / statistics.median(seconds)
 
 
 def read_windows(options: argparse.Namespace, vocabulary: int) -> list[list[Example]]:
@@ -203,16 +234,25 @@ def write_base(config: PretrainedConfig, device: torch.device, folder: str) -> N
 
 
 class Windows(pl.LightningDataModule):
-    """Hands out a loader, and says how large its passes may be."""
+    """Hands out the windows, and says how large its passes may be."""
 
     batching, batch_size, accumulate_grad_batches, max_length = "padding_free", 4, 4, 512
 
-    def __init__(self, loader: WindowLoader, max_tokens_per_pass: int) -> None:
+    def __init__(self, rows: list[Example], steps: Any, tokens: int | None) -> None:
         super().__init__()
-        self.loader, self.max_tokens_per_pass = loader, max_tokens_per_pass
+        self.rows, self.steps = rows, steps
+        self.leaves_passes_open, self.max_tokens_per_pass = tokens is None, tokens or 2048
+
+    def widen_passes(self, tokens: int) -> None:
+        self.max_tokens_per_pass = tokens
 
     def train_dataloader(self) -> WindowLoader:
-        return self.loader
+        return WindowLoader(
+            PackedWindows(self.rows, self.max_tokens_per_pass),
+            batch_size=None,
+            sampler=self.steps,
+            pin_memory=torch.cuda.is_available(),
+        )
 
 
 def train(
@@ -240,14 +280,8 @@ def train(
         num_sanity_val_steps=0,
         deterministic=deterministic,
     )
-    loader = WindowLoader(
-        PackedWindows(rows, arm.max_tokens_per_pass),
-        batch_size=None,
-        sampler=steps,
-        pin_memory=device.type == "cuda",
-    )
     module = arm.kind(base, **arm.model)
-    trainer.fit(module, Windows(loader, arm.max_tokens_per_pass))
+    trainer.fit(module, Windows(rows, steps, arm.max_tokens_per_pass))
     del module, trainer
     gc.collect()
     if device.type == "cuda":
@@ -273,8 +307,8 @@ def format_row(
     middle = statistics.median(seconds)
     return (
         f"| {name} | {middle:.3f} ({min(seconds):.3f} to {max(seconds):.3f}) | "
-        f"{tokens / middle:,.0f} | {flops / middle / rate:.2f} | {watch.peak_bytes / 2**30:.2f} | "
-        f"{watch.launches():,} |"
+        f"{count_tokens(watch, windows):,.0f} | {flops / middle / rate:.2f} | "
+        f"{watch.peak_bytes / 2**30:.2f} | {watch.launches():,} |"
     )
 
 

@@ -14,7 +14,7 @@ from lit_sft.data.batching import pack_batch
 from lit_sft.model.adapter import attach_lora
 from lit_sft.model.fast.flat_parameters import FlatParameters
 from lit_sft.model.fast.graphs import GraphedDecoder, Size, fit
-from lit_sft.model.fast.kernels import Speed, make_fast
+from lit_sft.model.fast.kernels import compile_layers, make_fast
 from lit_sft.model.loss import decode, sum_supervised_loss
 from lit_sft.types import IGNORE_INDEX, Example
 
@@ -30,7 +30,8 @@ class Setup:
         model.requires_grad_(False)
         torch.manual_seed(0)
         self.model = attach_lora(model, Lora(r=8, alpha=16), [5]).train()
-        make_fast(self.model, Speed(compile=True))
+        make_fast(self.model)
+        compile_layers(self.model)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         for parameter in trained:  # B is zero at first, and so is much of the gradient
             torch.nn.init.normal_(parameter, std=0.02)

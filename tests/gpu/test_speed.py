@@ -19,12 +19,12 @@ def test_dry_run_prints_a_table_and_a_profile(tiny_base, tmp_path, monkeypatch, 
             labels = [-100] * 5 + ids[5:]
             file.write(json.dumps({"input_ids": ids, "labels": labels}) + "\n")
     options = ["--config", str(tiny_base), "--rows", str(rows), "--steps", "1", "--tiny"]
-    options += ["--arms", "plain", "recipe", "fast"]  # compiling takes a minute
+    options += ["--arms", "plain", "eager", "lean"]  # compiling takes a minute
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
     monkeypatch.setattr(sys, "path", list(sys.path))
     runpy.run_path(str(SCRIPT))["main"]()
     printed = capsys.readouterr().out
-    for arm in ("plain", "recipe", "fast"):
+    for arm in ("plain", "eager", "lean"):
         row = next(line for line in printed.splitlines() if line.startswith(f"| {arm} |"))
         _, _, seconds, tokens, *_ = (cell.strip() for cell in row.split("|"))
         assert float(seconds.split()[0]) > 0

@@ -24,6 +24,10 @@ SIZE_STEP = 256
 """Tokens from one size to the next. Half of it, 5 % of a window of 2,800, is run for nothing; each
 size is captured when it first occurs, which takes half a second."""
 
+OWN = "thread_local"
+"""What a capture forbids, it forbids this thread alone: NCCL has one that asks the device how far
+it has come."""
+
 Decode = Callable[[Batch], Tensor]
 """From a packed batch to its last hidden states, `[1, tokens, hidden]`."""
 
@@ -112,10 +116,10 @@ class GraphedDecoder:
             del hidden
         torch.cuda.current_stream(device).wait_stream(side)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(forward, pool=self._pool):
+        with torch.cuda.graph(forward, self._pool, capture_error_mode=OWN):
             hidden = self._decode(batch)
         self._pool = forward.pool()
-        with torch.cuda.graph(backward, pool=self._pool):
+        with torch.cuda.graph(backward, self._pool, capture_error_mode=OWN):
             self._add_gradients(hidden, slope)
         return _Graphs(forward, backward, batch, hidden.detach(), slope)
 

@@ -6,15 +6,14 @@ flash and of memory-efficient attention is not deterministic, and says so: it is
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
 
 from lit_sft.data.batching import pack_batch, pad_batch
 from lit_sft.model.fast.embedding import fuse_token_rows
@@ -40,29 +39,25 @@ class Speed:
         compile: Whether `torch.compile` makes the kernels of a layer. On a GPU that waits for
             Python it more than doubles the speed, after half a minute at the first start, and the
             passes of packed rows become CUDA graphs, see `lit_sft.model.fast.graphs`; numbers are
-            rounded otherwise. Two such runs have the same bits, and so has a resumed one.
+            rounded otherwise. Two such runs have the same bits, and so has a resumed one. `auto`
+            does it on a GPU where a run is long enough to repay it.
     """
 
-    compile: bool = False
+    compile: Literal["auto"] | bool = "auto"
 
 
-def make_fast(model: "PeftModel", speed: Speed) -> None:
+def make_fast(model: "PeftModel") -> None:
     """Let the layers of a model compute by the functions of this folder.
 
     Args:
         model: Its parameters and their names stay what they are.
-        speed: What is done besides.
     """
     fuse_token_rows(model)
     fuse_lora(model)
-    if speed.compile:
-        # Layers whose input asks for no gradient, the first one, would be compiled for themselves.
-        model.enable_input_require_grads()
-        compile_layers(find_layers(model))
 
 
-def compile_layers(layers: Iterable[nn.Module]) -> None:
-    """Let `torch.compile` make the kernels of layers, for any number of tokens.
+def compile_layers(model: "PeftModel") -> None:
+    """Let `torch.compile` make the kernels of a model's layers, for any number of tokens.
 
     Under deterministic algorithms no kernel is chosen by how long it takes, which two processes
     may judge differently. What is compiled is kept in the cache of this package, where that of
@@ -72,8 +67,16 @@ def compile_layers(layers: Iterable[nn.Module]) -> None:
     options = {}
     if torch.are_deterministic_algorithms_enabled() and _inductor_has("deterministic"):
         options = {"deterministic": True}
-    for layer in layers:
+    # Layers whose input asks for no gradient, the first one, would be compiled for themselves.
+    model.enable_input_require_grads()
+    for layer in find_layers(model):
         layer.compile(dynamic=True, options=options)
+
+
+def run_uncompiled(model: "PeftModel") -> None:
+    """Take `compile_layers` back; torch has no public way."""
+    for layer in find_layers(model):
+        layer._compiled_call_impl = None
 
 
 def _inductor_has(option: str) -> bool:
@@ -140,13 +143,6 @@ def _take_pass(model: "PeftModel", device: torch.device, packed: bool) -> None:
     rows = [Example(ids, ids)]
     batch = pack_batch(rows) if packed else pad_batch(rows, pad_token_id=0)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = [parameter.grad for parameter in trained]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        for parameter in trained:
-            parameter.grad = None
-        try:
-            loss = sum_supervised_loss(model, move_data_to_device(batch, device))
-            torch.autograd.backward(loss)
-        finally:
-            for parameter, gradient in zip(trained, gradients, strict=True):
-                parameter.grad = gradient
+        loss = sum_supervised_loss(model, move_data_to_device(batch, device))
+        torch.autograd.grad(loss, trained, allow_unused=True)

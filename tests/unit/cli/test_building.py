@@ -107,4 +107,4 @@ def test_a_run_of_a_version_with_retired_switches_goes_on(tmp_path):
     assert outcome.status == 0, outcome.stderr
     assert outcome.stderr.strip() == ""
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["model"]["speed"] == {"compile": False}
+    assert config["model"]["speed"] == {"compile": "auto"}

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[3] / "lit_sft"
 FILES = [*sorted((ROOT / "model").rglob("*.py")), *sorted((ROOT / "evaluation").rglob("*.py"))]
 PRIVATE = {
     "torch:_inductor.config.deterministic": "lit_sft.model.fast.kernels._inductor_has",
+    "torch:nn.Module._compiled_call_impl": "lit_sft.model.fast.kernels.run_uncompiled",
     "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu": (
         "lit_sft.model.fast.cross_entropy._attend"
     ),

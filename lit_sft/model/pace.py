@@ -1,0 +1,157 @@
+"""What a run may leave open, and its device, its memory and its length decide.
+
+A run that is resumed keeps what its checkpoint was made with: both change the last bits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from lit_sft.data.protocol import SizedData
+from lit_sft.model.distributed import max_over_ranks
+from lit_sft.model.fast.flat_parameters import FlatParameters
+from lit_sft.model.fast.graphs import GraphedDecoder
+from lit_sft.model.fast.kernels import compile_layers, run_uncompiled, settle
+from lit_sft.model.fast.memory import (
+    choose_count,
+    count_bytes_per_token,
+    find_layers,
+    free_memory_bytes,
+)
+from lit_sft.model.loss import decode
+
+if TYPE_CHECKING:
+    from lit_sft.model.module import SFTModule
+
+COMPILE_SECONDS = 32.0
+"""What compiling the layers of a model took on an H100; it is one compilation for all of them."""
+SAVED_SECONDS = 0.0087
+"""What a step took less then, by layer: most of it is the time that Python takes to launch kernels,
+which does not depend on their size."""
+LARGEST_PASS = 2**14
+"""Tokens with which the matrix products of any layer fill a device."""
+
+
+def widen_passes(module: "SFTModule") -> None:
+    """Run as many tokens at once as memory allows, where the data module leaves it open.
+
+    Args:
+        module: Whose model is built. On a CPU, where small passes are as fast, nothing changes.
+    """
+    data: Any = getattr(module.trainer, "datamodule", None)
+    if module.device.type != "cuda" or not getattr(data, "leaves_passes_open", False):
+        return
+    with module.trainer.precision_plugin.forward_context():
+        per_token = count_bytes_per_token(module.model, module.device)
+    free = free_memory_bytes(module.device)
+    tokens = choose_tokens(data, per_token, len(find_layers(module.model)), free)
+    data.widen_passes(-max_over_ranks(-tokens, module.device))
+
+
+def choose_tokens(data: SizedData, per_token: float, layers: int, free: float) -> int:
+    """Return the tokens of a pass: no more than an optimizer step has, or memory holds.
+
+    Args:
+        data: Says the size of a step. The least is a batch of its longest rows.
+        per_token: Bytes that a layer keeps for a token.
+        layers: Of the model.
+        free: In bytes.
+    """
+    tokens = data.batch_size * data.max_length
+    most = min(LARGEST_PASS, tokens * data.accumulate_grad_batches)
+    while 2 * tokens <= most and choose_count(2 * tokens * per_token, layers, free) == 0:
+        tokens *= 2
+    return tokens
+
+
+def keep_choices(module: "SFTModule", saved: Mapping[str, Any]) -> None:
+    """Take what a checkpoint's run was decided to be where this one leaves it open.
+
+    Args:
+        module: That is resumed.
+        saved: What the checkpoint says of its run, by dotted names.
+    """
+    data: Any = getattr(module.trainer, "datamodule", None)
+    tokens = saved.get("data.max_tokens_per_pass")
+    if tokens and getattr(data, "leaves_passes_open", False):
+        data.widen_passes(tokens)
+    if module.speed.compile == "auto":
+        module.speed = replace(module.speed, compile=saved["model.speed.compile"])
+
+
+def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | None:
+    """Decide how the layers of a pass are run, and try it.
+
+    Args:
+        module: In `fit`, when its length is known, and all callbacks have said which layers
+            recompute their activations.
+        flat: Its trained parameters.
+
+    Returns:
+        What runs the layers of a training pass as CUDA graphs, or None where they are not.
+    """
+    is_on_cuda = module.device.type == "cuda"
+    layers, steps = find_layers(module.model), module.total_steps() - module.global_step
+    if module.speed.compile == "auto":
+        pays = is_on_cuda and does_compiling_pay(len(layers), steps)
+        module.speed = replace(module.speed, compile=pays)
+        if pays:
+            _say(
+                f"compiling the layers: up to {COMPILE_SECONDS:.0f} s now, for about "
+                f"{SAVED_SECONDS * len(layers) * steps:,.0f} s less in {steps:,} steps"
+            )
+    if module.speed.compile:
+        compile_layers(module.model)
+    if module.speed.compile or is_on_cuda:
+        _try_a_pass(module)
+    return _choose_decode(module, flat) if module.speed.compile and is_on_cuda else None
+
+
+def does_compiling_pay(layers: int, steps: int) -> bool:
+    """Return whether compiled layers save more time than they take to compile, on a GPU.
+
+    Args:
+        layers: Of the model.
+        steps: Optimizer steps that are left.
+    """
+    return SAVED_SECONDS * layers * steps > COMPILE_SECONDS
+
+
+def _try_a_pass(module: "SFTModule") -> None:
+    try_it = partial(settle, module.model, module.device, _packs(module))
+    with module.trainer.precision_plugin.forward_context():
+        try:
+            try_it()
+        except RuntimeError as error:  # of which torch's own are subclasses
+            if not module.speed.compile:
+                raise
+            run_uncompiled(module.model)
+            module.speed = replace(module.speed, compile=False)
+            rank_zero_info(
+                "the layers are run as they are, which is slower: torch cannot compile them "
+                f"({str(error).strip().splitlines()[0]:.200})"
+            )
+            try_it()
+
+
+def _choose_decode(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | None:
+    data = getattr(module.trainer, "datamodule", None)
+    recomputes = any(layer.gradient_checkpointing for layer in find_layers(module.model))
+    if not isinstance(data, SizedData) or not _packs(module) or recomputes:
+        return None  # a graph cannot hold what draws the same dropout again
+    parameters = list(module.trained_parameters.values())
+    run = partial(decode, module.model)
+    return GraphedDecoder(run, parameters, flat.gradient, data.max_length)
+
+
+def _packs(module: "SFTModule") -> bool:
+    data = getattr(module.trainer, "datamodule", None)
+    return module.may_pack and getattr(data, "batching", "padding_free") == "padding_free"
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,107 @@
+"""What a run decides for itself, and what it takes from a checkpoint instead."""
+
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch._inductor.config
+
+from lit_sft import SFTDataModule, SFTModule, Speed, WordProblems
+from lit_sft.data.protocol import SizedData
+from lit_sft.errors import InputError
+from lit_sft.model.pace import LARGEST_PASS, choose_tokens, does_compiling_pay
+
+GIB = 2**30
+
+
+def sizes(batch_size=4, accumulated=4, max_length=512) -> SizedData:
+    return SimpleNamespace(
+        batch_size=batch_size, accumulate_grad_batches=accumulated, max_length=max_length
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "free", "expected"),
+    [
+        (sizes(), 60 * GIB, 8192),  # a whole step
+        (sizes(), 16 * GIB, 4096),
+        (sizes(), 4 * GIB, 2048),  # a batch, which recomputation may make fit
+        (sizes(), 0, 2048),
+        (sizes(accumulated=3), 60 * GIB, 4096),
+        (sizes(accumulated=64), 10_000 * GIB, LARGEST_PASS),
+        (sizes(batch_size=64), 10_000 * GIB, 64 * 512),  # asked for
+        (sizes(accumulated=1), 60 * GIB, 2048),
+    ],
+)
+def test_a_pass_is_as_large_as_memory_and_the_step_allow(data, free, expected):
+    per_token = 2**16  # of one layer: 14 GiB for 8,192 tokens in 28 layers
+    assert choose_tokens(data, per_token, layers=28, free=free) == expected
+
+
+def test_compiling_has_to_repay_itself():
+    assert does_compiling_pay(layers=28, steps=1_350)
+    assert not does_compiling_pay(layers=28, steps=100)
+    assert not does_compiling_pay(layers=4, steps=600)
+
+
+def train(base, root, checkpoint=None, **options) -> SFTModule:
+    speed, data = options.pop("speed", Speed()), {"val_rows": 0, "max_length": 600} | options
+    module = SFTModule(str(base), speed=speed)
+    trainer = pl.Trainer(
+        max_steps=2 if checkpoint else 1,
+        default_root_dir=root,
+        accelerator="cpu",
+        precision="32-true",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    task = WordProblems(train_rows=40)
+    trainer.fit(module, SFTDataModule(task, **data), ckpt_path=checkpoint, weights_only=True)
+    return module
+
+
+@pytest.fixture
+def checkpoint(tiny_base, tmp_path):
+    """A function that writes the checkpoint of a run, with what it says of itself changed."""
+    module = train(tiny_base, tmp_path)
+    module.trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)
+
+    def write(**changed) -> str:
+        torch.save(saved | {"run": saved["run"] | changed}, tmp_path / "changed.ckpt")
+        return str(tmp_path / "changed.ckpt")
+
+    return write
+
+
+def test_a_cpu_decides_for_small_passes_that_are_not_compiled(tiny_base, tmp_path):
+    module = train(tiny_base, tmp_path)
+    assert module.speed == Speed(compile=False)
+    assert module.trainer.datamodule.max_tokens_per_pass == 4 * 600
+
+
+def test_a_resumed_run_keeps_what_was_decided(tiny_base, tmp_path, checkpoint):
+    path = checkpoint(**{"data.max_tokens_per_pass": 9_600, "model.speed.compile": False})
+    module = train(tiny_base, tmp_path, path)
+    assert module.trainer.datamodule.max_tokens_per_pass == 9_600
+    with pytest.raises(InputError, match="max_tokens_per_pass: was 9600, is now 2400"):
+        train(tiny_base, tmp_path, path, max_tokens_per_pass=2_400)
+    with pytest.raises(InputError, match=r"speed\.compile: was False, is now True"):
+        train(tiny_base, tmp_path, path, speed=Speed(compile=True))
+
+
+@pytest.mark.slow
+def test_layers_that_cannot_be_compiled_are_run_as_they_are(
+    tiny_base, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "lightning.pytorch")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    compiler = ("no-such-compiler",)
+    with torch._inductor.config.patch({"cpp.cxx": compiler, "force_disable_caches": True}):
+        module = train(tiny_base, tmp_path, speed=Speed(compile=True))
+    assert module.speed == Speed(compile=False)
+    assert "run as they are, which is slower: torch cannot compile them" in caplog.text
+    assert module.trainer.global_step == 1
