@@ -1,7 +1,7 @@
 """Let a model in training answer prompts, as itself and with the tokens that end an answer."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -59,9 +59,19 @@ def answer_greedily(
     with evaluating(model), autocast, torch.compiler.set_stance("force_eager"):
         generate = partial(generate_greedy, model, prompts, stop_ids, pad_id, max_new_tokens)
         if device.type == "cuda":
-            with suppress(UnfitModelError):
+            with suppress(UnfitModelError), _memory_of_its_own():
                 return generate(max_batch_tokens, decode_batch)
         return generate(max_batch_tokens)
+
+
+@contextmanager
+def _memory_of_its_own() -> Iterator[None]:
+    """Give the device what training has left in pieces, and what answers leave back to training."""
+    torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        torch.cuda.empty_cache()
 
 
 def count_cached_tokens(config: PretrainedConfig, device: torch.device) -> int:

@@ -74,6 +74,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder, "base")
         write_base(AutoConfig.from_pretrained(options.config, **sizes), device, str(base))
+        torch.cuda.empty_cache()  # the job is another process
         for path in Path(options.config).glob("*token*"):
             shutil.copy(path, base)
         for _ in range(options.times):

@@ -19,6 +19,7 @@ from lit_sft.data.batching import pack_batch, pad_batch
 from lit_sft.model.fast.embedding import fuse_token_rows
 from lit_sft.model.fast.lora import fuse_lora
 from lit_sft.model.fast.memory import find_layers
+from lit_sft.model.fast.quantized import fuse_quantized
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.paths import default_cache_dir
 from lit_sft.types import Example
@@ -53,6 +54,7 @@ def make_fast(model: "PeftModel") -> None:
         model: Its parameters and their names stay what they are.
     """
     fuse_token_rows(model)
+    fuse_quantized(model)
     fuse_lora(model)
 
 

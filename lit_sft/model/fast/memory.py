@@ -169,7 +169,8 @@ def count_bytes_per_token(model: "PeftModel", device: torch.device, packed: bool
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # With its history, the output of a node would hold that node, and the whole graph for good.
+        return tensor.detach()
 
     devices = [device] if device.type == "cuda" else []
     with (

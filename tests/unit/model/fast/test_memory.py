@@ -43,6 +43,21 @@ def test_that_many_layers_are_switched(model, count):
     assert sum(layer.gradient_checkpointing for layer in find_layers(model)) == count
 
 
+def test_counting_leaves_nothing_of_its_graph(model):
+    """What is left would keep the weights, and keeps a CUDA graph from being captured."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def find_accumulator(parameter):
+        return parameter.view_as(parameter).grad_fn.next_functions[0][0]
+
+    held = [find_accumulator(parameter) for parameter in trained]
+    for node in held:
+        node.metadata["is_held"] = True
+    count_bytes_per_token(model, CPU)
+    del held, node
+    assert not any("is_held" in find_accumulator(parameter).metadata for parameter in trained)
+
+
 def test_recomputed_layers_keep_next_to_nothing(model):
     state = torch.get_rng_state()
     all_kept = count_bytes_per_token(model, CPU)
