@@ -40,8 +40,11 @@ SMALL = (
 class Phases(pl.Callback):
     """Notes when the phases of a run begin, in a file beside its checkpoints."""
 
+    def setup(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        self.marks = {"read": time.time()}
+
     def on_fit_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        self.marks = {"loaded": time.time()}
+        self.marks["loaded"] = time.time()
 
     def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
         self.marks["evaluated"] = time.time()  # it is the last callback, and the module follows
@@ -117,7 +120,8 @@ def print_phases(started: float, ended: float, folder: Path) -> None:
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"\n{name}, torch {torch.__version__}, {steps:,} steps\n\n| phase | seconds |\n|---|---|")
     for phase, seconds in {
-        "start, rows and weights": marks["loaded"] - started,
+        "start and rows": marks["read"] - started,
+        "weights": marks["loaded"] - marks["read"],
         "compile": marks["settled"] - marks["evaluated"],
         "first step": captured,
         f"the other steps ({training / max(1, steps - 1) * 1e3:.1f} ms each, saves included)": (

@@ -193,15 +193,16 @@ def through_a_file(state):
     return torch.load(buffer, map_location="cpu", weights_only=True)
 
 
-def test_two_cards_train_as_one_does_and_twice_the_same(make_base, device, tmp_path):
+@pytest.mark.parametrize("kernels", ["eager", "compiled"])
+def test_two_cards_train_as_one_does_and_twice_the_same(make_base, device, tmp_path, kernels):
     if device.type == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("there is one CUDA device; this takes two")
     base = make_base("tiny" if device.type == "cpu" else "small")
     two = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
     two += ("--data.accumulate_grad_batches", 2)
     exact = ("--trainer.precision", "32-true", "--model.lora.dropout", 0.0)
-    one = run_whole(tmp_path / "one", base, device, "eager", *exact)
-    both = [run_whole(tmp_path / x, base, device, "eager", *exact, *two) for x in "ab"]
+    one = run_whole(tmp_path / "one", base, device, kernels, *exact)
+    both = [run_whole(tmp_path / x, base, device, kernels, *exact, *two) for x in "ab"]
     assert both[0].adapter == both[1].adapter
     assert both[0].figures == both[1].figures
     losses = [[float(row["train/loss"]) for row in result.figures[1:]] for result in (one, both[0])]
