@@ -24,8 +24,8 @@ from lit_sft.data.tokenizer import load_tokenizer
 template_limits.MAX_SECONDS, template_limits.SILENT_SECONDS = 4.0, 1.0
 tokenizer = load_tokenizer(sys.argv[1])
 tokenizer.chat_template = sys.argv[2] + tokenizer.chat_template
-if sys.argv[3] == "fork" and os.fork():
-    _, status = os.wait()
+if sys.argv[3] == "fork" and (child := os.fork()):
+    _, status = os.waitpid(child, 0)  # the process that watches this one is a child as well
     sys.exit(100 + os.waitstatus_to_exitcode(status))
 encode_chat(tokenizer, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
 """
