@@ -117,7 +117,7 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
         if self.batching == "padding_free":
             run["data.max_tokens_per_pass"] = self.max_tokens_per_pass
         if train := self.prepared.get("train"):
-            windows = -(-len(self._rows_to_train_on()) // self._window_rows("train"))
+            windows = -(-len(self._rows_to_train_on()) // self._window_rows())
             run["data.rows"] = train.fingerprint
             steps = self._steps_per_epoch(windows)  # whole epochs stay whole if batches change
             run["trainer.limit_train_batches"] = steps if steps < windows else "all"
@@ -138,7 +138,7 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
         """
         rows = self._rows_to_train_on()
         sampler = WindowSampler(
-            len(rows), self._window_rows("train"), self.seed, first_window=window
+            len(rows), self._window_rows(), self.seed, first_window=window
         )
         sampler.set_epoch(epoch)
         numbers, train = next(iter(sampler)), self.prepared["train"]
@@ -217,7 +217,7 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
         training, trainer = split == "train", self.trainer
         sampler = WindowSampler(
             num_rows=len(rows),
-            window_rows=self._window_rows(split),
+            window_rows=self._window_rows(),
             seed=self.seed if training else None,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
@@ -234,10 +234,10 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
         )
         return make_loader(rows, windows, sampler, self.num_workers)
 
-    def _window_rows(self, split: Split) -> int:
+    def _window_rows(self) -> int:
         """Return the rows of a whole window, over all ranks."""
         rows = self.batch_size * (self.trainer.world_size if self.trainer else 1)
-        return rows * (self.accumulate_grad_batches if split == "train" else 1)
+        return rows * self.accumulate_grad_batches
 
     def _steps_per_epoch(self, windows: int) -> int:
         """Return how many of its windows an epoch takes, as Lightning counts."""

@@ -211,9 +211,10 @@ class SFTModule(pl.LightningModule):
     def validation_step(self, window: Window, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a window to `val/loss`, the mean over all supervised tokens of the split."""
         loss = torch.zeros((), device=self.device)
-        for batch in window:
-            if batch["num_supervised"]:
-                loss += self._sum_loss(batch)
+        with torch.compiler.set_stance("force_eager"):  # another compilation takes longer
+            for batch in window:
+                if batch["num_supervised"]:
+                    loss += self._sum_loss(batch)
         self.eval_loss.add(dataloader_idx, loss, self._count(window, "num_supervised"))
 
     test_step = validation_step

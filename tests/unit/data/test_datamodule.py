@@ -84,7 +84,14 @@ def test_loaders_hand_out_windows(tiny_base):
     assert max(batch["num_tokens"] for window in packed for batch in window) <= 3 * 60
     for ours, theirs in zip(packed, windows, strict=True):
         assert sum(x["num_supervised"] for x in ours) == sum(x["num_supervised"] for x in theirs)
-    assert [len(window) for window in data.val_dataloader()] == [1, 1, 1, 1]
+    assert [
+        [len(batch["input_ids"]) for batch in window] for window in padded.val_dataloader()
+    ] == [
+        [3, 3, 3, 1],
+    ]
+    (passes,) = data.val_dataloader()
+    assert sum(len(batch["cu_seq_lens"]) - 1 for batch in passes) == 10
+    assert len(passes) == 2  # as few as the tokens of a pass allow
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
