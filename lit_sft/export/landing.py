@@ -10,9 +10,7 @@ from lit_sft.export.base_files import BaseFiles
 from lit_sft.paths import locate
 
 
-def make_generation_config(
-    base: BaseFiles, tokenizer: PreTrainedTokenizerBase
-) -> GenerationConfig:
+def make_generation_config(base: BaseFiles, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Return the base's own, with the end tokens of the chat template of training.
 
     Args:

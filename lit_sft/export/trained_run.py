@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.data.tokenizer import hash_template, load_tokenizer
 from lit_sft.errors import InputError, require
 from lit_sft.export.base_files import BaseFiles, open_base
-from lit_sft.model.adapter import Lora
-from lit_sft.model.base_model import Quantization
+from lit_sft.export.landing import make_generation_config
+from lit_sft.model.adapter import Lora, attach_lora
+from lit_sft.model.base_model import Quantization, load_base
 from lit_sft.model.device import compute_dtype
+from lit_sft.model.fast.memory import cache_weights
 from lit_sft.model.saved_adapter import read_adapter_tokens
 from lit_sft.model.untrained_tokens import choose_tokens
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
@@ -24,7 +26,9 @@ from lit_sft.run.folder import RunFolder
 if TYPE_CHECKING:
     from peft import PeftModel
 
-TRAINED = re.compile(r"(?:_model\.)?base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])(\.\w+)?\.weight")
+TRAINED = re.compile(
+    r"(?:_model\.)?base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])(\.\w+)?\.weight"
+)
 ROWS = re.compile(
     r"(?:_model\.)?base_model\.model\.(?P<layer>.+)\.token_adapter\.trainable_tokens_delta(\.\w+)?"
 )
@@ -198,18 +202,7 @@ def build_trained(
     run: TrainedRun, dtype: torch.dtype | None = None
 ) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
     """Return what `load_trained` does, of a run that was read."""
-    from lit_sft.export.landing import make_generation_config
-    from lit_sft.model.adapter import attach_lora
-    from lit_sft.model.base_model import load_base
-    from lit_sft.model.fast.memory import cache_weights
-
-    device = torch.device("cpu")
-    base = load_base(run.base.base_model, run.quantization, run.dtype, device)
-    cache_weights(base, "auto", run.dtype, device)
-    for parameter in base.parameters():
-        if dtype is not None and parameter.is_floating_point():  # those in four bits are not
-            parameter.data = parameter.data.to(dtype)
-    base.config.use_cache = True
+    base = load_trained_base(run, dtype)
     options = run.folder.read_config()["model"].get("lora") or {}
     model = attach_lora(base, Lora(**options), run.weights.token_ids)
     known = {f"_model.{name}": value for name, value in model.named_parameters()}
@@ -223,6 +216,23 @@ def build_trained(
     model.generation_config = make_generation_config(run.base, run.tokenizer)
     model.base_model.model.generation_config = model.generation_config
     return model.requires_grad_(False).eval(), run.tokenizer
+
+
+def load_trained_base(run: TrainedRun, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Return the base with the values that training computed with, on the CPU.
+
+    Args:
+        run: As `read_run` returns it.
+        dtype: What to compute in; None takes that of training.
+    """
+    device = torch.device("cpu")
+    base = load_base(run.base.base_model, run.quantization, run.dtype, device)
+    cache_weights(base, "auto", run.dtype, device)
+    for parameter in base.parameters():
+        if dtype is not None and parameter.is_floating_point():  # those in four bits are not
+            parameter.data = parameter.data.to(dtype)
+    base.config.use_cache = True
+    return base
 
 
 def _find_best(folder: RunFolder) -> Path | None:

@@ -1,0 +1,132 @@
+"""The four formats of an export: what each writes, and how what it wrote is run again."""
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lit_sft.errors import require
+from lit_sft.export.adapter_folder import name_source
+from lit_sft.export.gguf_file import TYPES, require_convertible, require_gguf, write_gguf
+from lit_sft.export.gguf_tokenizer import read_tokenizer
+from lit_sft.export.landing import make_generation_config, write_surroundings
+from lit_sft.export.merge import Onto, merge_tensors, require_known_layers, write_shards
+from lit_sft.export.modelfile import make_modelfile
+from lit_sft.export.plain_adapter import require_rank, write_adapter, write_vllm_adapter
+from lit_sft.export.trained_run import TrainedRun
+
+Format = Literal["adapter", "vllm", "merged", "gguf"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file or a folder that can be run.
+
+    Args:
+        engine: What runs it.
+        load: Return it as a model, in a dtype.
+        name: Of the file; empty for the folder.
+    """
+
+    engine: str
+    load: Callable[[torch.dtype], nn.Module]
+    name: str = ""
+
+
+def require_exportable(run: TrainedRun, to: Format) -> None:
+    """Raise `InputError` if a run cannot be exported so; no weights of the base are read."""
+    if to != "adapter":
+        require_known_layers(run.base, run.weights)
+    if to == "vllm" and run.weights.rows:
+        require_rank(run)
+    if to == "gguf":
+        require_gguf()
+        require_convertible(run.base)
+
+
+def choose_dtype(run: TrainedRun, named: str) -> torch.dtype:
+    """Return the dtype of merged weights: that of the published base, where none is named."""
+    require(
+        named in (*DTYPES, "auto"),
+        f"--dtype must be one of auto, {', '.join(DTYPES)}, got {named!r}",
+    )
+    published = getattr(run.base.config, "dtype", None)
+    return DTYPES.get(named) or (published if published in DTYPES.values() else torch.float32)
+
+
+def write_export(
+    folder: Path,
+    run: TrainedRun,
+    to: Format,
+    onto: Onto,
+    dtype: torch.dtype,
+    texts: Sequence[str],
+) -> list[Exported]:
+    """Write an export, and return what there is to run.
+
+    Args:
+        folder: That is being written.
+        run: As `read_run` returns it.
+        to: The format.
+        onto: What merged weights are merged onto.
+        dtype: Of merged weights.
+        texts: On which a tokenizer is tried that no rule names.
+
+    Raises:
+        InputError: If the run cannot be exported so.
+    """
+    name = name_source(run.base.base_model)
+    if to == "adapter":
+        write_adapter(folder, run, name)
+        return []
+    if to == "vllm":
+        write_vllm_adapter(folder, run, name)
+        return [Exported(f"PEFT on {name}", lambda other: load_adapter_folder(run, folder, other))]
+    if to == "merged":
+        write_shards(folder, run.base, merge_tensors(run, onto), dtype)
+        write_surroundings(folder, run.base, run.tokenizer, dtype)
+        return [Exported("transformers", lambda other: load_folder(folder, other))]
+    return list(_write_gguf_files(folder, run, onto, texts))
+
+
+def load_folder(folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
+    """Return a folder as transformers loads it, in eval mode."""
+    from transformers import AutoModelForCausalLM
+
+    load: Callable[..., nn.Module] = AutoModelForCausalLM.from_pretrained
+    return load(folder, dtype=dtype, **options).eval()
+
+
+def load_adapter_folder(run: TrainedRun, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Return an adapter's folder as PEFT loads it, on the base that was trained on."""
+    from peft import PeftModel
+
+    from lit_sft.export.trained_run import load_trained_base
+
+    load: Callable[..., nn.Module] = PeftModel.from_pretrained
+    return load(load_trained_base(run, dtype), str(folder)).eval()
+
+
+def _write_gguf_files(
+    folder: Path, run: TrainedRun, onto: Onto, texts: Sequence[str]
+) -> Iterator[Exported]:
+    base, tokenizer = run.base, run.tokenizer
+    fields = read_tokenizer(tokenizer, base.shape(base.embedding)[0], texts)
+    name = f"{name_source(base.base_model).rpartition('/')[2]}-lit-sft"
+    for kind in TYPES:
+        file = f"{name}-{kind}.gguf"
+        write_gguf(folder / file, base, fields, merge_tensors(run, onto), kind, name)
+        gc.collect()
+        yield Exported("transformers", _gguf_loader(folder, file), file)
+    stops: Any = make_generation_config(base, tokenizer).eos_token_id
+    text, _ = make_modelfile(tokenizer, f"{name}-q8_0.gguf", stops)
+    (folder / "Modelfile").write_text(text, encoding="utf-8")
+
+
+def _gguf_loader(folder: Path, file: str) -> Callable[[torch.dtype], nn.Module]:
+    return lambda dtype: load_folder(folder, dtype, gguf_file=file)
