@@ -96,8 +96,8 @@ def open_base(base_model: str) -> BaseFiles:
         stored = name if name in files else name.removeprefix(prefix)
         require(
             stored in files,
-            f"model.base_model: {base_model!r} stores no tensor {name!r} under that name, as models "
-            "do that transformers converts while it loads them; merge this one with PEFT's "
+            f"model.base_model: {base_model!r} stores no tensor {name!r} under that name, as "
+            "models do that transformers converts while it loads them; merge this one with PEFT's "
             "merge_and_unload, in memory",
         )
         base.shards[name], base.stored[name] = folder / files[stored], stored

@@ -96,7 +96,8 @@ class Certificate:
         found = []
         if self.equal_tokens < self.bound.equal_tokens:
             found.append(
-                f"{self.equal_tokens:.2%} of greedy tokens are equal, not {self.bound.equal_tokens:.2%}"
+                f"{self.equal_tokens:.2%} of greedy tokens are equal, not "
+                f"{self.bound.equal_tokens:.2%}"
             )
         if not self.kl_mean <= self.bound.kl_mean:
             found.append(f"the mean KL is {self.kl_mean:.2g}, not {self.bound.kl_mean:.2g} at most")
@@ -121,8 +122,8 @@ class Certificate:
             else ""
         )
         return (
-            f"{self.prompts} prompts in {self.engine} ({self.arithmetic}): {self.equal_tokens:.2%} of "
-            f"{self.tokens:,} greedy tokens equal, KL mean {self.kl_mean:.2g}, largest "
+            f"{self.prompts} prompts in {self.engine} ({self.arithmetic}): {self.equal_tokens:.2%} "
+            f"of {self.tokens:,} greedy tokens equal, KL mean {self.kl_mean:.2g}, largest "
             f"{self.kl_max:.2g}{match}"
         )
 
@@ -148,8 +149,8 @@ def refer(
     """
     require(
         len(prompts) >= LEAST_PROMPTS,
-        f"export: a certificate takes {LEAST_PROMPTS} held-out prompts, the run has {len(prompts)}; "
-        "raise --data.val_rows in its config, or export without one (--prompts 0)",
+        f"export: a certificate takes {LEAST_PROMPTS} held-out prompts, the run has {len(prompts)}"
+        "; raise --data.val_rows in its config, or export without one (--prompts 0)",
     )
     answers = generate(model, tokenizer, prompts, stop_ids, max_new_tokens)
     references = []
@@ -224,7 +225,7 @@ def generate(
 
 @torch.no_grad()
 def next_logits(model: nn.Module, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-    """Return what a model expects in an answer and behind it, float32 `[answer + 1, vocabulary]`."""
+    """Return the logits in an answer and behind it, float32 `[answer + 1, vocabulary]`."""
     device = next(model.parameters()).device
     ids = torch.tensor([[*prompt, *answer]], device=device)
     logits: Tensor = model(input_ids=ids).logits

@@ -55,8 +55,9 @@ def choose_dtype(run: TrainedRun, named: str) -> torch.dtype:
         named in (*DTYPES, "auto"),
         f"--dtype must be one of auto, {', '.join(DTYPES)}, got {named!r}",
     )
-    published = getattr(run.base.config, "dtype", None)
-    return DTYPES.get(named) or (published if published in DTYPES.values() else torch.float32)
+    published: Any = getattr(run.base.config, "dtype", None)
+    default: torch.dtype = published if published in DTYPES.values() else torch.float32
+    return DTYPES.get(named, default)
 
 
 def write_export(

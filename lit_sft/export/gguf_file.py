@@ -138,7 +138,7 @@ def _name_tensors(base: BaseFiles) -> dict[str, str]:
 
 
 def _reorder(name: str, tensor: Tensor, base: BaseFiles) -> Tensor:
-    """Return a tensor as llama.cpp computes with it: for `llama`, pairs of a head are neighbours."""
+    """Return a tensor as llama.cpp has it: in `llama`, pairs of a head are neighbours."""
     if ARCHITECTURES[type(base.layers).__name__] != "llama":
         return tensor
     projection = name.split(".")[-2]

@@ -12,8 +12,8 @@ from lit_sft.errors import InputError
 
 SPLITS = {
     "llama-bpe": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+"
+        r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
     "qwen2": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -91,8 +91,9 @@ def read_tokenizer(
     if model["type"] != "BPE" or model.get("byte_fallback"):
         raise InputError(
             f"export --to gguf: a tokenizer of type {model['type']} with "
-            f"byte_fallback={model.get('byte_fallback')} is not converted here; export it with --to "
-            "merged, and convert that folder with llama.cpp: python convert_hf_to_gguf.py MERGED"
+            f"byte_fallback={model.get('byte_fallback')} is not converted here; export it with "
+            "--to merged, and convert that folder with llama.cpp: python convert_hf_to_gguf.py "
+            "MERGED"
         )
     tokens, types = _list_tokens(tokenizer, model, rows)
     split, is_exact = _choose_split(tokenizer, plain, texts)

@@ -42,7 +42,8 @@ class Turns:
             f"{self.before[role]}{{{{ .Content }}}}{self.after[role]}"
             for i, role in enumerate(ROLES)
         ]
-        return f"{self.head}{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{{{{ end }}}}{self.answer}"
+        turns = f"{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{{{{ end }}}}"
+        return f"{self.head}{turns}{self.answer}"
 
 
 def make_modelfile(
@@ -59,8 +60,9 @@ def make_modelfile(
     lines = [f"FROM ./{file}"]
     if turns is None:
         lines.append(
-            "# The chat template is in the GGUF file, and is no row of turns that Ollama's language "
-            "says: run the file with llama.cpp (llama-server --jinja), or write TEMPLATE here."
+            "# The chat template is in the GGUF file, and is no row of turns that Ollama's "
+            "language says: run the file with llama.cpp (llama-server --jinja), or write "
+            "TEMPLATE here."
         )
     else:
         lines.append(f'TEMPLATE """{turns.to_go()}"""')

@@ -99,7 +99,7 @@ def _row_tensors(place: str, kind: str, picks: Tensor, rows: Tensor) -> dict[str
 
 def _name_row_layers(run: TrainedRun) -> dict[str, str]:
     """Return embedding and head by their full names, whether they are tied or not."""
-    layers = run.base.layers
+    layers: Any = run.base.layers
     found = {
         id(layers.get_input_embeddings()): "embedding",
         id(layers.get_output_embeddings()): "head",

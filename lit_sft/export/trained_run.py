@@ -213,8 +213,8 @@ def build_trained(
     with torch.no_grad():
         for name, tensor in run.state.items():
             known[name].copy_(tensor)
-    model.generation_config = make_generation_config(run.base, run.tokenizer)
-    model.base_model.model.generation_config = model.generation_config
+    inner: Any = model.get_base_model()
+    inner.generation_config = make_generation_config(run.base, run.tokenizer)
     return model.requires_grad_(False).eval(), run.tokenizer
 
 
