@@ -64,7 +64,7 @@ class Certificate:
     Args:
         format: Of the export.
         file: That was run; empty for a folder.
-        base: What it was merged onto; `trained` for an adapter.
+        base: What it was merged onto; `original` for vLLM's adapter, which goes onto that.
         engine: What has run the exported files.
         arithmetic: Of both models.
         step: Optimizer steps of the checkpoint.

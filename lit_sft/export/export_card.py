@@ -18,7 +18,11 @@ USES = {
         'tokenizer = AutoTokenizer.from_pretrained("this repository or folder")\n```\n\n'
         "or `vllm serve FOLDER`."
     ),
-    "vllm": "`vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules tuned=FOLDER`",
+    # The base's own tokenizer has another template or none, and its own end tokens.
+    "vllm": (
+        "```bash\nvllm serve {base} --tokenizer FOLDER --generation-config FOLDER \\\n"
+        "  --enable-lora --max-lora-rank {rank} --lora-modules tuned=FOLDER\n```"
+    ),
     "gguf": "`llama-server --jinja -m FILE.gguf`, or `ollama create NAME -f Modelfile`.",
 }
 

@@ -176,7 +176,7 @@ def _certify(
     return Certificate(
         format=to,
         file=exported.name,
-        base="trained" if to == "vllm" else onto,
+        base="original" if to == "vllm" else onto,
         engine=exported.engine,
         arithmetic=str(dtype).removeprefix("torch."),
         step=run.step,

@@ -1,6 +1,7 @@
 """The four formats of an export: what each writes, and how what it wrote is run again."""
 
 import gc
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from lit_sft.export.merge import Onto, merge_tensors, require_known_layers, writ
 from lit_sft.export.modelfile import make_modelfile
 from lit_sft.export.plain_adapter import require_rank, write_adapter, write_vllm_adapter
 from lit_sft.export.trained_run import TrainedRun
+from lit_sft.model.base_model import without_progress_bar
+from lit_sft.paths import locate
 
 Format = Literal["adapter", "vllm", "merged", "gguf"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -87,7 +90,7 @@ def write_export(
         return []
     if to == "vllm":
         write_vllm_adapter(folder, run, name)
-        return [Exported(f"PEFT on {name}", lambda other: load_adapter_folder(run, folder, other))]
+        return [Exported("PEFT", lambda other: load_on_published(run, folder, other))]
     if to == "merged":
         write_shards(folder, run.base, merge_tensors(run, onto), dtype)
         write_surroundings(folder, run.base, run.tokenizer, dtype)
@@ -95,22 +98,24 @@ def write_export(
     return list(_write_gguf_files(folder, run, onto, texts))
 
 
-def load_folder(folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
+def load_folder(folder: Path | str, dtype: torch.dtype, **options: Any) -> nn.Module:
     """Return a folder as transformers loads it, in eval mode."""
     from transformers import AutoModelForCausalLM
 
     load: Callable[..., nn.Module] = AutoModelForCausalLM.from_pretrained
-    return load(folder, dtype=dtype, **options).eval()
+    with without_progress_bar():
+        return load(folder, dtype=dtype, **options).eval()
 
 
-def load_adapter_folder(run: TrainedRun, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """Return an adapter's folder as PEFT loads it, on the base that was trained on."""
+def load_on_published(run: TrainedRun, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Return an adapter's folder as PEFT loads it, on the published base: that is what vLLM has."""
     from peft import PeftModel
 
-    from lit_sft.export.trained_run import load_trained_base
-
+    published: Any = load_folder(locate(run.base.base_model), dtype)
     load: Callable[..., nn.Module] = PeftModel.from_pretrained
-    return load(load_trained_base(run, dtype), str(folder)).eval()
+    with warnings.catch_warnings():  # of tied layers, which hold the same rows here
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+        return load(published, str(folder)).eval()
 
 
 def _write_gguf_files(
