@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
             raise
         print(ending[1], file=sys.stderr)
         return ending[0]
-    _tell(result, chosen.base)
+    _tell(result)
     return 1 if result.shortfalls else 0
 
 
@@ -165,12 +165,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _tell(result: ExportResult, base: str) -> None:
+def _tell(result: ExportResult) -> None:
     print(f"wrote {result.folder}")
     for one in result.certificates:
         print(f"{one.file or one.format}: {one.describe()}")
-    if not result.certificates:
-        return
     if result.shortfalls:
-        advice = "; --base trained merges onto what was trained on" if base == "original" else ""
-        print(f"it falls short: {'; '.join(result.shortfalls)}{advice}", file=sys.stderr)
+        print(f"it falls short: {'; '.join(result.shortfalls)}", file=sys.stderr)
+    if result.other:
+        print(f"--base trained would give: {result.other.describe()}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,12 +36,19 @@ class HeldOut(NamedTuple):
     max_new_tokens: int
 
 
+NOTHING = HeldOut([], None, 1)
+OTHER = "onto_trained"
+"""A folder within the one that is written, for as long as it is compared."""
+
+
 class ExportResult(NamedTuple):
     """What an export came to."""
 
     folder: Path
     certificates: list[Certificate]
     """Of each file that can be run; empty where nothing was compared."""
+    other: Certificate | None = None
+    """What merging onto the base that was trained on gives, where the published one fell short."""
 
     @property
     def shortfalls(self) -> list[str]:
@@ -78,14 +86,22 @@ def export_read_run(
     references = _refer(run, held_out) if held_out and to != "adapter" else None
     texts = [str(x["content"]) for p in (held_out.prompts if held_out else ()) for x in p.messages]
     certificates: list[Certificate] = []
+
+    def certify(exported: Exported) -> Certificate:
+        return _certify(run, exported, references or [], held_out or NOTHING, bound)
+
     try:
         with replace_folder(output) as staged:
             for exported in write_export(staged, run, to, onto, kind, texts):
-                if references and held_out:
-                    one = _certify(run, to, onto, exported, references, held_out, bound)
-                    certificates.append(one)
+                if references:
+                    certificates.append(certify(exported))
+            other = None
+            if onto == "original" and any(one.shortfalls() for one in certificates):
+                other = certify(write_export(staged / OTHER, run, "merged", "trained", kind, ())[0])
+                shutil.rmtree(staged / OTHER)
             if certificates:
-                listed = [one.as_dict() for one in certificates]
+                listed = {"files": [one.as_dict() for one in certificates]}
+                listed |= {"onto_trained_base": [other.as_dict()]} if other else {}
                 (staged / FILE).write_text(json.dumps(listed, indent=2) + "\n")
             card = format_export_card(run, to, certificates)
             (staged / "README.md").write_text(card, encoding="utf-8")
@@ -97,7 +113,7 @@ def export_read_run(
             f"the export {str(output)!r} could not be written ({refusal}); nothing is left of it: "
             "make room, or name another folder with --output"
         ) from error
-    return ExportResult(output, certificates)
+    return ExportResult(output, certificates, other)
 
 
 def merge_adapter(
@@ -161,8 +177,6 @@ def _refer(run: TrainedRun, held_out: HeldOut) -> list[Reference]:
 
 def _certify(
     run: TrainedRun,
-    to: Format,
-    onto: Onto,
     exported: Exported,
     references: Sequence[Reference],
     held_out: HeldOut,
@@ -174,9 +188,9 @@ def _certify(
     new, grade = held_out.max_new_tokens, held_out.grade
     figures = compare(model, run.tokenizer, references, stops, new, grade)
     return Certificate(
-        format=to,
+        format=exported.format,
         file=exported.name,
-        base="original" if to == "vllm" else onto,
+        base=exported.base,
         engine=exported.engine,
         arithmetic=str(dtype).removeprefix("torch."),
         step=run.step,

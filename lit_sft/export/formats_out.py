@@ -31,11 +31,15 @@ class Exported:
     """A file or a folder that can be run.
 
     Args:
+        format: It is of.
+        base: That it is merged onto, or put on.
         engine: What runs it.
         load: Return it as a model, in a dtype.
         name: Of the file; empty for the folder.
     """
 
+    format: Format
+    base: Onto
     engine: str
     load: Callable[[torch.dtype], nn.Module]
     name: str = ""
@@ -84,17 +88,22 @@ def write_export(
     Raises:
         InputError: If the run cannot be exported so.
     """
+    folder.mkdir(exist_ok=True)
     name = name_source(run.base.base_model)
     if to == "adapter":
         write_adapter(folder, run, name)
         return []
     if to == "vllm":
         write_vllm_adapter(folder, run, name)
-        return [Exported("PEFT", lambda other: load_on_published(run, folder, other))]
+        return [
+            Exported(
+                "vllm", "original", "PEFT", lambda other: load_on_published(run, folder, other)
+            )
+        ]
     if to == "merged":
         write_shards(folder, run.base, merge_tensors(run, onto), dtype)
         write_surroundings(folder, run.base, run.tokenizer, dtype)
-        return [Exported("transformers", lambda other: load_folder(folder, other))]
+        return [Exported("merged", onto, "transformers", lambda other: load_folder(folder, other))]
     return list(_write_gguf_files(folder, run, onto, texts))
 
 
@@ -128,7 +137,7 @@ def _write_gguf_files(
         file = f"{name}-{kind}.gguf"
         write_gguf(folder / file, base, fields, merge_tensors(run, onto), kind, name)
         gc.collect()
-        yield Exported("transformers", _gguf_loader(folder, file), file)
+        yield Exported("gguf", onto, "transformers", _gguf_loader(folder, file), file)
     stops: Any = make_generation_config(base, tokenizer).eos_token_id
     text, _ = make_modelfile(tokenizer, f"{name}-q8_0.gguf", stops)
     (folder / "Modelfile").write_text(text, encoding="utf-8")
