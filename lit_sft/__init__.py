@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lit_sft.data.encode import encode_chat
     from lit_sft.data.tokenizer import load_tokenizer
     from lit_sft.export.export_run import merge_adapter
-    from lit_sft.export.trained_run import load_trained
+    from lit_sft.export.trained_model import load_trained
     from lit_sft.model.adapter import Lora
     from lit_sft.model.base_model import Quantization
     from lit_sft.model.fast.kernels import Speed
@@ -47,7 +47,7 @@ _HOMES = {
     "WordProblems": "lit_sft.toy.word_problems",
     "WandbRun": "lit_sft.run.wandb_run",
     "export_run": "lit_sft.cli.export_command",
-    "load_trained": "lit_sft.export.trained_run",
+    "load_trained": "lit_sft.export.trained_model",
     "merge_adapter": "lit_sft.export.export_run",
     "last_checkpoint": "lit_sft.run.checkpoint_io",
     "make_trainer": "lit_sft.trainer",

@@ -21,7 +21,8 @@ from lit_sft.export.formats_out import (
     write_export,
 )
 from lit_sft.export.merge import Onto
-from lit_sft.export.trained_run import TrainedRun, build_trained, read_run
+from lit_sft.export.trained_model import build_trained
+from lit_sft.export.trained_run import TrainedRun, read_run
 from lit_sft.files import find_refusal, replace_folder
 from lit_sft.model.fast.memory import free_memory_bytes
 from lit_sft.types import Prompt

@@ -9,10 +9,18 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from transformers import LlamaConfig
 
 from lit_sft.errors import require
 from lit_sft.export.adapter_folder import name_source
-from lit_sft.export.gguf_file import TYPES, require_convertible, require_gguf, write_gguf
+from lit_sft.export.base_files import BaseFiles
+from lit_sft.export.gguf_file import (
+    ARCHITECTURES,
+    TYPES,
+    require_convertible,
+    require_gguf,
+    write_gguf,
+)
 from lit_sft.export.gguf_tokenizer import read_tokenizer
 from lit_sft.export.landing import make_generation_config, write_surroundings
 from lit_sft.export.merge import Onto, merge_tensors, require_known_layers, write_shards
@@ -137,11 +145,19 @@ def _write_gguf_files(
         file = f"{name}-{kind}.gguf"
         write_gguf(folder / file, base, fields, merge_tensors(run, onto), kind, name)
         gc.collect()
-        yield Exported("gguf", onto, "transformers", _gguf_loader(folder, file), file)
+        yield Exported("gguf", onto, "transformers", _gguf_loader(base, folder, file), file)
     stops: Any = make_generation_config(base, tokenizer).eos_token_id
     text, _ = make_modelfile(tokenizer, f"{name}-q8_0.gguf", stops)
     (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
-def _gguf_loader(folder: Path, file: str) -> Callable[[torch.dtype], nn.Module]:
-    return lambda dtype: load_folder(folder, dtype, gguf_file=file)
+def _gguf_loader(base: BaseFiles, folder: Path, file: str) -> Callable[[torch.dtype], nn.Module]:
+    """Return what loads a file's tensors; of its metadata, transformers reads a part alone."""
+    kind = type(base.config)
+    if ARCHITECTURES[type(base.layers).__name__] == "llama":  # Mistral's, too
+        kind = LlamaConfig
+    own = {
+        k: v for k, v in base.config.to_dict().items() if k not in ("model_type", "architectures")
+    }
+    config = kind.from_dict(own)
+    return lambda dtype: load_folder(folder, dtype, gguf_file=file, config=config)
