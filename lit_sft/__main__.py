@@ -9,8 +9,11 @@ COMMANDS = {
     "validate": "loss and exact match on the held-out rows",
     "test": "loss and exact match on the test split, with a 95 % interval",
     "predict": "answers to the prompts of the test split",
+    "export": "the trained model for PEFT, vLLM, transformers, llama.cpp or Ollama, and a proof",
     "inspect": "the rows as the model will see them, and figures of the data; reads no weights",
 }
+OWN_PARSERS = ("export",)
+"""Commands whose options are none of a config's: their own parsers tell them."""
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How a user says what a thread does while it waits for another; by default it spins, and takes the
 core from the one that it waits for where other processes run."""
@@ -49,6 +52,8 @@ def main() -> None:
     if arguments[0] == "inspect":  # it needs neither torch nor Lightning
         gc.disable()  # a sixth of its time; what it reads lives to the end, and has no cycles
         from lit_sft.inspect.command import run
+    elif arguments[0] == "export":
+        from lit_sft.cli.export_command import run
     else:
         from lit_sft.cli.app import run
 
@@ -94,6 +99,8 @@ def answer(arguments: list[str]) -> bool:
         if shell not in SHELLS:
             _refuse(f"there is no completion for {shell!r}", shell, list(SHELLS))
         print(make_completion(shell, COMMANDS), end="")
+    elif command in OWN_PARSERS:
+        return False
     elif command in COMMANDS:
         from lit_sft.cli.help import print_help
 

@@ -190,7 +190,7 @@ def _load_weights(
             bnb_4bit_compute_dtype=dtype,
         )
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
-    with _without_progress_bar() if is_local(base_model) else nullcontext():
+    with without_progress_bar() if is_local(base_model) else nullcontext():
         try:
             return load(
                 locate(base_model),
@@ -228,7 +228,7 @@ def fingerprint_base(model: nn.Module) -> str:
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
+def without_progress_bar() -> Iterator[None]:
     """A download is worth a bar; reading a local file is not."""
     bar: Any = transformers_logging
     was_enabled = bar.is_progress_bar_enabled()

@@ -1,0 +1,200 @@
+"""Export a run: write it whole or not at all, compare it with what was trained, and say so."""
+
+import gc
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lit_sft.data.prompts import find_stop_ids
+from lit_sft.errors import SaveError, require
+from lit_sft.export.certificate import FILE, Bound, Certificate, Grade, Reference, compare, refer
+from lit_sft.export.export_card import format_export_card
+from lit_sft.export.formats_out import (
+    Exported,
+    Format,
+    choose_dtype,
+    require_exportable,
+    write_export,
+)
+from lit_sft.export.merge import Onto
+from lit_sft.export.trained_model import build_trained
+from lit_sft.export.trained_run import TrainedRun, read_run
+from lit_sft.files import find_refusal, replace_folder
+from lit_sft.model.fast.memory import free_memory_bytes
+from lit_sft.types import Prompt
+
+
+class HeldOut(NamedTuple):
+    """What an export is compared on."""
+
+    prompts: Sequence[Prompt]
+    grade: Grade | None
+    """None where the task grades nothing."""
+    max_new_tokens: int
+
+
+NOTHING = HeldOut([], None, 1)
+OTHER = "onto_trained"
+"""A folder within the one that is written, for as long as it is compared."""
+
+
+class ExportResult(NamedTuple):
+    """What an export came to."""
+
+    folder: Path
+    certificates: list[Certificate]
+    """Of each file that can be run; empty where nothing was compared."""
+    other: Certificate | None = None
+    """What merging onto the base that was trained on gives, where the published one fell short."""
+
+    @property
+    def shortfalls(self) -> list[str]:
+        """In words, where it falls short of its bound."""
+        return [text for one in self.certificates for text in one.shortfalls()]
+
+
+def export_read_run(
+    run: TrainedRun,
+    to: Format,
+    output: Path,
+    onto: Onto,
+    dtype: str,
+    held_out: HeldOut | None,
+    bound: Bound,
+) -> ExportResult:
+    """Export a run that was read.
+
+    Args:
+        run: As `read_run` returns it.
+        to: The format.
+        output: The folder; it must be empty or not be there.
+        onto: What merged weights are merged onto.
+        dtype: Of merged weights, or `auto`.
+        held_out: What it is compared on; None compares nothing.
+        bound: What it has to keep to.
+
+    Raises:
+        InputError: If the run cannot be exported so, or the folder holds something.
+        SaveError: If the disk is full or read-only; nothing is left under the folder's name.
+    """
+    require_empty(output)
+    require_exportable(run, to)
+    kind = choose_dtype(run, dtype)
+    references = _refer(run, held_out) if held_out and to != "adapter" else None
+    texts = [str(x["content"]) for p in (held_out.prompts if held_out else ()) for x in p.messages]
+    certificates: list[Certificate] = []
+
+    def certify(exported: Exported) -> Certificate:
+        return _certify(run, exported, references or [], held_out or NOTHING, bound)
+
+    try:
+        with replace_folder(output) as staged:
+            for exported in write_export(staged, run, to, onto, kind, texts):
+                if references:
+                    certificates.append(certify(exported))
+            other = None
+            if onto == "original" and any(one.shortfalls() for one in certificates):
+                other = certify(write_export(staged / OTHER, run, "merged", "trained", kind, ())[0])
+                shutil.rmtree(staged / OTHER)
+            if certificates:
+                listed = {"files": [one.as_dict() for one in certificates]}
+                listed |= {"onto_trained_base": [other.as_dict()]} if other else {}
+                (staged / FILE).write_text(json.dumps(listed, indent=2) + "\n")
+            card = format_export_card(run, to, certificates)
+            (staged / "README.md").write_text(card, encoding="utf-8")
+    except Exception as error:  # safetensors and tokenizers have errors of their own
+        refusal = find_refusal(error)
+        if refusal is None:
+            raise
+        raise SaveError(
+            f"the export {str(output)!r} could not be written ({refusal}); nothing is left of it: "
+            "make room, or name another folder with --output"
+        ) from error
+    return ExportResult(output, certificates, other)
+
+
+def merge_adapter(
+    run: str | Path,
+    output: str | Path,
+    checkpoint: str | None = None,
+    base: Onto = "trained",
+    dtype: str = "auto",
+) -> Path:
+    """Merge the adapter of a run into its base, as safetensors that transformers and vLLM load.
+
+    Nothing is compared with the trained model; `lit_sft.export_run` does that, too.
+
+    Args:
+        run: The folder of a run.
+        output: The folder to write; it must be empty or not be there.
+        checkpoint: `best`, `last` or a file; None takes the best where a metric was monitored,
+            else the last.
+        base: `trained` merges onto the base as training computed with it, its four bits
+            dequantised; `original` onto the published one.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for that of the published base.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: If there is no such run, or its base is not the one that it was trained on.
+        SaveError: If the disk is full or read-only.
+    """
+    read = read_run(run, checkpoint)
+    return export_read_run(read, "merged", Path(output), base, dtype, None, Bound()).folder
+
+
+def require_empty(output: Path) -> None:
+    """Raise `InputError` if a folder to export to holds something, or is none."""
+    holds = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    require(
+        not holds,
+        f"--output: {str(output)!r} holds something already; name another folder, or delete it",
+    )
+
+
+def choose_arithmetic(run: TrainedRun) -> torch.dtype:
+    """Return what both models compute in: float32 where memory allows it."""
+    base = run.base
+    numbers = sum(torch.Size(base.shape(name)).numel() for name in base.names)
+    fits = 6 * numbers < free_memory_bytes(torch.device("cpu"))  # 4 bytes each, and 2 at loading
+    return torch.float32 if fits else run.dtype
+
+
+def find_ends(run: TrainedRun) -> list[int]:
+    """Return the tokens that end an answer."""
+    return find_stop_ids(run.tokenizer, run.base.config.get_text_config(), run.base.config)
+
+
+def _refer(run: TrainedRun, held_out: HeldOut) -> list[Reference]:
+    model, tokenizer = build_trained(run, choose_arithmetic(run))
+    prompts = held_out.prompts
+    return refer(model, tokenizer, prompts, find_ends(run), held_out.max_new_tokens)
+
+
+def _certify(
+    run: TrainedRun,
+    exported: Exported,
+    references: Sequence[Reference],
+    held_out: HeldOut,
+    bound: Bound,
+) -> Certificate:
+    gc.collect()  # the trained model is gone before the exported one comes
+    dtype, stops = choose_arithmetic(run), find_ends(run)
+    model: Any = exported.load(dtype)
+    new, grade = held_out.max_new_tokens, held_out.grade
+    figures = compare(model, run.tokenizer, references, stops, new, grade)
+    return Certificate(
+        format=exported.format,
+        file=exported.name,
+        base=exported.base,
+        engine=exported.engine,
+        arithmetic=str(dtype).removeprefix("torch."),
+        step=run.step,
+        bound=bound,
+        **figures,
+    )
