@@ -21,8 +21,9 @@ Supervised fine-tuning of chat models with QLoRA, on PyTorch Lightning.
 commands:
 {commands}
 
---ckpt_path last goes on from, or measures, the last checkpoint of the run's folder; auto does so
-where there is one. Without it, fit starts anew, and the others measure the base as it is.
+--ckpt_path last goes on from, or measures, the last checkpoint of the run's folder; best takes
+the one that measured best, auto the last where there is one. Without it, fit starts anew, and the
+others measure the base as it is.
 
 Every option of a command, with its default: lit-sft COMMAND --help
 The config that a command line makes:        lit-sft COMMAND ... --print_config

@@ -22,7 +22,7 @@ OWN = ("lit_sft.", "lightning.")
 """What is told of a class of these packages; of another, the parser tells, which imports it."""
 ABOUT = {
     "config": "A run's YAML file; of several, and of options behind them, the last one wins.",
-    "ckpt_path": "What to go on from, or to measure: last, auto (last, if there is one) or a file.",
+    "ckpt_path": "What to go on from, or to measure: last, best, auto (last, if any) or a file.",
     "seed_everything": "Of all that is drawn at random, 0 by default; true draws it, too.",
     "weights_only": "Not looked at: no checkpoint can run code.",
     "print_config": "Print the config that the command line makes, and stop.",
