@@ -10,7 +10,11 @@ COMMANDS = {
     "test": "loss and exact match on the test split, with a 95 % interval",
     "predict": "answers to the prompts of the test split",
     "inspect": "the rows as the model will see them, and figures of the data; reads no weights",
+    "chat": "speak to what a run has trained, at the terminal or in a pipe",
+    "push": "upload what a run has trained, or an export of it, to the Hugging Face Hub",
 }
+TOOLS = ("chat", "push")
+"""Those about a run that has ended: they take no config, and read their own words."""
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How a user says what a thread does while it waits for another; by default it spins, and takes the
 core from the one that it waits for where other processes run."""
@@ -39,7 +43,8 @@ def main() -> None:
 
     arguments = sys.argv[1:]
     is_fit = arguments[:1] == ["fit"]
-    SIGNALS.own_process("no step was taken, and the run is as it was" if is_fit else "stopped")
+    if arguments[:1] != ["chat"]:  # there, Ctrl-C ends an answer
+        SIGNALS.own_process("no step was taken, and the run is as it was" if is_fit else "stopped")
     if answer(arguments):
         return
     if not any(name in os.environ for name in WAITING):
@@ -50,6 +55,10 @@ def main() -> None:
     if arguments[0] == "inspect":  # it needs neither torch nor Lightning
         gc.disable()  # a sixth of its time; what it reads lives to the end, and has no cycles
         from lit_sft.inspect.command import run
+    elif arguments[0] == "chat":
+        from lit_sft.cli.chat import run
+    elif arguments[0] == "push":
+        from lit_sft.cli.push import run
     else:
         from lit_sft.cli.app import run
 
@@ -99,7 +108,8 @@ def answer(arguments: list[str]) -> bool:
         from lit_sft.cli.help import print_help
 
         if not print_help(arguments, COMMANDS[command]):
-            refuse_unknown_names(arguments)
+            if command not in TOOLS:
+                refuse_unknown_names(arguments)
             return False
     elif command.startswith("-"):  # a config, perhaps, and the command behind it
         later = next((n for n in (2, 1) if COMMANDS.keys() & arguments[n : n + 1]), None)

@@ -33,7 +33,12 @@ class Answer(NamedTuple):
     @property
     def verdict(self) -> str:
         """`right`, `wrong` or `no answer`."""
-        return "no answer" if self.grade is None else "right" if self.grade else "wrong"
+        return name_verdict(self.grade)
+
+
+def name_verdict(grade: bool | None) -> str:
+    """Return a grade in words: `right`, `wrong`, or `no answer` for None."""
+    return "no answer" if grade is None else "right" if grade else "wrong"
 
 
 class ExactMatch(Metric):

@@ -73,6 +73,37 @@ neither is read by `PeftModel` itself.{_say_base(card)}
 """
 
 
+def add_test_figures(card: str, record: Mapping[str, Any]) -> str:
+    """Return a card with what `lit-sft test` has measured of its weights in the `model-index`.
+
+    Args:
+        card: As `format_card` wrote it; figures of the test split that it has are replaced.
+        record: Of the test, as `lit_sft.callbacks.record_test` keeps it.
+    """
+    from huggingface_hub import EvalResult
+    from huggingface_hub import ModelCard as HubCard
+
+    read, about = HubCard(card), record["data"]
+    data: Any = read.data
+    kept = [x for x in data.eval_results or [] if x.dataset_split != about["split"]]
+    data.model_name = data.model_name or "A LoRA adapter"
+    data.eval_results = kept + [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=about["dataset"],
+            dataset_name=about["dataset"],
+            dataset_split=about["split"],
+            metric_type=name,
+            metric_name=f"test/{name}",
+            metric_value=round(value, 4),
+        )
+        for name, value in sorted(record["figures"].items())
+        if "seconds" not in name
+    ]
+    _, _, body = card.removeprefix("---\n").partition("\n---\n")
+    return f"---\n{data.to_yaml().strip()}\n---\n{body}"
+
+
 def name_source(path: str) -> str:
     """Return a Hub id as it is, and of a local path the last part: the rest is private."""
     if path == EMBEDDED_BASE or not is_local(path):

@@ -35,9 +35,11 @@ class RunFolder:
         self.adapter = self.root / "adapter"
         """For PEFT, vLLM and the Hub."""
         self.predictions = self.root / "predictions.jsonl"
-        """A line a row of the test split."""
+        """A line a prompt."""
         self.partial_predictions = self.root / "predictions.jsonl.part"
         """The same, as long as it is not complete."""
+        self.measured = self.root / "measured"
+        """What `lit-sft test` came to, a file for the weights that were tested."""
         self.wandb_id = self.root / "wandb" / "run_id"
         """Of the run of W&B that goes on when this one does."""
 
