@@ -28,6 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         target.check("push: ")
         folder = find_folder(Path(options.folder).expanduser())
+        _show_progress(sys.stderr.isatty())
         require_right(target, "push")
         complete_card(folder)
         message = options.message or f"Upload {folder.name}"
@@ -88,6 +89,14 @@ def complete_card(folder: Path) -> None:
         text = card.read_text(encoding="utf-8")
         with replace_file(card) as staged:
             staged.write_text(add_test_figures(text, figures), encoding="utf-8")
+
+
+def _show_progress(is_terminal: bool) -> None:
+    """Leave the client its bars where they can move: in a log they are lines without an end."""
+    if not is_terminal:
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
 
 
 def _say(text: str) -> None:
