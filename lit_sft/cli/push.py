@@ -94,7 +94,7 @@ def complete_card(folder: Path) -> None:
 def _show_progress(is_terminal: bool) -> None:
     """Leave the client its bars where they can move: in a log they are lines without an end."""
     if not is_terminal:
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
 
