@@ -17,7 +17,7 @@ from lit_sft.files import replace_file
 from lit_sft.model.answering import BATCH_TOKENS
 from lit_sft.model.distributed import max_over_ranks
 from lit_sft.model.module import SFTModule
-from lit_sft.run.early_stopping import Stoppers
+from lit_sft.run.early_stopping import Stoppers, require_same_rhythm
 from lit_sft.run.folder import RunFolder, is_trial
 from lit_sft.run.metrics_file import publish
 from lit_sft.run.records import read_generations
@@ -94,7 +94,9 @@ class GenerationEval(pl.Callback):
         self._grade = task.grade
         self._prompts = prompts[:limit][rank::world_size]
         if stage == "fit":
-            self._stoppers = Stoppers(trainer, [f"val/{name}" for name in SHARES])
+            figures = [f"val/{name}" for name in SHARES]
+            require_same_rhythm(trainer, figures, self.every_n_steps or 1)
+            self._stoppers = Stoppers(trainer, figures)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Measure the base as it is; a resumed run has done so already."""

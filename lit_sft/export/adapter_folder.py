@@ -1,4 +1,4 @@
-"""The adapter folder: what PEFT, vLLM and the Hub expect, written whole or not at all."""
+"""The adapter folder: what PEFT and the Hub expect, written whole or not at all."""
 
 import json
 from pathlib import Path

@@ -1,11 +1,33 @@
-"""Early stopping by a figure that is measured in a rhythm of its own."""
+"""Lightning's callbacks that monitor a figure which is measured in a rhythm of its own."""
 
 from collections.abc import Iterable
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities import rank_zero_info
+
+from lit_sft.errors import require
+
+
+def require_same_rhythm(trainer: pl.Trainer, names: Iterable[str], every_n_steps: int) -> None:
+    """Raise `InputError` if weights would be kept under a figure that other weights measured.
+
+    Args:
+        trainer: With its callbacks.
+        names: Of figures.
+        every_n_steps: Optimizer steps from one time they are measured to the next.
+    """
+    known = set(names)
+    for callback in getattr(trainer, "callbacks", []):
+        if isinstance(callback, ModelCheckpoint) and callback.monitor in known:
+            steps = callback._every_n_train_steps
+            require(
+                steps % every_n_steps == 0,
+                f"ModelCheckpoint.every_n_train_steps={steps} would keep weights that are not "
+                f"measured: {callback.monitor} is, at GenerationEval.every_n_steps={every_n_steps};"
+                " set the first to a multiple of the second",
+            )
 
 
 class Stoppers:

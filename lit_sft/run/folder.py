@@ -33,7 +33,7 @@ class RunFolder:
         self.previous_checkpoint = self.root / "checkpoints" / "previous.ckpt"
         """The one before, for the case that the last is damaged later."""
         self.adapter = self.root / "adapter"
-        """For PEFT, vLLM and the Hub."""
+        """For PEFT and the Hub."""
         self.predictions = self.root / "predictions.jsonl"
         """A line a prompt."""
         self.partial_predictions = self.root / "predictions.jsonl.part"

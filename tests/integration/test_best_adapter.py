@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from safetensors.torch import load_file
 
 import lit_sft
+from lit_sft.errors import InputError
 from lit_sft.run.best_checkpoint import best_of_folder, choose_best
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 from lit_sft.run.folder import RunFolder
@@ -127,6 +128,11 @@ def test_what_was_kept_is_found_in_a_folder_that_was_moved(tiny_base, tmp_path):
     (tmp_path / "here").rename(tmp_path / "there")
     moved = RunFolder(tmp_path / "there")
     assert choose_best(moved) == str(moved.last_checkpoint.with_name("best-step=4.ckpt"))
+
+
+def test_weights_that_nobody_measures_are_not_kept_as_the_best(tiny_base, tmp_path):
+    with pytest.raises(InputError, match="every_n_train_steps=3 would keep weights that are not"):
+        train(tiny_base, tmp_path, [graded(), keeping(every_n_train_steps=3)])
 
 
 def test_the_lowest_is_the_best_of_a_loss(tiny_base, tmp_path):
