@@ -103,7 +103,12 @@ def load_source(source: Source, accelerator: str = "auto") -> Trained:
     module = SFTModule(
         source.base, quantization=source.quantization, lora=lora, adapter=source.adapter
     )
-    require_trainable(module)  # reads configs alone, and refuses what is not plain LoRA
+    try:
+        require_trainable(module)  # reads configs alone, and refuses what is not plain LoRA
+    except InputError as error:
+        if not str(error).startswith("model.base_model"):
+            raise
+        raise InputError(f"{error}; name the base that is meant with --base") from error
     tokens, rows = read_adapter_tokens(source.adapter), module.count_embeddings()
     require(
         rows is None or max(tokens, default=-1) < rows,

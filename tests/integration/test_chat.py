@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,19 @@ def test_what_cannot_be_answered_is_a_line(short_run, tiny_base, arguments, says
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert says in line
+
+
+def test_an_adapter_that_was_moved_away_from_its_base_is_told_where_that_is(
+    endless_run, tiny_base, tmp_path
+):
+    moved = shutil.copytree(endless_run / "adapter", tmp_path / "adapter")
+    done = chat(moved, "--prompt", "a")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"there is no folder '{tiny_base.name}'" in line
+    assert line.endswith("; name the base that is meant with --base")
+    words = ("--prompt", "a", "--max_new_tokens", 8)
+    assert chat(moved, *words, "--base", tiny_base).stdout == chat(endless_run, *words).stdout
 
 
 def test_a_run_without_an_adapter_says_how_to_end_it(short_run, tmp_path):
