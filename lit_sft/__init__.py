@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lit_sft.callbacks.generation_eval import GenerationEval
     from lit_sft.callbacks.gradient_checkpointing import GradientCheckpointing
     from lit_sft.callbacks.hub_upload import HubUpload
-    from lit_sft.cli.export_command import export_run
+    from lit_sft.cli.export import export_run
     from lit_sft.data.datamodule import SFTDataModule
     from lit_sft.data.encode import encode_chat
     from lit_sft.data.tokenizer import load_tokenizer
@@ -46,7 +46,7 @@ _HOMES = {
     "Mixture": "lit_sft.tasks.mixture",
     "WordProblems": "lit_sft.toy.word_problems",
     "WandbRun": "lit_sft.run.wandb_run",
-    "export_run": "lit_sft.cli.export_command",
+    "export_run": "lit_sft.cli.export",
     "load_trained": "lit_sft.export.trained_model",
     "merge_adapter": "lit_sft.export.export_run",
     "last_checkpoint": "lit_sft.run.checkpoint_io",

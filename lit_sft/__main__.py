@@ -1,6 +1,7 @@
 """The door: help at once, everything else through `lit_sft.cli.app`."""
 
 import gc
+import importlib
 import os
 import sys
 
@@ -9,11 +10,13 @@ COMMANDS = {
     "validate": "loss and exact match on the held-out rows",
     "test": "loss and exact match on the test split, with a 95 % interval",
     "predict": "answers to the prompts of the test split",
-    "export": "the trained model for PEFT, vLLM, transformers, llama.cpp or Ollama, and a proof",
     "inspect": "the rows as the model will see them, and figures of the data; reads no weights",
+    "export": "the trained model for PEFT, vLLM, transformers, llama.cpp or Ollama, and a proof",
+    "chat": "speak to what a run has trained, at the terminal or in a pipe",
+    "push": "upload what a run has trained, or an export of it, to the Hugging Face Hub",
 }
-OWN_PARSERS = ("export",)
-"""Commands whose options are none of a config's: their own parsers tell them."""
+TOOLS = ("export", "chat", "push")
+"""Those about a run that has ended: they take no config, and read their own words."""
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How a user says what a thread does while it waits for another; by default it spins, and takes the
 core from the one that it waits for where other processes run."""
@@ -24,8 +27,9 @@ Supervised fine-tuning of chat models with QLoRA, on PyTorch Lightning.
 commands:
 {commands}
 
---ckpt_path last goes on from, or measures, the last checkpoint of the run's folder; auto does so
-where there is one. Without it, fit starts anew, and the others measure the base as it is.
+--ckpt_path last goes on from, or measures, the last checkpoint of the run's folder; best takes
+the one that measured best, auto the last where there is one. Without it, fit starts anew, and the
+others measure the base as it is.
 
 Every option of a command, with its default: lit-sft COMMAND --help
 The config that a command line makes:        lit-sft COMMAND ... --print_config
@@ -41,7 +45,8 @@ def main() -> None:
 
     arguments = sys.argv[1:]
     is_fit = arguments[:1] == ["fit"]
-    SIGNALS.own_process("no step was taken, and the run is as it was" if is_fit else "stopped")
+    if arguments[:1] != ["chat"]:  # there, Ctrl-C ends an answer
+        SIGNALS.own_process("no step was taken, and the run is as it was" if is_fit else "stopped")
     if answer(arguments):
         return
     if not any(name in os.environ for name in WAITING):
@@ -52,8 +57,8 @@ def main() -> None:
     if arguments[0] == "inspect":  # it needs neither torch nor Lightning
         gc.disable()  # a sixth of its time; what it reads lives to the end, and has no cycles
         from lit_sft.inspect.command import run
-    elif arguments[0] == "export":
-        from lit_sft.cli.export_command import run
+    elif arguments[0] in TOOLS:
+        run = importlib.import_module(f"lit_sft.cli.{arguments[0]}").run
     else:
         from lit_sft.cli.app import run
 
@@ -99,13 +104,12 @@ def answer(arguments: list[str]) -> bool:
         if shell not in SHELLS:
             _refuse(f"there is no completion for {shell!r}", shell, list(SHELLS))
         print(make_completion(shell, COMMANDS), end="")
-    elif command in OWN_PARSERS:
-        return False
     elif command in COMMANDS:
         from lit_sft.cli.help import print_help
 
         if not print_help(arguments, COMMANDS[command]):
-            refuse_unknown_names(arguments)
+            if command not in TOOLS:
+                refuse_unknown_names(arguments)
             return False
     elif command.startswith("-"):  # a config, perhaps, and the command behind it
         later = next((n for n in (2, 1) if COMMANDS.keys() & arguments[n : n + 1]), None)

@@ -15,6 +15,7 @@ from lit_sft.callbacks.checkpoint import LastCheckpoint
 from lit_sft.callbacks.console import Progress, Summary
 from lit_sft.callbacks.memory_advice import MemoryAdvice
 from lit_sft.callbacks.record_run import RecordRun
+from lit_sft.callbacks.record_test import RecordTest
 from lit_sft.callbacks.save_adapter import SaveAdapter
 from lit_sft.callbacks.write_predictions import WritePredictions
 from lit_sft.errors import InputError
@@ -83,7 +84,8 @@ def run_callbacks(every_n_steps: int = 50, grace_seconds: float = 20.0) -> list[
 
 def report_callbacks() -> list[pl.Callback]:
     """Return those that say and keep what a run does; its checkpoints are `LastCheckpoint`'s."""
-    return [Progress(), MemoryAdvice(), RecordRun(), SaveAdapter(), WritePredictions(), Summary()]
+    kept = [RecordRun(), RecordTest(), SaveAdapter(), WritePredictions()]
+    return [Progress(), MemoryAdvice(), *kept, Summary()]
 
 
 def settle_options(options: Any) -> None:

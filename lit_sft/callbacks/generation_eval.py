@@ -12,11 +12,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_sft.data.prompts import decode_answer, make_prompts
 from lit_sft.data.protocol import graded_data, run_data
 from lit_sft.errors import require
-from lit_sft.evaluation.exact_match import Answer, ExactMatch
+from lit_sft.evaluation.exact_match import SHARES, Answer, ExactMatch
 from lit_sft.files import replace_file
 from lit_sft.model.answering import BATCH_TOKENS
 from lit_sft.model.distributed import max_over_ranks
 from lit_sft.model.module import SFTModule
+from lit_sft.run.early_stopping import Stoppers, require_same_rhythm
 from lit_sft.run.folder import RunFolder, is_trial
 from lit_sft.run.metrics_file import publish
 from lit_sft.run.records import read_generations
@@ -29,6 +30,8 @@ class GenerationEval(pl.Callback):
 
     The prompts are rendered by the template of training. In training it runs before the first step,
     then every `every_n_steps`, and after the last step; it leaves no trace in what is trained.
+    Lightning's `ModelCheckpoint` and `EarlyStopping` see its figures at once, in whatever order
+    callbacks are given; an `EarlyStopping` of such a figure counts evaluations of it alone.
 
     Args:
         eval_rows: Rows of the validation split to answer; 0 answers all of them.
@@ -90,11 +93,17 @@ class GenerationEval(pl.Callback):
         rank, world_size = trainer.global_rank, trainer.world_size
         self._grade = task.grade
         self._prompts = prompts[:limit][rank::world_size]
+        if stage == "fit":
+            figures = [f"val/{name}" for name in SHARES]
+            require_same_rhythm(trainer, figures, self.every_n_steps or 1)
+            self._stoppers = Stoppers(trainer, figures)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Measure the base as it is; a resumed run has done so already."""
         if trainer.global_step == 0:
             self._evaluate_in_training(trainer, pl_module)
+        else:
+            self._stoppers.stop_again(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: SFTModule, *args: object) -> None:
         """Measure after the steps that are due."""
@@ -152,6 +161,8 @@ class GenerationEval(pl.Callback):
         figures = {f"val/{k}": v for k, v in shares.items()}
         figures["val/eval_seconds"] = time.perf_counter() - started
         publish(trainer, figures)
+        if trainer.global_step:  # the base as it is sets no mark
+            self._stoppers.look(trainer)
         if trainer.is_global_zero and not is_trial(trainer):
             self._keep_samples(trainer, answers[: self.samples])
 

@@ -28,6 +28,7 @@ from lit_sft.files import replace_file, require_writable
 from lit_sft.model.device import PrecisionName, limit_threads
 from lit_sft.model.module import SFTModule
 from lit_sft.model.trainer_options import require_limits
+from lit_sft.run.best_checkpoint import choose_best
 from lit_sft.run.checkpoint_io import choose_checkpoint
 from lit_sft.run.folder import RunFolder
 from lit_sft.run.lock import hold_folder
@@ -114,7 +115,7 @@ class SFTCommandLine(LightningCLI):
         settle_options(trainer)
         if self.subcommand == "fit":
             require_limits(trainer)
-        if config.ckpt_path not in (None, "last", "auto"):
+        if config.ckpt_path not in (None, "last", "auto", "best"):
             path = config.ckpt_path
             require(Path(path).is_file(), f"ckpt_path: there is no checkpoint {path!r}")
         self._hold_folder(config)
@@ -123,6 +124,8 @@ class SFTCommandLine(LightningCLI):
             config.ckpt_path = None  # it was interrupted before there was anything to save
         if config.ckpt_path in ("last", "auto"):
             config.ckpt_path = choose_checkpoint(folder, config.resume_policy == "fallback")
+        if config.ckpt_path == "best":
+            config.ckpt_path = choose_best(folder)
         if self.subcommand == "fit" and not is_asked_to_go_on:
             folder.require_no_run("--ckpt_path last")
 
@@ -131,7 +134,9 @@ class SFTCommandLine(LightningCLI):
         trainer, root = config.trainer, Path(config.trainer.default_root_dir)
         if self.subcommand not in ("fit", "predict") or trainer.fast_dev_run:
             return  # nothing is written
-        if config.ckpt_path != "last" or root.is_dir():  # otherwise there is no checkpoint
+        if (
+            config.ckpt_path not in ("last", "best") or root.is_dir()
+        ):  # otherwise there is no checkpoint
             require_writable(root, "trainer.default_root_dir")
             self._held.enter_context(hold_folder(root, self.subcommand))
 

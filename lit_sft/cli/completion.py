@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from lit_sft.cli.sections import Options
+from lit_sft.cli.sections import TOOLS, Options
 from lit_sft.cli.signatures import find_choices
 
 SHELLS = ("bash", "zsh", "fish")
@@ -53,7 +53,8 @@ def _list_words(command: str) -> dict[str, list[str]]:
     options = Options(command)
     helps: dict[str, list[str]] = {f"{section}.help": [] for section in options.sections}
     found = {name: find_choices(parameter) or [] for name, parameter in options.list_all()}
-    return found | helps | {"help": [], "print_config": []}
+    own: dict[str, list[str]] = {"help": []}
+    return found | helps | own | ({} if command in TOOLS else {"print_config": []})
 
 
 def _write_fish(

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from lit_sft.cli.sections import INSPECT, SECTIONS, SEEDED, Options, find_fields, list_fields
+from lit_sft.cli.sections import INSPECT, SECTIONS, SEEDED, TOOLS, Options, find_fields, list_fields
 from lit_sft.cli.signatures import (
     Parameter,
     find_choices,
@@ -22,7 +22,7 @@ OWN = ("lit_sft.", "lightning.")
 """What is told of a class of these packages; of another, the parser tells, which imports it."""
 ABOUT = {
     "config": "A run's YAML file; of several, and of options behind them, the last one wins.",
-    "ckpt_path": "What to go on from, or to measure: last, auto (last, if there is one) or a file.",
+    "ckpt_path": "What to go on from, or to measure: last, best, auto (last, if any) or a file.",
     "seed_everything": "Of all that is drawn at random, 0 by default; true draws it, too.",
     "weights_only": "Not looked at: no checkpoint can run code.",
     "print_config": "Print the config that the command line makes, and stop.",
@@ -58,6 +58,10 @@ def print_help(arguments: Sequence[str], about: str) -> bool:
 
 def _explain_command(command: str, about: str) -> Iterator[str]:
     options = Options(command)
+    if command in TOOLS:
+        yield f"usage: lit-sft {command} {TOOLS[command][0]} [--option VALUE ...]\n\n{about}\n"
+        yield from _list_lines(options.of_run.items())
+        return
     yield f"usage: lit-sft {command} --config FILE [--any.option VALUE ...]"
     yield f"\n{about}"
     for section in ("model", "data", "checkpoint"):

@@ -29,6 +29,12 @@ PARSERS = ("lightning.pytorch.cli", "lit_sft.cli.app")
 """The modules that add single options to the parser."""
 INSPECT = "lit_sft.inspect.command"
 """The module of a command that looks at the data alone, and has a parser of its own."""
+TOOLS = {
+    "export": ("RUN", "lit_sft.cli.export"),
+    "chat": ("RUN_OR_ADAPTER", "lit_sft.cli.chat"),
+    "push": ("RUN_OR_FOLDER REPO", "lit_sft.cli.push"),
+}
+"""Commands about a run that has ended: the words that they take, and the modules that read them."""
 TRAINER_DEFAULTS = "lit_sft.cli.app.TRAINER_DEFAULTS"
 """The trainer's, where they are not Lightning's."""
 GIVEN = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
@@ -50,6 +56,10 @@ class Options:
     def __init__(self, command: str) -> None:
         inspects = command == "inspect"
         read = ("data",) if inspects else tuple(SECTIONS)
+        if command in TOOLS:
+            self.sections: dict[str, Mapping[str, Parameter] | None] = {}
+            self.of_run = dict(find_flags(TOOLS[command][1]))
+            return
         self.sections = {name: find_parameters(find_class(SECTIONS[name])) for name in read}
         """None where a class takes what its source does not tell."""
         if known := self.sections.get("trainer"):

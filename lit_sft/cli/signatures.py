@@ -83,7 +83,13 @@ def find_flags(module: str) -> Iterator[tuple[str, Parameter]]:
         about = words.get("help")
         text = str(about.value) if isinstance(about, ast.Constant) else ""
         is_switch = "action" in words and "store_true" in ast.unparse(words["action"])
-        default = words.get("default", ast.Constant(False if is_switch else None))
+        default: ast.expr | None = words.get("default") or ast.Constant(
+            False if is_switch else None
+        )
+        if isinstance(default, ast.Name) and (bound := find_binding(f"{module}.{default.id}")):
+            default = getattr(bound[0], "value", default)
+        if "required" in words:
+            default = None
         for arg in call.args:
             if isinstance(arg, ast.Constant) and str(arg.value).startswith("--"):
                 taken = Parameter(words.get("type"), module, default, text)

@@ -13,7 +13,7 @@ from lit_sft.data.encoded_rows import EncodedRows
 from lit_sft.data.ledger import make_ledger
 from lit_sft.data.options import DataOptions
 from lit_sft.data.prepare import PreparedSplit, describe_splits, prepare_splits
-from lit_sft.data.prompts import make_prompts
+from lit_sft.data.prompts import find_prompts
 from lit_sft.data.streaming import StreamedRows, make_loader
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.data.vocabulary import (
@@ -88,15 +88,15 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
         return self._loaders_by_source("test")
 
     def predict_dataloader(self) -> DataLoader[Prompt]:
-        """Return the prompts of the test split, as lists of `lit_sft.types.Prompt`."""
+        """Return the prompts of `data.predict_on`, as lists of `lit_sft.types.Prompt`."""
         require(
             self.trainer is None or self.trainer.world_size == 1,
             "predict runs on one device; set trainer.devices=1",
         )
-        prompts: Any = make_prompts(self.task, "test", self.tokenizer, self.val_rows)
+        prompts: Any = find_prompts(self.task, self.predict_on, self.tokenizer, self.val_rows)
         if rows := self._count_embeddings():
             for prompt in prompts:
-                where = f"test row {prompt.row} holds it"
+                where = f"row {prompt.row} of {self.predict_on} holds it"
                 require_embeddings(self.tokenizer, prompt.input_ids, rows, where)
         return DataLoader(prompts, batch_size=PREDICTED_ROWS, collate_fn=list)
 
@@ -137,9 +137,7 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
             window: Its number within the epoch, from 0.
         """
         rows = self._rows_to_train_on()
-        sampler = WindowSampler(
-            len(rows), self._window_rows(), self.seed, first_window=window
-        )
+        sampler = WindowSampler(len(rows), self._window_rows(), self.seed, first_window=window)
         sampler.set_epoch(epoch)
         numbers, train = next(iter(sampler)), self.prepared["train"]
         if train.stream:

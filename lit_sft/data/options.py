@@ -59,6 +59,8 @@ class DataOptions:
         dedup: Leave rows out of `train` whose question stands earlier in it, or in `val` or `test`,
             see `lit_sft.data.duplicates`. Without it `val` alone is compared, and the repeated rows
             are counted: `test` may be a download that the run does not need otherwise.
+        predict_on: What `lit-sft predict` answers: the split `test`, `val` or `train`, or a file of
+            prompts in any format of `lit_sft.ChatFile`, with answers or without.
         cache_dir: Where encoded rows are kept between runs; without one, `LIT_SFT_CACHE` or
             `~/.cache/lit_sft`.
     """
@@ -81,6 +83,7 @@ class DataOptions:
         num_workers: int = 0,
         seed: int = 0,
         dedup: bool = False,
+        predict_on: str = "test",
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
@@ -92,7 +95,7 @@ class DataOptions:
         )
         self.leaves_passes_open = max_tokens_per_pass == "auto"
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
-        self.streaming, self.dedup = streaming, dedup
+        self.streaming, self.dedup, self.predict_on = streaming, dedup, predict_on
         self.tokenizer_path, self.chat_template = tokenizer, chat_template
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self._tokenizer: PreTrainedTokenizerBase | None = None

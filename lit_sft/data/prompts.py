@@ -1,16 +1,19 @@
 """Rows to prompts that a model has to answer, and the tokens that end an answer."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.encode import encode_chat, encode_prompt, naming
-from lit_sft.data.splits import read_conversations, read_split
+from lit_sft.data.splits import MissingSplit, read_conversations, read_split
 from lit_sft.errors import require
 from lit_sft.tasks.base import ChatTask
+from lit_sft.tasks.chat_file import ChatFile
 from lit_sft.types import IGNORE_INDEX, Message, Prompt, Split
 
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SHOTS_SEED = 0
 """Fixed, so that every run sees the same examples before the question."""
 PROBE: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -44,6 +47,32 @@ def make_prompts(
             input_ids = encode_prompt(tokenizer, [*shots, *messages])
         prompts.append(Prompt(number, input_ids, messages, rows[number][1]))
     return prompts
+
+
+def find_prompts(
+    task: ChatTask, where: str, tokenizer: PreTrainedTokenizerBase, val_rows: int
+) -> list[Prompt]:
+    """Return the prompts of a split of a task, or of a file of any chat format.
+
+    Args:
+        task: Whose split it is.
+        where: `train`, `val` or `test`, or the path of a file, with answers or without.
+        tokenizer: As `load_tokenizer` returns it.
+        val_rows: As `make_prompts` has it.
+
+    Raises:
+        InputError: If there is no such split or file, or a row cannot be read or rendered.
+    """
+    if split := next((split for split in SPLITS if split == where), None):
+        try:
+            return make_prompts(task, split, tokenizer, val_rows)
+        except MissingSplit as error:
+            raise MissingSplit(f"{error}; --data.predict_on names another, or a file") from error
+    require(
+        Path(where).expanduser().is_file(),
+        f"data.predict_on: expected {', '.join(SPLITS)} or a file, and there is no file {where!r}",
+    )
+    return make_prompts(ChatFile(str(Path(where).expanduser())), "train", tokenizer, 0)
 
 
 def decode_answer(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:

@@ -13,6 +13,9 @@ from lit_sft.errors import InputError
 Z_95 = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution."""
 
+SHARES = ("exact_match", "no_answer", "unfinished")
+"""What is told of answers, each a share of all."""
+
 
 class Answer(NamedTuple):
     """One graded answer."""
@@ -30,7 +33,12 @@ class Answer(NamedTuple):
     @property
     def verdict(self) -> str:
         """`right`, `wrong` or `no answer`."""
-        return "no answer" if self.grade is None else "right" if self.grade else "wrong"
+        return name_verdict(self.grade)
+
+
+def name_verdict(grade: bool | None) -> str:
+    """Return a grade in words: `right`, `wrong`, or `no answer` for None."""
+    return "no answer" if grade is None else "right" if grade else "wrong"
 
 
 class ExactMatch(Metric):
@@ -83,12 +91,11 @@ class ExactMatch(Metric):
             also `exact_match_low` and `exact_match_high`.
         """
         total, right = int(self.total), int(self.right)
-        counts = {
-            "exact_match": right,
-            "no_answer": int(self.no_answer),
-            "unfinished": int(self.unfinished),
+        counts = (right, int(self.no_answer), int(self.unfinished))
+        shares = {
+            name: count / total if total else math.nan
+            for name, count in zip(SHARES, counts, strict=True)
         }
-        shares = {name: count / total if total else math.nan for name, count in counts.items()}
         if self.with_interval:
             low, high = wilson_interval(right, total) if total else (math.nan, math.nan)
             shares |= {"exact_match_low": low, "exact_match_high": high}

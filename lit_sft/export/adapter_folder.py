@@ -1,48 +1,18 @@
-"""The adapter folder: what PEFT, vLLM and the Hub expect, written whole or not at all."""
+"""The adapter folder: what PEFT and the Hub expect, written whole or not at all."""
 
 import json
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from lit_sft.data.prompts import find_stop_ids
 from lit_sft.errors import SaveError
+from lit_sft.export.card import ModelCard, format_card, name_source
 from lit_sft.files import find_refusal, replace_folder
 from lit_sft.model.saved_adapter import PROVENANCE
-from lit_sft.paths import EMBEDDED_BASE, is_local
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
-
-TAGS = ("lit-sft", "lora", "sft")
-"""Of an adapter on the Hub."""
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What a model card says.
-
-    Args:
-        base_model: A Hub id or a folder; a folder is named, and left out of the metadata.
-        dataset: A Hub id or a folder, likewise.
-        base_sha256: Of the base, as `lit_sft.model.base_model.fingerprint_base` computes it.
-        template_sha256: Of the chat template that the adapter was trained with.
-        metrics: The last values of the run's metrics, such as `val/loss`.
-        steps: Optimizer steps taken.
-        config: The resolved config of the run, as plain values.
-    """
-
-    base_model: str
-    dataset: str
-    base_sha256: str
-    template_sha256: str
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    steps: int = 0
-    config: Mapping[str, Any] = field(default_factory=dict)
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
 def save_adapter(
@@ -87,88 +57,43 @@ def _save_adapter(
         # "auto" would ask the Hub whether the vocabulary was resized; it never is here.
         model.save_pretrained(str(staged), save_embedding_layers=False)
         tokenizer.save_pretrained(staged)
-        provenance = {"base_model": name_source(card.base_model), "base_sha256": card.base_sha256}
-        provenance["template_sha256"] = card.template_sha256
-        (staged / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+        make_generation_config(model, tokenizer).save_pretrained(staged)
+        provenance = json.dumps(describe_provenance(card), indent=2)
+        (staged / PROVENANCE).write_text(provenance + "\n")
         (staged / "README.md").write_text(format_card(card), encoding="utf-8")
 
 
-def format_card(card: ModelCard) -> str:
-    """Return the card: YAML metadata, then Markdown. Local folders are reduced to their names."""
-    base, dataset = name_source(card.base_model), name_source(card.dataset)
-    metrics = "".join(
-        f"| `{name}` | {value:.4f} |\n" for name, value in sorted(card.metrics.items())
+def make_generation_config(
+    model: "PeftModel", tokenizer: "PreTrainedTokenizerBase"
+) -> "GenerationConfig":
+    """Return how the adapter answers: greedily, up to the end of a turn.
+
+    A base names its own end token, which is often none that the chat template writes.
+    """
+    from transformers import GenerationConfig
+
+    config: Any = model.config
+    make: Any = GenerationConfig  # without annotations
+    stop_ids = find_stop_ids(
+        tokenizer, config.get_text_config(), config, getattr(model, "generation_config", None)
     )
-    table = f"\n| metric | value |\n|---|---|\n{metrics}" if metrics else ""
-    return f"""---
-{_format_metadata(card)}
----
-
-# A LoRA adapter of {base}
-
-Fine-tuned for {card.steps:,} optimizer steps on {dataset}, with the loss on the assistant's tokens
-only.
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "this repository or folder")
-```
-
-The tokenizer in this repository carries the chat template that the adapter was trained with
-(SHA-256 `{card.template_sha256}`).
-{table}
-## Config
-
-```yaml
-{yaml.safe_dump(_without_local_paths(card.config), sort_keys=False).strip()}
-```
-"""
-
-
-def name_source(path: str) -> str:
-    """Return a Hub id as it is, and of a local path the last part: the rest is private."""
-    if path == EMBEDDED_BASE or not is_local(path):
-        return path
-    return Path(path).expanduser().resolve().name
-
-
-def _format_metadata(card: ModelCard) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
-
-    dataset = name_source(card.dataset)
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=dataset,
-            dataset_name=dataset,
-            dataset_split="validation",
-            metric_type=name.removeprefix("val/"),
-            metric_name=name,
-            metric_value=round(value, 4),
-        )
-        for name, value in sorted(card.metrics.items())
-        if name.startswith("val/")
-    ]
-    metadata = ModelCardData(
-        library_name="peft",
-        pipeline_tag="text-generation",
-        base_model=None if is_local(card.base_model) else card.base_model,
-        datasets=None if is_local(card.dataset) else [card.dataset],
-        tags=list(TAGS),
-        model_name=f"A LoRA adapter of {name_source(card.base_model)}" if results else None,
-        eval_results=results or None,
+    made: GenerationConfig = make(
+        do_sample=False,
+        eos_token_id=stop_ids,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
     )
-    return metadata.to_yaml().strip()
+    return made
 
 
-def _without_local_paths(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_local_paths(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_local_paths(item) for item in value]
-    if isinstance(value, str) and re.match(r"(file:/|/|~|\.\.)", value):
-        return PurePath(value).name  # where its owner keeps it is nobody's business
-    return value
+def describe_provenance(card: ModelCard) -> dict[str, Any]:
+    """Return what the weights are: their base, their step, and what they measured."""
+    return {
+        "base_model": name_source(card.base_model),
+        "base_sha256": card.base_sha256,
+        "template_sha256": card.template_sha256,
+        "step": card.steps,
+        "steps_taken": card.steps if card.steps_taken is None else card.steps_taken,
+        "best_by": card.monitor,
+        "metrics": dict(sorted(card.metrics.items())),
+    }

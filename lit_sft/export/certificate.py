@@ -22,6 +22,8 @@ from lit_sft.types import Prompt
 
 FILE = "certificate.json"
 LEAST_PROMPTS = 64
+EQUAL_TOKENS = 0.99
+KL_MEAN = 0.01
 KL_TOKENS = 16
 """Of an answer, at its start: the distributions over the vocabulary are kept, and are large."""
 BATCH_TOKENS = 2**13
@@ -52,8 +54,8 @@ class Bound:
         exact_match: The most that the exact match may fall, as a share.
     """
 
-    equal_tokens: float = 0.99
-    kl_mean: float = 0.01
+    equal_tokens: float = EQUAL_TOKENS
+    kl_mean: float = KL_MEAN
     exact_match: float = 1 / LEAST_PROMPTS
 
 

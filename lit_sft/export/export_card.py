@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_sft.data.tokenizer import hash_template
-from lit_sft.export.adapter_folder import ModelCard, format_card, name_source
+from lit_sft.export.card import ModelCard, format_card, name_source
 from lit_sft.export.certificate import Certificate
 from lit_sft.export.trained_run import TrainedRun
 from lit_sft.paths import is_local

@@ -87,13 +87,6 @@ class MetricsFile(Logger):
             self._rewrite()
         self._on_disk = len(self._rows)
 
-    def last_figures(self) -> dict[str, float]:
-        """Return the last value of each metric, of the whole run and not of this process alone."""
-        figures: dict[str, float] = {}
-        for step in sorted(self._rows):
-            figures |= {k: float(v) for k, v in self._rows[step].items() if k != "step"}
-        return figures
-
     @rank_zero_only
     def resume_from(self, step: int) -> None:
         """Read back the file of an interrupted run, without the rows behind a step."""

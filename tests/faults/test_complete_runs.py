@@ -1,5 +1,6 @@
 """A run that was cut off when its last step was done leaves what an uninterrupted one leaves."""
 
+import json
 import re
 
 import pytest
@@ -56,6 +57,29 @@ def test_an_extended_run_cut_off_at_its_end_leaves_the_adapter_it_ended_with(
     generations = "run/logs/generations.jsonl"
     assert (tmp_path / generations).read_bytes() == (whole / generations).read_bytes()
     assert resumed.stdout.partition("before ")[2] == said.partition("before ")[2]
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
+def test_a_run_cut_off_at_its_end_leaves_the_adapter_that_was_best(tiny_base, tmp_path, end):
+    """By the highest loss, so that it is an early one: an uninterrupted run leaves the same."""
+    best = (
+        "    - class_path: lightning.pytorch.callbacks.ModelCheckpoint\n"
+        "      init_args: {monitor: train/loss, mode: max, every_n_train_steps: 2}\n"
+    )
+    signal = "{class_path: killers.Signal, init_args: {step: 11, number: 15}}"
+    killer = f"    - {'killers.KillAtTheEnd' if end == 'SIGKILL' else signal}\n"
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert run(whole, tiny_base, callbacks=best).status == 0
+    assert run(tmp_path, tiny_base, callbacks=best + killer).status != 0
+    assert not (tmp_path / "run" / "adapter").exists()
+    resumed = run(tmp_path, tiny_base, "--ckpt_path", "last", callbacks=best + killer)
+    assert resumed.status == 0, resumed.stderr
+    assert "the best by train/loss" in resumed.stdout
+    for name in ("adapter_model.safetensors", "lit_sft.json"):
+        ours, theirs = (folder / "run" / "adapter" / name for folder in (tmp_path, whole))
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert json.loads(ours.read_text())["step"] < json.loads(ours.read_text())["steps_taken"] == 12
 
 
 def test_a_run_that_ends_at_an_earlier_checkpoint_leaves_its_adapter(tiny_base, tmp_path):

@@ -140,7 +140,8 @@ def test_prompts_are_enough_to_predict_from(tmp_path):
         )
         assert outcome.status == 0, outcome.stderr
         lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
-        asked = [json.loads(line)["messages"] for line in lines]
+        asked = [json.loads(line)["prompt"] for line in lines]
         assert [messages[-1]["role"] for messages in asked] == ["user"] * len(rows)
-        assert all(json.loads(line)["output"] for line in lines)
+        assert all(json.loads(line)["answer"] for line in lines)
+        assert all(json.loads(line)["reference"] is None for line in lines)
         assert not (tmp_path / "run" / "predictions.jsonl.part").exists()

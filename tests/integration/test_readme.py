@@ -2,8 +2,10 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -11,6 +13,7 @@ import pytest
 import yaml
 from command import ROOT, lit_sft
 
+from lit_sft.__main__ import TOOLS
 from lit_sft.cli.sections import Options
 from lit_sft.paths import EMBEDDED_BASE
 
@@ -33,7 +36,10 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "capitals" not in c])
 def test_a_command_is_understood(command):
-    words = [word.strip("'\"") for word in command.split()[1:]]
+    words = [word.strip("'\"") for word in shlex.split(command)[1:]]
+    if words[0] in TOOLS:
+        import_module(f"lit_sft.cli.{words[0]}").make_parser().parse_args(words[1:])
+        return
     # A run's own config exists only after the run; it is the same file, resolved.
     words = ["configs/gsm8k_qlora.yaml" if word.startswith("runs/") else word for word in words]
     outcome = lit_sft(*words, *([] if "--help" in words else ["--print_config"]))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from command import ROOT, lit_sft_from_scratch
 
-from lit_sft.cli.export_command import export_run, read_held_out
+from lit_sft.cli.export import export_run, read_held_out
 from lit_sft.export.certificate import generate
 from lit_sft.export.export_run import find_ends
 from lit_sft.export.formats_out import load_on_published

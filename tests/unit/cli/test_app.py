@@ -50,7 +50,7 @@ def test_a_typo_behind_a_config_and_the_command_is_told(capsys, before):
     [
         (
             ["fti"],
-            "there is no command 'fti'; use one of fit, validate, test, predict, inspect. D",
+            "there is no command 'fti'; use one of fit, validate, test, predict, inspect",
         ),
         (
             ["--completion", "fsh"],

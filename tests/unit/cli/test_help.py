@@ -2,15 +2,17 @@
 
 import inspect
 import json
+import re
 import resource
 import subprocess
 import sys
+from importlib import import_module
 
 import lightning.pytorch as pl
 import pytest
 
 from lit_sft import ChatFile, Lora, SFTDataModule, SFTModule
-from lit_sft.__main__ import COMMANDS
+from lit_sft.__main__ import COMMANDS, TOOLS
 from lit_sft.callbacks.checkpoint import LastCheckpoint
 from lit_sft.cli.app import TRAINER_DEFAULTS
 from lit_sft.cli.help import print_help
@@ -33,7 +35,7 @@ def write(default: object) -> str:
     return default if isinstance(default, str) else json.dumps(default)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in TOOLS])
 def test_a_command_tells_every_option_of_ours_with_its_default(capsys, command):
     lines = explain(capsys, command, "--help").splitlines()
     assert len(lines) <= 120
@@ -55,6 +57,17 @@ def test_a_command_tells_every_option_of_ours_with_its_default(capsys, command):
     assert {"config", "print_config"} <= told.keys()
     of_command = {"inspect": {"split", "html", "json"}}
     assert of_command.get(command, {"ckpt_path", "resume_policy", "seed_everything"}) <= told.keys()
+
+
+@pytest.mark.parametrize("command", TOOLS)
+def test_a_tool_tells_every_option_that_its_parser_takes(capsys, command):
+    shown = explain(capsys, command, "--help")
+    parser = import_module(f"lit_sft.cli.{command}").make_parser()
+    options = [x for x in parser._actions if x.option_strings and x.dest != "help"]
+    assert len(options) >= 2
+    assert re.findall(r"^  --(\w+)", shown, re.MULTILINE) == [x.dest for x in options]
+    words = [x.metavar for x in parser._actions if not x.option_strings]
+    assert f"usage: lit-sft {command} {' '.join(words)} [" in shown
 
 
 @pytest.mark.parametrize(

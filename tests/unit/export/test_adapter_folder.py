@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import SaveError
-from lit_sft.export.adapter_folder import ModelCard, format_card, save_adapter
+from lit_sft.export.adapter_folder import save_adapter
+from lit_sft.export.card import ModelCard, format_card
 
 HASH = "0123456789abcdef" * 4
 

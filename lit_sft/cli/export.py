@@ -11,7 +11,7 @@ from lit_sft.cli.allowlist import limit_imports
 from lit_sft.cli.failures import explain
 from lit_sft.data.prompts import make_prompts
 from lit_sft.errors import require
-from lit_sft.export.certificate import LEAST_PROMPTS, Bound
+from lit_sft.export.certificate import EQUAL_TOKENS, KL_MEAN, LEAST_PROMPTS, Bound
 from lit_sft.export.export_run import ExportResult, HeldOut, export_read_run, require_empty
 from lit_sft.export.formats_out import DTYPES, Format
 from lit_sft.export.merge import Onto
@@ -125,42 +125,39 @@ def make_parser() -> argparse.ArgumentParser:
         "--to",
         choices=get_args(Format),
         required=True,
-        help="adapter: for PEFT; vllm: an adapter that vLLM loads; merged: safetensors; gguf: for "
-        "llama.cpp and Ollama",
+        help="adapter (for PEFT), vllm, merged (safetensors) or gguf",
     )
-    parser.add_argument(
-        "--checkpoint", help="best, last or a file; the best where a metric was monitored"
-    )
-    parser.add_argument("--output", help="the folder to write (RUN/export/FORMAT)")
+    parser.add_argument("--checkpoint", help="best, last or a file: else the best, or last")
+    parser.add_argument("--output", help="the folder to write, else RUN/export/FORMAT")
     parser.add_argument(
         "--base",
         choices=get_args(Onto),
         default="trained",
-        help="merge onto the base as training computed with it, or onto the published one",
+        help="merge onto the base as trained, or as published (original)",
     )
     parser.add_argument(
         "--dtype",
         choices=("auto", *DTYPES),
         default="auto",
-        help="of merged weights; auto is that of the published base",
+        help="of merged weights: auto is that of the published base",
     )
     parser.add_argument(
         "--prompts",
         type=int,
         default=LEAST_PROMPTS,
-        help="held-out ones to compare on (%(default)s); 0 compares nothing",
+        help="held-out ones to compare on, 0 for none",
     )
     parser.add_argument(
         "--min_equal",
         type=float,
-        default=Bound.equal_tokens,
-        help="the least share of equal greedy tokens (%(default)s)",
+        default=EQUAL_TOKENS,
+        help="the least share of equal greedy tokens",
     )
     parser.add_argument(
         "--max_kl",
         type=float,
-        default=Bound.kl_mean,
-        help="the largest mean KL of the next token, in nats (%(default)s)",
+        default=KL_MEAN,
+        help="the largest mean KL of the next token, in nats",
     )
     return parser
 

@@ -1,0 +1,88 @@
+"""Say which weights are measured, and keep what `lit-sft test` measures."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_sft.data.protocol import run_data
+from lit_sft.data.tokenizer import hash_template
+from lit_sft.export.card import name_source
+from lit_sft.model.base_model import fingerprint_base
+from lit_sft.model.module import SFTModule
+from lit_sft.run.folder import RunFolder, is_trial
+from lit_sft.run.measured import find_weights, write_measured
+
+
+class RecordTest(pl.Callback):
+    """Write `measured/test-step-N.json` under the run's folder, or that of `base` or `adapter`.
+
+    It has the figures, with the 95 % interval of the exact match, and what they are of: the base,
+    the checkpoint, the template and the rows.
+    """
+
+    @rank_zero_only
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
+        """Say which weights `lit-sft validate` measures."""
+        if trainer.state.fn == "validate":
+            print(f"measuring {find_weights(trainer, pl_module).text}", flush=True)
+
+    @rank_zero_only
+    def on_test_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
+        """Say which weights are tested."""
+        print(f"measuring {find_weights(trainer, pl_module).text}", flush=True)
+
+    @rank_zero_only
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
+        """Say which weights answer."""
+        print(f"answering with {find_weights(trainer, pl_module).text}", flush=True)
+
+    @rank_zero_only
+    def on_test_end(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
+        """Write the figures, and say where."""
+        if is_trial(trainer):
+            return
+        weights = find_weights(trainer, pl_module)
+        path = write_measured(
+            RunFolder.of(trainer), weights, describe_test(trainer, pl_module, weights._asdict())
+        )
+        print(f"wrote {path}", flush=True)
+
+
+def describe_test(
+    trainer: pl.Trainer, module: SFTModule, weights: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what was measured and what of, as plain values; no place on this machine is named.
+
+    Args:
+        trainer: After the test.
+        module: What was tested.
+        weights: Which `checkpoint` and `step` it had.
+    """
+    data = run_data(trainer)
+    source = getattr(data, "task", data)
+    test = getattr(data, "prepared", {}).get("test")
+    figures = {
+        name.removeprefix("test/"): value.item()
+        for name, value in sorted(trainer.callback_metrics.items())
+        if name.startswith("test/")
+    }
+    low, high = (figures.pop(f"exact_match_{end}", None) for end in ("low", "high"))
+    return {
+        "base_model": name_source(module.base_model),
+        "base_sha256": fingerprint_base(module.model),
+        "checkpoint": weights["checkpoint"],
+        "step": weights["step"],
+        "adapter": name_source(module.adapter) if module.adapter else None,
+        "template_sha256": hash_template(data.tokenizer),
+        "precision": str(trainer.precision),
+        "quantization": module.quantization.format,
+        "data": {
+            "dataset": name_source(getattr(source, "path", type(source).__name__)),
+            "split": "test",
+            "rows": test.ledger.rows if test else None,
+            "sha256": test.fingerprint if test else None,
+        },
+        "figures": figures,
+        "exact_match_95": None if low is None else [low, high],
+    }

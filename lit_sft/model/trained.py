@@ -1,0 +1,155 @@
+"""What a run has trained, ready to answer: found by the run's folder, or the adapter's."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lit_sft.data.prompts import find_stop_ids
+from lit_sft.data.tokenizer import load_tokenizer
+from lit_sft.errors import InputError, require
+from lit_sft.model.adapter import Lora
+from lit_sft.model.base_model import Quantization
+from lit_sft.model.build import build_model, require_trainable
+from lit_sft.model.device import choose_precision, compute_dtype, describe_device, find_device
+from lit_sft.model.fast.attention import use_attention
+from lit_sft.model.module import SFTModule
+from lit_sft.model.saved_adapter import (
+    CONFIG,
+    TARGETING,
+    read_adapter_config,
+    read_adapter_tokens,
+)
+from lit_sft.paths import is_local
+from lit_sft.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+class Source(NamedTuple):
+    """An adapter, and how its base was loaded."""
+
+    adapter: str
+    """A folder or a Hub id."""
+    base: str
+    quantization: Quantization
+    precision: str | None
+    """As it was trained in; None where that is not known."""
+
+
+class Trained(NamedTuple):
+    """A model that answers."""
+
+    model: "PeftModel"
+    """In eval mode, on its device."""
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: list[int]
+    """Tokens that end an answer."""
+    dtype: torch.dtype
+    """What it is computed in."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context to compute in, the one of training."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        device: torch.device = next(self.model.parameters()).device
+        return torch.autocast(device.type, self.dtype)
+
+
+def find_trained(place: str, base: str | None = None) -> Source:
+    """Return the adapter of a run, of an adapter's folder or of a Hub id; no weights are touched.
+
+    Args:
+        place: Where it is.
+        base: In place of the base that the run or the adapter names.
+
+    Raises:
+        InputError: If there is no adapter, or it does not say what it belongs to.
+    """
+    adapter, folder = place, None
+    if is_local(place):
+        path = Path(place).expanduser()
+        require(path.is_dir(), f"there is no folder {place!r} (a Hub id reads owner/name)")
+        folder = RunFolder(path if not (path / CONFIG).is_file() else path.resolve().parent)
+        adapter = str(path if (path / CONFIG).is_file() else folder.adapter)
+        _require_finished(folder, place, adapter)
+    config = folder.read_config() if folder else {}
+    model, trainer = config.get("model") or {}, config.get("trainer") or {}
+    named = base or model.get("base_model") or _name_base(adapter)
+    quantization = Quantization(**model["quantization"]) if "quantization" in model else None
+    precision = trainer.get("precision")
+    return Source(adapter, named, quantization or Quantization(), precision)
+
+
+def load_source(source: Source, accelerator: str = "auto") -> Trained:
+    """Load a base and its adapter as they were trained, to answer.
+
+    Args:
+        source: As `find_trained` returns it.
+        accelerator: As `lightning.Trainer` takes it.
+
+    Raises:
+        InputError: If the base is another, or cannot be found, or the adapter is not plain LoRA.
+    """
+    config = read_adapter_config(source.adapter)
+    lora = Lora(
+        r=config.get("r", 8),
+        alpha=config.get("lora_alpha", 8),
+        target_modules=_as_given(config.get(TARGETING[0])),
+    )
+    module = SFTModule(
+        source.base, quantization=source.quantization, lora=lora, adapter=source.adapter
+    )
+    try:
+        require_trainable(module)  # reads configs alone, and refuses what is not plain LoRA
+    except InputError as error:
+        if not str(error).startswith("model.base_model"):
+            raise
+        raise InputError(f"{error}; name the base that is meant with --base") from error
+    tokens, rows = read_adapter_tokens(source.adapter), module.count_embeddings()
+    require(
+        rows is None or max(tokens, default=-1) < rows,
+        f"the adapter {source.adapter!r} has trained a row of token {max(tokens, default=0)}, and "
+        f"{source.base!r} has {rows} tokens: it is not the base that it was trained on",
+    )
+    tokenizer = load_tokenizer(source.adapter)
+    device = find_device(accelerator)
+    precision = choose_precision(describe_device(device))[0]
+    if source.precision in ("32-true", "bf16-mixed") and describe_device(device).has_bf16:
+        precision = source.precision
+    dtype = compute_dtype(precision)
+    model = build_model(module, tokenizer, dtype, device).model.eval()
+    model.requires_grad_(False)
+    use_attention(model, packed=False)
+    named: Any = model.generation_config
+    stop_ids = find_stop_ids(tokenizer, model.config.get_text_config(), model.config, named)
+    return Trained(model, tokenizer, stop_ids, dtype)
+
+
+def _require_finished(folder: RunFolder, place: str, adapter: str) -> None:
+    if (Path(adapter) / CONFIG).is_file():
+        return
+    if folder.last_checkpoint.is_file():
+        raise InputError(
+            f"the run in {place!r} has no adapter yet: it has not ended; end it with "
+            f"lit-sft fit --config {folder.config} --ckpt_path last"
+        )
+    raise InputError(
+        f"{place!r} is neither a run's folder with an {folder.adapter.name}/ nor an adapter's with "
+        f"an {CONFIG}"
+    )
+
+
+def _name_base(adapter: str) -> str:
+    base = read_adapter_config(adapter).get("base_model_name_or_path")
+    require(bool(base), f"{adapter!r} does not name its base; say it with --base")
+    return str(base)
+
+
+def _as_given(targets: Any) -> tuple[str, ...] | str:
+    if isinstance(targets, str):
+        return targets
+    return tuple(targets or ())

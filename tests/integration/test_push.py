@@ -1,0 +1,142 @@
+"""`lit-sft push`, with the real client of the Hub against a server on the loopback interface."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from command import ROOT, lit_sft_in_process
+from hub_server import DROP, serve_hub
+from huggingface_hub import ModelCard
+from small_run import fit_options, isolated
+
+TOKEN = "hf_" + "x" * 34
+GRADING = [{"class_path": "lit_sft.GenerationEval", "init_args": {"every_n_steps": 4}}]
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with serve_hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def tested_run(tmp_path_factory):
+    """A run whose last weights were tested."""
+    folder = tmp_path_factory.mktemp("tested") / "run"
+    options = [
+        *fit_options("lit_sft/tiny", folder),
+        *("--data.task.test_rows", "4", "--model.max_new_tokens", "4"),
+        f"--trainer.callbacks={json.dumps(GRADING)}",
+    ]
+    for command in (["fit", *options], ["test", *options, "--ckpt_path", "last"]):
+        outcome = lit_sft_in_process(*command)
+        assert outcome.status == 0, outcome.stderr
+    return folder
+
+
+def push(hub, home, *arguments, token=TOKEN):
+    return subprocess.run(
+        [sys.executable, "-m", "lit_sft", "push", *map(str, arguments)],
+        cwd=ROOT, env=os.environ | isolated(home, HF_ENDPOINT=hub.url, HF_TOKEN=token),
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def refused(done, status=2):
+    assert done.returncode == status, done
+    said = [x for x in done.stderr.splitlines() if "the upload failed" not in x]
+    assert len(said) == 1, said
+    (line,) = said
+    assert line.startswith("error: ")
+    return line
+
+
+def test_a_run_s_adapter_arrives_with_what_was_measured_and_nothing_else(hub, tested_run, tmp_path):
+    hub.faults["me/first commit"] = iter([500, DROP])
+    (tested_run / "adapter" / "notes.md").write_text("not to be uploaded")
+    done = push(hub, tmp_path, tested_run, "me/first")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the upload failed") == 2
+    assert done.stdout == f"uploaded {tested_run / 'adapter'} to {hub.url}/me/first\n"
+    assert hub.repositories["me/first"] is True, "must be private"
+    files = hub.files["me/first"]
+    assert "notes.md" not in files
+    assert {"adapter_model.safetensors", "generation_config.json", "lit_sft.json"} <= files.keys()
+    assert not any(TOKEN.encode() in content for content in files.values())
+    text = files["README.md"].decode()
+    card = ModelCard(text)
+    measured = json.loads((tested_run / "measured" / "test-step-4.json").read_text())["figures"]
+    figures = {x.metric_name: x.metric_value for x in card.data.eval_results}
+    assert figures["test/exact_match"] == round(measured["exact_match"], 4)
+    assert figures["test/loss"] == round(measured["loss"], 4)
+    kept = json.loads((tested_run / "adapter" / "lit_sft.json").read_text())["metrics"]
+    assert figures["val/exact_match"] == round(kept["val/exact_match"], 4)
+    assert {x.dataset_split for x in card.data.eval_results} == {"validation", "test"}
+    assert "max_steps: 4" in text
+    sent = hub.requests.count("lfs")
+    again = push(hub, tmp_path, tested_run, "me/first", "--public")
+    assert again.returncode == 0, again.stderr
+    assert hub.requests.count("lfs") == sent, "what has arrived is not sent again"
+    assert hub.files["me/first"]["README.md"].decode() == text, "no figure stands twice"
+    assert hub.repositories["me/first"] is True
+
+
+def test_figures_of_other_weights_stay_out_of_the_card(hub, tested_run, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    for path in (tested_run / "adapter").iterdir():
+        (tmp_path / "adapter" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "measured").mkdir()
+    record = json.loads((tested_run / "measured" / "test-step-4.json").read_text())
+    record["base_sha256"] = "0" * 64
+    record["figures"]["exact_match"] = 0.123
+    (tmp_path / "measured" / "test-step-4.json").write_text(json.dumps(record))
+    assert push(hub, tmp_path, tmp_path / "adapter", "me/other").returncode == 0
+    assert "0.123" not in hub.files["me/other"]["README.md"].decode()
+
+
+def test_an_export_is_uploaded_with_its_certificate(hub, tmp_path):
+    export = tmp_path / "gguf"
+    export.mkdir()
+    for name in ("certificate.json", "model.gguf", "Modelfile", "README.md", "model.tmp"):
+        (export / name).write_text("{}")
+    done = push(hub, tmp_path, export, "me/export", "--public")
+    assert done.returncode == 0, done.stderr
+    assert hub.repositories["me/export"] is False
+    expected = {"certificate.json", "model.gguf", "Modelfile", "README.md"}
+    assert hub.files["me/export"].keys() == expected
+
+
+def test_without_a_login_a_line_says_what_to_do(hub, tested_run, tmp_path):
+    before = len(hub.requests)
+    assert "log in with `hf auth login`" in refused(
+        push(hub, tmp_path, tested_run, "me/x", token="")
+    )
+    assert len(hub.requests) == before
+
+
+def test_a_token_in_a_file_is_not_uploaded(hub, tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "certificate.json").write_text(json.dumps({"token": TOKEN}))
+    line = refused(push(hub, tmp_path, tmp_path / "export", "me/leak"))
+    assert "holds the token of your login" in line
+    assert TOKEN not in line
+    assert "me/leak" not in hub.files
+
+
+def test_what_cannot_be_pushed_is_a_line(hub, tested_run, tmp_path):
+    hub.faults["me/readonly create"] = iter([403])
+    hub.faults["me/broken commit"] = iter([500] * 9)
+    (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "unfinished" / "checkpoints" / "last.ckpt").touch()
+    for arguments, says in {
+        (tmp_path / "nowhere", "me/x"): "there is no folder",
+        (tmp_path, "me/x"): "is no run's folder with an adapter/, and no export's",
+        (tmp_path / "unfinished", "me/x"): "has not ended; end it with",
+        (tested_run, "x"): "repo_id must read owner/name, got 'x'",
+        (tested_run, "me/readonly"): "use a token with write access",
+    }.items():
+        assert says in refused(push(hub, tmp_path, *arguments))
+    line = refused(push(hub, tmp_path, tested_run, "me/broken", "--retries", "1"), status=1)
+    assert f"hf upload me/broken {tested_run / 'adapter'}" in line
