@@ -12,8 +12,8 @@ from torch import nn
 from transformers import LlamaConfig
 
 from lit_sft.errors import require
-from lit_sft.export.card import name_source
 from lit_sft.export.base_files import BaseFiles
+from lit_sft.export.card import name_source
 from lit_sft.export.gguf_file import (
     ARCHITECTURES,
     TYPES,
