@@ -59,6 +59,9 @@ class Phases(pl.Callback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.marks["trained"] = time.time()
+
+    def teardown(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        self.marks["left"] = time.time()
         with Path(trainer.default_root_dir, "phases.csv").open("w") as file:
             csv.writer(file).writerows(self.marks.items())
 
@@ -130,7 +133,8 @@ def print_phases(started: float, ended: float, folder: Path) -> None:
         f"{1 + len(evaluations)} evaluations ({first:.1f} the first)": (
             first + sum(evaluations.values())
         ),
-        "adapter and end": ended - marks["trained"],
+        "end": marks["left"] - marks["trained"],
+        "leaving the device": ended - marks["left"],
         "all": ended - started,
     }.items():
         print(f"| {phase} | {seconds:.1f} |")
