@@ -22,7 +22,7 @@ from lit_sft.export.gguf_file import (
     write_gguf,
 )
 from lit_sft.export.gguf_tokenizer import read_tokenizer
-from lit_sft.export.landing import make_generation_config, write_surroundings
+from lit_sft.export.landing import write_config, write_surroundings
 from lit_sft.export.merge import Onto, merge_tensors, require_known_layers, write_shards
 from lit_sft.export.modelfile import make_modelfile
 from lit_sft.export.plain_adapter import require_rank, write_adapter, write_vllm_adapter
@@ -97,12 +97,13 @@ def write_export(
         InputError: If the run cannot be exported so.
     """
     folder.mkdir(exist_ok=True)
-    name = name_source(run.base.base_model)
+    if to != "gguf":  # whose files hold it
+        write_surroundings(folder, run.tokenizer, run.generation_config)
     if to == "adapter":
-        write_adapter(folder, run, name)
+        write_adapter(folder, run)
         return []
     if to == "vllm":
-        write_vllm_adapter(folder, run, name)
+        write_vllm_adapter(folder, run)
         return [
             Exported(
                 "vllm", "original", "PEFT", lambda other: load_on_published(run, folder, other)
@@ -110,7 +111,7 @@ def write_export(
         ]
     if to == "merged":
         write_shards(folder, run.base, merge_tensors(run, onto), dtype)
-        write_surroundings(folder, run.base, run.tokenizer, dtype)
+        write_config(folder, run.base, dtype)
         return [Exported("merged", onto, "transformers", lambda other: load_folder(folder, other))]
     return list(_write_gguf_files(folder, run, onto, texts))
 
@@ -146,8 +147,7 @@ def _write_gguf_files(
         write_gguf(folder / file, base, fields, merge_tensors(run, onto), kind, name)
         gc.collect()
         yield Exported("gguf", onto, "transformers", _gguf_loader(base, folder, file), file)
-    stops: Any = make_generation_config(base, tokenizer).eos_token_id
-    text, _ = make_modelfile(tokenizer, f"{name}-q8_0.gguf", stops)
+    text, _ = make_modelfile(tokenizer, f"{name}-q8_0.gguf", run.stop_ids)
     (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 

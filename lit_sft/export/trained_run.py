@@ -3,23 +3,27 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from lit_sft.data.tokenizer import hash_template, load_tokenizer
 from lit_sft.errors import InputError, require
 from lit_sft.export.base_files import BaseFiles, open_base
+from lit_sft.export.landing import make_generation_config
 from lit_sft.model.adapter import Lora
 from lit_sft.model.base_model import Quantization
 from lit_sft.model.device import compute_dtype
 from lit_sft.model.saved_adapter import read_adapter_tokens
 from lit_sft.model.untrained_tokens import choose_tokens
+from lit_sft.run.best_checkpoint import find_best
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 from lit_sft.run.folder import RunFolder
+from lit_sft.run.origin import read_options
 
 TRAINED = re.compile(
     r"(?:_model\.)?base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])(\.\w+)?\.weight"
@@ -59,8 +63,11 @@ class TrainedRun:
 
     Args:
         folder: Of the run.
+        options: As its `config.yaml` has them, or its script had.
         checkpoint: The file that was read.
         step: Optimizer steps that it had taken.
+        steps_taken: Of the run by now.
+        best_by: The figure that these weights are the best by; None for any others.
         base: What it was trained on.
         quantization: How the base was stored.
         dtype: What the base was computed in.
@@ -70,8 +77,11 @@ class TrainedRun:
     """
 
     folder: RunFolder
+    options: Mapping[str, Any]
     checkpoint: Path
     step: int
+    steps_taken: int
+    best_by: str | None
     base: BaseFiles
     quantization: Quantization
     dtype: torch.dtype
@@ -79,9 +89,38 @@ class TrainedRun:
     tokenizer: PreTrainedTokenizerBase
     state: dict[str, Tensor]
 
+    @property
+    def lora(self) -> Lora:
+        """The shape of the adapter."""
+        return Lora(**self.options["model"].get("lora") or {})
+
+    @cached_property
+    def generation_config(self) -> GenerationConfig:
+        """How it answers, wherever it lands."""
+        return make_generation_config(self.tokenizer, self.base.config, self.base.generation_config)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end an answer."""
+        ids: Any = self.generation_config.eos_token_id
+        return list(ids)
+
+
+class ReadCheckpoint(NamedTuple):
+    """A checkpoint of a run."""
+
+    path: Path
+    content: dict[str, Any]
+    steps_taken: int
+    """Of the run by now."""
+    best_by: str | None
+    """The figure that it is the best by; None for any other."""
+
 
 def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
-    """Read a run's config and one of its checkpoints; of the base, its config and embedding.
+    """Read one of a run's checkpoints; of the base, its config, its norms and its embedding.
+
+    A run that was interrupted will do: what it had saved by then is read.
 
     Args:
         run: Its folder.
@@ -94,19 +133,16 @@ def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
     """
     folder = RunFolder(run)
     require(folder.root.is_dir(), f"export: there is no run folder {str(run)!r}")
-    config = folder.read_config()
+    path, loaded, steps_taken, best_by = read_checkpoint(folder, checkpoint)
+    options = read_options(folder, loaded)
     require(
-        "model" in config and "data" in config,
+        "model" in options and "data" in options,
         f"export: {str(run)!r} has no config.yaml, which says what it was trained on; name the "
         "folder of a run (trainer.default_root_dir)",
     )
-    path = find_checkpoint(folder, checkpoint)
-    loaded = AtomicCheckpointIO().load_checkpoint(path)
-    require("run" in loaded, f"export: {str(path)!r} is no checkpoint of this trainer's")
-    model, identity = config["model"], loaded["run"]
+    model, data, identity = options["model"], options["data"], loaded["run"]
     base = open_base(model["base_model"])
     _require_same_base(base, identity)
-    data = config["data"]
     tokenizer = load_tokenizer(data.get("tokenizer") or base.base_model, data.get("chat_template"))
     template = hash_template(tokenizer)
     require(
@@ -120,30 +156,47 @@ def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
     weights = split_weights(loaded["state_dict"], lora.r, lora.alpha, token_ids, str(path))
     quantization = Quantization(**model.get("quantization") or {})
     step, state = loaded["global_step"], loaded["state_dict"]
-    return TrainedRun(folder, path, step, base, quantization, dtype, weights, tokenizer, state)
+    return TrainedRun(
+        folder, options, path, step, steps_taken, best_by,
+        base, quantization, dtype, weights, tokenizer, state,
+    )  # fmt: skip
 
 
-def find_checkpoint(folder: RunFolder, wanted: str | None) -> Path:
-    """Return the checkpoint that is asked for; as `read_run` has it.
+def read_checkpoint(folder: RunFolder, wanted: str | None) -> ReadCheckpoint:
+    """Return the checkpoint that is asked for, and what it is the best by, if it is.
+
+    Args:
+        folder: Of the run.
+        wanted: As `read_run` has it.
 
     Raises:
         InputError: If there is none.
     """
-    if wanted not in (None, "best", "last"):
-        require(Path(str(wanted)).is_file(), f"--checkpoint: there is no file {wanted!r}")
-        return Path(str(wanted))
+    io, last, best = AtomicCheckpointIO(), folder.last_checkpoint, None
+    is_path = wanted not in (None, "best", "last")
+    path = Path(str(wanted)) if is_path else last
+    require(path.is_file() or not is_path, f"--checkpoint: there is no file {wanted!r}")
     require(
-        folder.last_checkpoint.is_file(),
-        f"export: the run {str(folder.root)!r} has saved no checkpoint yet; train it with lit-sft "
-        "fit, or go on with it (--ckpt_path last)",
+        path.is_file(),
+        f"export: the run {str(folder.root)!r} has saved no checkpoint yet; train it with "
+        f"lit-sft fit --config {folder.config}",
     )
-    best = _find_best(folder) if wanted != "last" else None
+    newest = io.load_checkpoint(last if last.is_file() else path)
+    require("run" in newest, f"export: {str(path)!r} is no checkpoint of this trainer's")
+    best = find_best(folder, newest.get("callbacks", {}), newest["global_step"])
     require(
         best is not None or wanted != "best",
         f"--checkpoint best: {str(folder.root)!r} kept none; lightning.pytorch.callbacks."
         "ModelCheckpoint with a monitor keeps one. Use --checkpoint last",
     )
-    return best or folder.last_checkpoint
+    if best and wanted in (None, "best"):
+        path = best.path
+    is_best = best is not None and path.resolve() == best.path.resolve()
+    loaded = newest if path == last else io.load_checkpoint(path)
+    require("run" in loaded, f"export: {str(path)!r} is no checkpoint of this trainer's")
+    return ReadCheckpoint(
+        path, loaded, newest["global_step"], best.monitor if best and is_best else None
+    )
 
 
 def split_weights(
@@ -170,21 +223,8 @@ def split_weights(
     return AdapterWeights(rank, alpha, pairs, token_ids, rows)
 
 
-def _find_best(folder: RunFolder) -> Path | None:
-    """Return the best checkpoint that Lightning's ModelCheckpoint has kept, wherever it is now."""
-    callbacks = AtomicCheckpointIO().load_checkpoint(folder.last_checkpoint).get("callbacks", {})
-    for name, state in callbacks.items():
-        if not name.startswith("ModelCheckpoint") or not state.get("monitor"):
-            continue
-        path = Path(state.get("best_model_path") or "")
-        for place in (path, folder.last_checkpoint.parent / path.name):  # the run may have moved
-            if path.name and place.is_file():
-                return place
-    return None
-
-
 def _require_same_base(base: BaseFiles, identity: Mapping[str, Any]) -> None:
-    here, there = base.fingerprint(), identity.get("model.base_model")
+    here, there = base.fingerprint, identity.get("model.base_model")
     require(
         here == there,
         f"export: the run was trained on another base than {base.base_model!r} is now (fingerprint "

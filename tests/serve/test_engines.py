@@ -15,7 +15,6 @@ from command import ROOT, lit_sft_from_scratch
 
 from lit_sft.cli.export import export_run, read_held_out
 from lit_sft.export.certificate import generate
-from lit_sft.export.export_run import find_ends
 from lit_sft.export.formats_out import load_on_published
 from lit_sft.export.trained_model import build_trained
 from lit_sft.export.trained_run import TrainedRun, read_run
@@ -46,7 +45,7 @@ def trained(tmp_path_factory) -> Trained:
     run = read_run(folder)
     held_out = read_held_out(run, 64)
     model, tokenizer = build_trained(run, torch.float32)
-    answers = generate(model, tokenizer, held_out.prompts, find_ends(run), TOKENS)
+    answers = generate(model, tokenizer, held_out.prompts, run.stop_ids, TOKENS)
     return Trained(run, held_out.prompts, held_out.grade, answers)
 
 
@@ -71,7 +70,7 @@ def ask(script: str, trained: Trained, model: Path, adapter: Path | None = None)
 
 def require_equal(trained: Trained, answers: list[list[int]], got: dict, least: float) -> None:
     """The tokens are PEFT's; the chat template that is served gives the same answers as text."""
-    tokenizer, ends = trained.run.tokenizer, find_ends(trained.run)
+    tokenizer, ends = trained.run.tokenizer, trained.run.stop_ids
     tokens = [[token for token in row if token not in ends] for row in got["tokens"]]
     total = sum(max(len(a), len(b)) for a, b in zip(tokens, answers, strict=True))
     pairs = zip(tokens, answers, strict=True)
@@ -102,7 +101,7 @@ def test_vllm_answers_with_the_merged_folder(trained, tmp_path):
 def test_vllm_answers_with_the_adapter(trained, tmp_path):
     result = export_run(trained.run.folder.root, "vllm", tmp_path / "out")
     model = load_on_published(trained.run, result.folder, torch.float32)
-    ends = find_ends(trained.run)
+    ends = trained.run.stop_ids
     answers = generate(model, trained.run.tokenizer, trained.prompts, ends, TOKENS)
     got = ask("vllm_server.py", trained, BASE, result.folder)
     require_equal(trained, answers, got, 1.0)
