@@ -12,7 +12,7 @@ from lit_sft.cli.failures import explain
 from lit_sft.data.prompts import make_prompts
 from lit_sft.data.splits import MissingSplit
 from lit_sft.errors import require
-from lit_sft.export.certificate import EQUAL_TOKENS, KL_MEAN, LEAST_PROMPTS, Bound
+from lit_sft.export.certificate import EQUAL_TOKENS, KL_MEAN, LEAST_PROMPTS, Bound, require_enough
 from lit_sft.export.export_run import ExportResult, HeldOut, export_read_run, require_empty
 from lit_sft.export.formats_out import DTYPES, Format
 from lit_sft.export.merge import Onto
@@ -110,7 +110,7 @@ def read_held_out(run: TrainedRun, count: int) -> HeldOut:
     """Return held-out prompts of a run's own data: of `val`, or of `test` where there are more.
 
     Raises:
-        InputError: If the data cannot be read.
+        InputError: If the data cannot be read, or has too few.
     """
     require(
         run.folder.config.is_file(),
@@ -128,6 +128,7 @@ def read_held_out(run: TrainedRun, count: int) -> HeldOut:
     grades = type(task).grade is not ChatTask.grade
     new = run.options["model"].get("max_new_tokens") or 256
     chosen = found.get(split, [])[:count]
+    require_enough(chosen, count)
     return HeldOut(split, chosen, task.grade if grades else None, new)
 
 
@@ -180,7 +181,10 @@ def _tell(result: ExportResult) -> None:
     print(f"wrote {result.folder}")
     for one in result.certificates:
         print(f"{one.file or one.format}: {one.describe()}")
+    for remark in result.remarks:
+        print(remark)
     if result.shortfalls:
         print(f"it falls short: {'; '.join(result.shortfalls)}", file=sys.stderr)
     if result.other:
-        print(f"--base trained would give: {result.other.describe()}", file=sys.stderr)
+        way = "--to merged --base trained"
+        print(f"{way} would give: {result.other.describe()}", file=sys.stderr)

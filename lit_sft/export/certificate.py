@@ -132,11 +132,11 @@ class Certificate:
         )
 
 
-def require_enough(prompts: Sequence[Prompt]) -> None:
-    """Raise `InputError` if there are fewer prompts than a certificate takes."""
+def require_enough(prompts: Sequence[Prompt], least: int) -> None:
+    """Raise `InputError` if there are fewer prompts than a certificate is asked to take."""
     require(
-        len(prompts) >= LEAST_PROMPTS,
-        f"export: a certificate takes {LEAST_PROMPTS} held-out prompts, the run has {len(prompts)}"
+        len(prompts) >= least,
+        f"export: a certificate takes {least} held-out prompts, the run has {len(prompts)}"
         "; raise data.val_rows in its config.yaml, or export without one (--prompts 0)",
     )
 

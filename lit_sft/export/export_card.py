@@ -58,7 +58,11 @@ def make_card(run: TrainedRun) -> ModelCard:
 
 
 def format_export_card(
-    card: ModelCard, to: str, rank: int, certificates: Sequence[Certificate]
+    card: ModelCard,
+    to: str,
+    rank: int,
+    certificates: Sequence[Certificate],
+    remarks: Sequence[str] = (),
 ) -> str:
     """Return the card of an export.
 
@@ -67,6 +71,7 @@ def format_export_card(
         to: The format.
         rank: Of the adapter.
         certificates: Of its files; none where nothing was compared.
+        remarks: On its files.
     """
     if to == "adapter":
         return format_card(card)
@@ -76,11 +81,12 @@ def format_export_card(
         f"---\n{_format_metadata(card, to, certificates)}\n---\n\n# {base}, fine-tuned ({to})\n\n"
         f"Fine-tuned for {card.steps:,} optimizer steps on {name_source(card.dataset)} with "
         "lit-sft, with the loss on the assistant's tokens only.\n\n"
-        + USES[to].format(base=base, rank=rank)
+        + USES[to].replace("{base}", base).replace("{rank}", str(rank))
         + "\n\nThe chat template is that of training (SHA-256\n"
         f"`{card.template_sha256}`), and so are the tokens that end an\nanswer.\n\n"
         "## Compared with the trained model\n\n"
         + (lines or "Not compared.")
+        + "".join(f"\n\n{remark[0].upper()}{remark[1:]}." for remark in remarks)
         + "\n"
         + format_config(card)
     )

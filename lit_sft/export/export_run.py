@@ -17,7 +17,6 @@ from lit_sft.export.certificate import (
     Grade,
     compare,
     refer,
-    require_enough,
 )
 from lit_sft.export.export_card import format_export_card, make_card
 from lit_sft.export.formats_out import (
@@ -59,6 +58,8 @@ class ExportResult(NamedTuple):
     """Of each file that can be run; empty where nothing was compared."""
     other: Certificate | None = None
     """What merging onto the base that was trained on gives, where the published one fell short."""
+    remarks: Sequence[str] = ()
+    """What is to be known of the files."""
 
     @property
     def shortfalls(self) -> list[str]:
@@ -100,14 +101,15 @@ def export_read_run(
     other = None
     try:
         with replace_folder(output) as staged:
-            for exported in write_export(staged, run, to, onto, kind, texts):
-                if compared:
-                    certificates.append(compared.certify(exported))
-            if compared and onto == "original" and any(x.shortfalls() for x in certificates):
-                written = write_export(staged / OTHER, run, "merged", "trained", kind, ())
-                other = compared.certify(written[0])
+            written = write_export(staged, run, to, onto, kind, texts)
+            remarks = [exported.remark for exported in written if exported.remark]
+            if compared:
+                certificates += [compared.certify(exported) for exported in written]
+            if compared and any(x.shortfalls() and x.base == "original" for x in certificates):
+                (beside,) = write_export(staged / OTHER, run, "merged", "trained", kind, ())
+                other = compared.certify(beside)
                 shutil.rmtree(staged / OTHER)
-            _write_papers(staged, run, to, certificates, other)
+            _write_papers(staged, run, to, certificates, other, remarks)
     except Exception as error:  # safetensors and tokenizers have errors of their own
         refusal = find_refusal(error)
         if refusal is None:
@@ -116,7 +118,7 @@ def export_read_run(
             f"the export {str(output)!r} could not be written ({refusal}); nothing is left of it: "
             "make room, or name another folder with --output"
         ) from error
-    return ExportResult(output, certificates, other)
+    return ExportResult(output, certificates, other, remarks)
 
 
 def merge_adapter(
@@ -174,15 +176,11 @@ class Comparison:
         run: As `read_run` returns it.
         held_out: The prompts.
         bound: What an export has to keep to.
-
-    Raises:
-        InputError: If they are too few.
     """
 
     def __init__(self, run: TrainedRun, held_out: HeldOut, bound: Bound) -> None:
         self._run, self._held_out, self._bound = run, held_out, bound
         self._dtype = choose_arithmetic(run)
-        require_enough(held_out.prompts)
         model, tokenizer = build_trained(run, self._dtype)
         self._references = refer(
             model, tokenizer, held_out.prompts, run.stop_ids, held_out.max_new_tokens
@@ -214,6 +212,7 @@ def _write_papers(
     to: Format,
     certificates: Sequence[Certificate],
     other: Certificate | None,
+    remarks: Sequence[str],
 ) -> None:
     """Write the certificate, the card, and what the weights are."""
     if certificates:
@@ -222,5 +221,5 @@ def _write_papers(
         (folder / FILE).write_text(json.dumps(listed, indent=2) + "\n")
     card = make_card(run)
     write_provenance(folder, card)
-    text = format_export_card(card, to, run.weights.rank, certificates)
+    text = format_export_card(card, to, run.weights.rank, certificates, remarks)
     (folder / "README.md").write_text(text, encoding="utf-8")
