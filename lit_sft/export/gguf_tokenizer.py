@@ -140,8 +140,8 @@ def _choose_split(
             return name, True
     require(
         bool(texts),
-        "export --to gguf: no rule tells how this tokenizer splits a text for llama.cpp, so that it "
-        "is tried on held-out prompts: leave --prompts at 64 or more",
+        "export --to gguf: no rule tells how this tokenizer splits a text in llama.cpp, so it is "
+        "tried on held-out prompts: leave --prompts at 64 or more",
     )
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     for name in SPLITS:

@@ -280,7 +280,7 @@ def test_what_cannot_be_exported_is_a_line(short_run, tmp_path):
         (short_run.root, *adapter, "--checkpoint", "x.ckpt"): "there is no file 'x.ckpt'",
         (short_run.root, "--to", "onnx"): "invalid choice: 'onnx'",
         (short_run.root, "--to", "merged", "--prompts", 8): "--prompts must be 64 or more",
-        (short_run.root, "--to", "gguf", "--prompts", 0): "is tried on held-out prompts: leave",
+        (short_run.root, "--to", "gguf", "--prompts", 0): "tried on held-out prompts: leave",
         (short_run.root, "--to", "merged", "--prompts", 65): "takes 65 held-out prompts",
     }.items():
         assert says in refused(export(*words))
