@@ -29,6 +29,8 @@ def start(asked: dict, port: int) -> subprocess.Popen:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
     }
     environment.pop("PYTHONPATH", None)
     return subprocess.Popen(command, env=environment, stdout=sys.stderr)
