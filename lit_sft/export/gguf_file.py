@@ -3,7 +3,9 @@
 `gguf` is an optional package. Architectures are converted exactly or not at all.
 """
 
+import errno
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,24 @@ def write_gguf(
     from gguf import GGUFWriter
 
     writer: Any = GGUFWriter(path, ARCHITECTURES[type(base.layers).__name__])
+    try:
+        _write(writer, base, tokenizer, tensors, kind, name)
+    except OSError as error:
+        if error.errno is None:  # numpy says how many bytes were written, and not why no more
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+    finally:
+        writer.close()
+
+
+def _write(
+    writer: Any,
+    base: BaseFiles,
+    tokenizer: TokenizerFields,
+    tensors: Iterable[tuple[str, Tensor]],
+    kind: str,
+    name: str,
+) -> None:
     _add_config(writer, base, kind, name)
     tokenizer.add_to(writer)
     shapes = {x: base.shape(x) for x in base.names}
@@ -95,7 +115,6 @@ def write_gguf(
         writer.write_tensor_data(np.asarray(factors, dtype=np.float32))
     for own, tensor in tensors:
         writer.write_tensor_data(_convert(_reorder(own, tensor.float(), base), kind))
-    writer.close()
 
 
 def _convert(tensor: Tensor, kind: str) -> Any:
