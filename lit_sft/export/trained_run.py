@@ -1,8 +1,7 @@
 """A run as it was trained: its base, its adapter's tensors, its tokenizer; read without a model."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,49 +11,18 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from lit_sft.data.tokenizer import hash_template, load_tokenizer
-from lit_sft.errors import InputError, require
+from lit_sft.errors import require
+from lit_sft.export.adapter_weights import AdapterWeights, split_weights
 from lit_sft.export.base_files import BaseFiles, open_base
 from lit_sft.export.landing import make_generation_config
 from lit_sft.model.adapter import Lora
 from lit_sft.model.base_model import Quantization
 from lit_sft.model.device import compute_dtype
-from lit_sft.model.saved_adapter import read_adapter_tokens
-from lit_sft.model.untrained_tokens import choose_tokens
 from lit_sft.run.best_checkpoint import find_best
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 from lit_sft.run.folder import RunFolder
+from lit_sft.run.identity import read_run as read_identity
 from lit_sft.run.origin import read_options
-
-TRAINED = re.compile(
-    r"(?:_model\.)?base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])(\.\w+)?\.weight"
-)
-ROWS = re.compile(
-    r"(?:_model\.)?base_model\.model\.(?P<layer>.+)\.token_adapter\.trainable_tokens_delta(\.\w+)?"
-)
-
-
-@dataclass(frozen=True)
-class AdapterWeights:
-    """The tensors of an adapter, by the layers that they change.
-
-    Args:
-        rank: Of the LoRA.
-        alpha: The update is scaled by `alpha / rank`.
-        pairs: A `[rank, in]` and B `[out, rank]`, float32, by the full name of the layer.
-        token_ids: Whose rows are trained, in the order of `rows`.
-        rows: `[token_ids, hidden]`, what stands for these rows, by the full name of the layer.
-    """
-
-    rank: int
-    alpha: float
-    pairs: dict[str, tuple[Tensor, Tensor]]
-    token_ids: tuple[int, ...] = ()
-    rows: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def scale(self) -> float:
-        """What `B @ A` is multiplied with."""
-        return self.alpha / self.rank
 
 
 @dataclass(frozen=True)
@@ -69,6 +37,7 @@ class TrainedRun:
         steps_taken: Of the run by now.
         best_by: The figure that these weights are the best by; None for any others.
         base: What it was trained on.
+        lora: The shape of the adapter.
         quantization: How the base was stored.
         dtype: What the base was computed in.
         weights: Of the adapter.
@@ -83,16 +52,12 @@ class TrainedRun:
     steps_taken: int
     best_by: str | None
     base: BaseFiles
+    lora: Lora
     quantization: Quantization
     dtype: torch.dtype
     weights: AdapterWeights
     tokenizer: PreTrainedTokenizerBase
     state: dict[str, Tensor]
-
-    @property
-    def lora(self) -> Lora:
-        """The shape of the adapter."""
-        return Lora(**self.options["model"].get("lora") or {})
 
     @cached_property
     def generation_config(self) -> GenerationConfig:
@@ -118,7 +83,7 @@ class ReadCheckpoint(NamedTuple):
 
 
 def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
-    """Read one of a run's checkpoints; of the base, its config, its norms and its embedding.
+    """Read one of a run's checkpoints; of the base, its config and its fingerprint.
 
     A run that was interrupted will do: what it had saved by then is read.
 
@@ -140,7 +105,7 @@ def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
         f"export: {str(run)!r} has no config.yaml, which says what it was trained on; name the "
         "folder of a run (trainer.default_root_dir)",
     )
-    model, data, identity = options["model"], options["data"], loaded["run"]
+    model, data, identity = options["model"], options["data"], read_identity(loaded["run"])
     base = open_base(model["base_model"])
     _require_same_base(base, identity)
     tokenizer = load_tokenizer(data.get("tokenizer") or base.base_model, data.get("chat_template"))
@@ -151,14 +116,17 @@ def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
         "the template's file that config.yaml names",
     )
     dtype = compute_dtype(identity["trainer.precision"])
-    token_ids = _find_token_ids(base, model, tokenizer, dtype, identity)
-    lora = Lora(**model.get("lora") or {})
+    token_ids = _find_token_ids(identity.get("model.trainable_tokens", ""), tokenizer)
+    # What decides numbers is the checkpoint's; a config may have been changed since.
+    shape = {x: identity[f"model.lora.{x}"] for x in ("r", "alpha", "dropout")}
+    lora = Lora(**(model.get("lora") or {}) | shape)
     weights = split_weights(loaded["state_dict"], lora.r, lora.alpha, token_ids, str(path))
-    quantization = Quantization(**model.get("quantization") or {})
+    stored = {x: identity[f"model.quantization.{x}"] for x in ("format", "double_quant")}
+    quantization = Quantization(**stored)
     step, state = loaded["global_step"], loaded["state_dict"]
     return TrainedRun(
         folder, options, path, step, steps_taken, best_by,
-        base, quantization, dtype, weights, tokenizer, state,
+        base, lora, quantization, dtype, weights, tokenizer, state,
     )  # fmt: skip
 
 
@@ -199,30 +167,6 @@ def read_checkpoint(folder: RunFolder, wanted: str | None) -> ReadCheckpoint:
     )
 
 
-def split_weights(
-    state: Mapping[str, Tensor], rank: int, alpha: float, token_ids: tuple[int, ...], what: str
-) -> AdapterWeights:
-    """Sort the tensors of an adapter by the layers that they change.
-
-    Raises:
-        InputError: If one is neither LoRA's nor a token's row, such as of DoRA.
-    """
-    parts: dict[str, dict[str, Tensor]] = {}
-    rows: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if found := TRAINED.fullmatch(name):
-            parts.setdefault(found["layer"], {})[found["part"]] = tensor.float()
-        elif found := ROWS.fullmatch(name):
-            rows[found["layer"]] = tensor.float()
-        else:
-            raise InputError(
-                f"export: {what!r} holds {name!r}, which is no part of plain LoRA (DoRA and "
-                "modules_to_save are not exported here); merge it with PEFT's merge_and_unload"
-            )
-    pairs = {layer: (pair["A"], pair["B"]) for layer, pair in parts.items()}
-    return AdapterWeights(rank, alpha, pairs, token_ids, rows)
-
-
 def _require_same_base(base: BaseFiles, identity: Mapping[str, Any]) -> None:
     here, there = base.fingerprint, identity.get("model.base_model")
     require(
@@ -232,24 +176,20 @@ def _require_same_base(base: BaseFiles, identity: Mapping[str, Any]) -> None:
     )
 
 
-def _find_token_ids(
-    base: BaseFiles,
-    model: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: torch.dtype,
-    identity: Mapping[str, Any],
-) -> tuple[int, ...]:
-    if not identity.get("model.trainable_tokens"):
+def _find_token_ids(names: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the tokens whose rows were trained, in the order of the rows.
+
+    Args:
+        names: As a checkpoint has them.
+        tokenizer: Of training.
+    """
+    if not names:
         return ()
-    if model.get("adapter"):
-        ids = tuple(read_adapter_tokens(model["adapter"]))
-    else:
-        embedding = base.read(base.embedding).to(dtype)
-        ids = tuple(choose_tokens(model.get("trainable_tokens", "auto"), embedding, tokenizer))
-    named: Any = tokenizer.convert_ids_to_tokens(list(ids))
+    listed = names.split(", ")
+    ids: Any = tokenizer.convert_tokens_to_ids(listed)
     require(
-        ", ".join(named) == identity["model.trainable_tokens"],
-        f"export: the run trained the rows of {identity['model.trainable_tokens']}, and the "
-        f"tokenizer now gives {', '.join(named)}; put back the one of training",
+        tokenizer.convert_ids_to_tokens([x or 0 for x in ids]) == listed,
+        f"export: the run trained the rows of {names}, and the tokenizer does not have all of "
+        "them; put back the one of training",
     )
-    return ids
+    return tuple(ids)

@@ -298,12 +298,17 @@ def edit_config(folder, **sections):
     folder.config.write_text(yaml.safe_dump(config))
 
 
-def test_a_run_that_is_not_what_its_config_says_is_a_line(short_run, tiny_base, tmp_path):
+def test_a_config_that_was_changed_is_told_or_changes_nothing(short_run, tiny_base, tmp_path):
     other = copy_of(short_run, tmp_path / "other")
     edit_config(other, model={"base_model": str(tiny_base)})
     assert "was trained on another base than" in refused(export(other.root, "--to", "merged"))
     edit_config(other, model={"base_model": str(tmp_path / "gone")})
     assert "there is no folder" in refused(export(other.root, "--to", "merged"))
+    edit_config(other, model={"base_model": "lit_sft/tiny", "lora": {"r": 4, "alpha": 1}})
+    assert export(other.root, "--to", "adapter").status == 0
+    assert read(other.export / "adapter", "adapter_config.json") == read(
+        short_run.adapter, "adapter_config.json"
+    )
     few = copy_of(short_run, tmp_path / "few")
     task = few.read_config()["data"]["task"]
     task["init_args"] |= {"test_rows": 5}
@@ -315,11 +320,11 @@ def test_a_checkpoint_of_more_than_lora_is_a_line(short_run, tmp_path):
     changed = copy_of(short_run, tmp_path / "run")
     for path in changed.last_checkpoint.parent.glob("*.ckpt"):
         saved = AtomicCheckpointIO().load_checkpoint(path)
-        name = next(iter(saved["state_dict"])).replace("lora_A.default.weight", "lora_magnitude")
-        saved["state_dict"][name] = torch.ones(4)
+        layer = "_model.base_model.model.model.layers.0.self_attn.q_proj"
+        saved["state_dict"][f"{layer}.lora_magnitude_vector.default.weight"] = torch.ones(4)
         AtomicCheckpointIO().save_checkpoint(saved, path)
     line = refused(export(changed.root, "--to", "merged"))
-    assert "lora_magnitude', which is no part of plain LoRA (DoRA and modules_to_save" in line
+    assert "lora_magnitude_vector.default.weight', which is no part of plain LoRA (DoRA and" in line
     damaged = changed.last_checkpoint
     damaged.write_bytes(damaged.read_bytes()[:-100])
     assert "is damaged" in refused(export(changed.root, "--to", "adapter"))

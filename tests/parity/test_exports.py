@@ -8,10 +8,11 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lit_sft.data.tokenizer import load_tokenizer
+from lit_sft.export.adapter_weights import split_weights
 from lit_sft.export.base_files import TrainedRounding, open_base
 from lit_sft.export.formats_out import load_folder, load_on_published, write_export
 from lit_sft.export.trained_model import build_trained
-from lit_sft.export.trained_run import TrainedRun, split_weights
+from lit_sft.export.trained_run import TrainedRun
 from lit_sft.model.adapter import Lora, attach_lora
 from lit_sft.model.base_model import Quantization, fingerprint_base, load_base
 from lit_sft.model.fast.memory import cache_weights
@@ -54,13 +55,13 @@ def make_run(tiny_tokenizer, tmp_path):
         adapted = attach_lora(model.float(), LORA, ids)
         trained = [(n, p) for n, p in adapted.named_parameters() if p.requires_grad]
         state = {f"_model.{n}": torch.randn_like(p) * 0.1 for n, p in trained}
-        options = {"model": {"lora": {"r": LORA.r, "alpha": LORA.alpha}}, "data": {}}
+        options = {"model": {}, "data": {}}
         weights = split_weights(state, LORA.r, LORA.alpha, tuple(ids), "here")
         loaded = load_tokenizer(str(folder))
         base = open_base(str(folder))
         return TrainedRun(
             RunFolder(tmp_path / "run"), options, Path("x"), 1, 1, None,
-            base, quantization, dtype, weights, loaded, state,
+            base, LORA, quantization, dtype, weights, loaded, state,
         )  # fmt: skip
 
     return make

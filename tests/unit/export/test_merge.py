@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from lit_sft.errors import InputError
+from lit_sft.export.adapter_weights import AdapterWeights
 from lit_sft.export.base_files import open_base
 from lit_sft.export.merge import merge_one, plan_shards, require_known_layers
-from lit_sft.export.trained_run import AdapterWeights
 
 
 def test_a_file_holds_what_fits_and_one_tensor_may_be_larger():
