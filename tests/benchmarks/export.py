@@ -93,7 +93,7 @@ def measure(command: list[str]) -> dict[str, float]:
 
 
 def watch(pid: int, peak: list[float], done: threading.Event) -> None:
-    while not done.wait(0.05):
+    while not done.wait(0.5):
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
