@@ -181,6 +181,19 @@ def test_a_merged_folder_answers_as_the_run_does_by_the_lines_of_its_card(short_
     assert "<|" not in said.getvalue()
 
 
+def test_the_lines_of_the_readme_load_merge_and_export(short_run, tmp_path):
+    scripts = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (script,) = [text for text in scripts if "load_trained" in text]
+    # In GGUF it is exported above.
+    script = script.replace("runs/quickstart", str(short_run.root)).replace('"gguf"', '"vllm"')
+    names = {}
+    with contextlib.chdir(tmp_path):
+        exec(script, names)
+    assert isinstance(names["model"], PeftModel)
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    assert (tmp_path / "vllm" / "certificate.json").is_file()
+
+
 def test_an_adapter_for_vllm_has_rows_of_tokens_as_plain_lora(short_run, exports):
     folder = short_run.export / "vllm"
     config = read(folder, "adapter_config.json")
