@@ -1,10 +1,9 @@
 """The four formats of an export: what each writes, and how what it wrote is run again."""
 
 import contextlib
-import gc
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -121,7 +120,7 @@ def write_export(
         write_shards(folder, run.base, merge_tensors(run, onto), dtype)
         write_config(folder, run.base, dtype)
         return [Exported("merged", onto, "transformers", lambda other: load_folder(folder, other))]
-    return list(_write_gguf_files(folder, run, onto, texts))
+    return _write_gguf_files(folder, run, onto, texts)
 
 
 def load_folder(folder: Path | str, dtype: torch.dtype, **options: Any) -> nn.Module:
@@ -146,20 +145,23 @@ def load_on_published(run: TrainedRun, folder: Path, dtype: torch.dtype) -> nn.M
 
 def _write_gguf_files(
     folder: Path, run: TrainedRun, onto: Onto, texts: Sequence[str]
-) -> Iterator[Exported]:
+) -> list[Exported]:
     base, tokenizer = run.base, run.tokenizer
     fields = read_tokenizer(tokenizer, base.shape(base.embedding)[0], texts)
     name = f"{name_source(base.base_model).rpartition('/')[2]}-lit-sft"
     remark = "" if fields.is_exact else BY_TRIAL.format(split=fields.split, count=len(texts))
-    for kind in TYPES:
-        file = f"{name}-{kind}.gguf"
-        write_gguf(folder / file, base, fields, merge_tensors(run, onto), kind, name)
-        gc.collect()
-        load = _gguf_loader(base, folder, file)
-        yield Exported("gguf", onto, "transformers", load, file, remark)
-        remark = ""  # once is enough
+    files = {kind: f"{name}-{kind}.gguf" for kind in TYPES}
+    paths = {kind: folder / file for kind, file in files.items()}
+    write_gguf(paths, base, fields, merge_tensors(run, onto), name)
     text, _ = make_modelfile(tokenizer, f"{name}-q8_0.gguf", run.stop_ids)
     (folder / "Modelfile").write_text(text, encoding="utf-8")
+    return [
+        Exported(
+            "gguf", onto, "transformers", _gguf_loader(base, folder, file), file,
+            "" if number else remark,  # once is enough
+        )
+        for number, file in enumerate(files.values())
+    ]  # fmt: skip
 
 
 def _gguf_loader(base: BaseFiles, folder: Path, file: str) -> Callable[[torch.dtype], nn.Module]:

@@ -79,7 +79,7 @@ def test_a_full_disk_is_the_system_s_own_word(tiny_base, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, former[1]))
     try:
         with pytest.raises(OSError, match="No space left on device") as raised:
-            write_gguf(tmp_path / "x.gguf", base, fields, tensors, "f16", "x")
+            write_gguf({"f16": tmp_path / "x.gguf"}, base, fields, tensors, "x")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
     assert find_refusal(raised.value) == "No space left on device"
