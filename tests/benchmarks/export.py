@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -75,9 +76,9 @@ def make_run(base_model: Path, root: Path) -> None:
 
 def measure(command: list[str]) -> dict[str, float]:
     """Run a command; return its seconds and its peak of memory, with mapped files and without."""
-    started, peak, done = time.perf_counter(), [0.0], threading.Event()
+    started, peaks, done = time.perf_counter(), {"VmHWM": 0.0, "RssAnon": 0.0}, threading.Event()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    watcher = threading.Thread(target=watch, args=(process.pid, peak, done))
+    watcher = threading.Thread(target=watch, args=(process.pid, peaks, done))
     watcher.start()
     _, status, used = os.wait4(process.pid, 0)
     done.set()
@@ -87,19 +88,19 @@ def measure(command: list[str]) -> dict[str, float]:
     return {
         "wall s": time.perf_counter() - started,
         "CPU s": used.ru_utime + used.ru_stime,
-        "peak RSS, GiB": used.ru_maxrss / 2**20,
-        "without mapped files": peak[0],
+        "peak RSS, GiB": peaks["VmHWM"],
+        "without mapped files": peaks["RssAnon"],
     }
 
 
-def watch(pid: int, peak: list[float], done: threading.Event) -> None:
-    while not done.wait(0.5):
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            return
-        found = [int(line.split()[1]) for line in lines if line.startswith("Anonymous")]
-        peak[0] = max([peak[0], *(x / 2**20 for x in found)])
+def watch(pid: int, peaks: dict[str, float], done: threading.Event) -> None:
+    """Note the peaks of a process; what its parent had when it was forked is not among them."""
+    while not done.wait(0.1):
+        with suppress(OSError):
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name in peaks:
+                    peaks[name] = max(peaks[name], int(value.split()[0]) / 2**20)
 
 
 def main() -> None:
