@@ -5,7 +5,9 @@ The engines are in an environment of their own, whose Python `LIT_SFT_SERVE` nam
 
 import json
 import os
+import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,12 +62,15 @@ def ask(script: str, trained: Trained, model: Path, adapter: Path | None = None)
     }
     command = [PYTHON, str(HERE / script)]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_HOME")}
-    done = subprocess.run(
-        command, input=json.dumps(asked), env=environment, capture_output=True, text=True,
-        timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+    try:
+        stdout, stderr = process.communicate(json.dumps(asked), timeout=800)
+    finally:
+        with suppress(ProcessLookupError):  # a server that outlived its script
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, stderr[-3000:]
+    return json.loads(stdout.splitlines()[-1])
 
 
 def require_equal(trained: Trained, answers: list[list[int]], got: dict, least: float) -> None:

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
-START_SECONDS = 240
+START_SECONDS = 400
 
 
 def start(asked: dict, port: int) -> subprocess.Popen:
