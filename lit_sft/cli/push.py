@@ -71,8 +71,9 @@ def complete_card(folder: Path) -> None:
     Args:
         folder: Where the run's is above it; of another, the card stays as it is.
     """
-    card = folder / "README.md"
-    figures = read_measured(RunFolder(folder.resolve().parent), folder)
+    card, run = folder / "README.md", RunFolder(folder.resolve().parent)
+    is_own = folder.resolve() == run.adapter  # what was merged since is not what was tested
+    figures = read_measured(run, folder) if is_own else {}
     if figures and card.is_file():
         text = card.read_text(encoding="utf-8")
         with replace_file(card) as staged:
