@@ -70,6 +70,7 @@ class Certificate:
         engine: What has run the exported files.
         arithmetic: Of both models.
         step: Optimizer steps of the checkpoint.
+        split: Of the run's data, from which the prompts are.
         prompts: How many.
         tokens: Of the trained model's answers.
         equal_tokens: The share of places with the same greedy token.
@@ -85,6 +86,7 @@ class Certificate:
     engine: str
     arithmetic: str
     step: int
+    split: str
     prompts: int
     tokens: int
     equal_tokens: float
@@ -130,6 +132,15 @@ class Certificate:
         )
 
 
+def require_enough(prompts: Sequence[Prompt], least: int) -> None:
+    """Raise `InputError` if there are fewer prompts than a certificate is asked to take."""
+    require(
+        len(prompts) >= least,
+        f"export: a certificate takes {least} held-out prompts, the run has {len(prompts)}"
+        "; raise data.val_rows in its config.yaml, or export without one (--prompts 0)",
+    )
+
+
 def refer(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -145,15 +156,7 @@ def refer(
         prompts: Held out.
         stop_ids: Tokens that end an answer.
         max_new_tokens: Of an answer, its stop token included.
-
-    Raises:
-        InputError: If there are fewer than `LEAST_PROMPTS`.
     """
-    require(
-        len(prompts) >= LEAST_PROMPTS,
-        f"export: a certificate takes {LEAST_PROMPTS} held-out prompts, the run has {len(prompts)}"
-        "; raise --data.val_rows in its config, or export without one (--prompts 0)",
-    )
     answers = generate(model, tokenizer, prompts, stop_ids, max_new_tokens)
     references = []
     for prompt, ids in zip(prompts, answers, strict=True):

@@ -18,6 +18,7 @@ from lit_sft.run.identity import (
     read_run,
     require_same_run,
 )
+from lit_sft.run.origin import describe_origin
 
 if TYPE_CHECKING:
     from lit_sft.model.module import SFTModule
@@ -41,6 +42,7 @@ def fill_checkpoint(checkpoint: dict[str, Any], module: "SFTModule") -> None:
     checkpoint["optimizer_parameters"] = list(module.trained_parameters)
     checkpoint["run"] = describe_run(module)
     checkpoint["settings"] = describe_settings(module)
+    checkpoint["origin"] = describe_origin(module)
 
 
 def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:

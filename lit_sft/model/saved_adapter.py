@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "lit_sft.json"
 """In an adapter's folder: what the adapter was trained on, so that a wrong base is found out."""
 HONOURED = frozenset({"r", "lora_alpha", "trainable_token_indices"})
@@ -55,7 +56,7 @@ def read_adapter_config(adapter: str) -> dict[str, Any]:
         InputError: If there is none.
     """
     if is_local(adapter):
-        for name in (CONFIG, "adapter_model.safetensors"):  # never a pickle
+        for name in (CONFIG, WEIGHTS):  # never a pickle
             require_folder(adapter, holding=name, option="model.adapter")
     try:
         if is_local(adapter):
