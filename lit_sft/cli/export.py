@@ -18,7 +18,6 @@ from lit_sft.export.merge import Onto
 from lit_sft.export.trained_run import TrainedRun, read_run
 from lit_sft.inspect.command import instantiate, parse
 from lit_sft.run.folder import RunFolder
-from lit_sft.tasks.base import ChatTask
 
 
 class OneLine(argparse.ArgumentParser):
@@ -110,9 +109,12 @@ def read_held_out(run: TrainedRun, count: int) -> HeldOut:
     """
     with contextlib.redirect_stdout(sys.stderr):  # a task may print
         data, _ = instantiate(parse(["--config", str(run.folder.config)]))
-        task, split = data.task, "val" if data.val_rows >= count else "test"
-        prompts = make_prompts(task, split, run.tokenizer, data.val_rows)  # type: ignore[arg-type]
-    grades = type(task).grade is not ChatTask.grade
+        task, prompts = data.task, []
+        if data.val_rows == "auto" or data.val_rows >= count:
+            prompts = make_prompts(task, "val", run.tokenizer, data.val_rows)
+        if len(prompts) < count:
+            prompts = make_prompts(task, "test", run.tokenizer, data.val_rows)
+    grades = task.grader_name() is not None
     new: Any = run.folder.read_config()["model"].get("max_new_tokens") or 256
     return HeldOut(prompts[:count], task.grade if grades else None, new)
 

@@ -114,6 +114,8 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
             "data.seed": self.seed,
             "data.dedup": self.dedup,
         }
+        if grader := self.task.grader_name():
+            run["data.grader"] = grader
         if self.batching == "padding_free":
             run["data.max_tokens_per_pass"] = self.max_tokens_per_pass
         if train := self.prepared.get("train"):

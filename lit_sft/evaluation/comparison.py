@@ -40,8 +40,13 @@ def compare_grades(before: Sequence[Grade], after: Sequence[Grade]) -> Change:
         len(before) == len(after),
         f"expected as many grades of before as now, got {len(before)} and {len(after)}",
     )
-    changes = [float(new or 0) - float(old or 0) for old, new in zip(before, after, strict=True)]
+    changes = [weigh(new) - weigh(old) for old, new in zip(before, after, strict=True)]
     return Change(sum(x > 0 for x in changes), sum(x < 0 for x in changes), len(changes))
+
+
+def weigh(grade: Grade) -> float:
+    """Return how much of an answer is right, from 0 to 1; none is not."""
+    return grade if isinstance(grade, float) else float(bool(grade))
 
 
 def mcnemar_p(won: int, lost: int) -> float:

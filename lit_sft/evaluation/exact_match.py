@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from lit_sft.errors import InputError, require
-from lit_sft.types import Grade
+from lit_sft.types import Grade, Prompt
 
 Z_95 = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution."""
@@ -30,11 +30,33 @@ class Answer(NamedTuple):
     """None where no answer was found, which counts as wrong."""
     finished: bool
     """Whether the model stopped by itself, rather than at the token limit."""
+    source: str = ""
+    """The task of a mixture that the row is from."""
 
     @property
     def verdict(self) -> str:
         """`right`, `wrong`, `no answer`, or `f1` and a figure."""
         return name_verdict(self.grade)
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as plain values, the verdict in words."""
+        return {
+            "row": self.row,
+            "question": self.question,
+            "reference": self.reference,
+            "output": self.output,
+            "verdict": self.verdict,
+            "finished": self.finished,
+        }
+
+
+def make_answer(
+    prompt: Prompt, output: str, grade: Grade, finished: bool, source: str = ""
+) -> Answer:
+    """Return an answer beside the question and the reference of its conversation."""
+    said = {message["role"]: message["content"] for message in prompt.messages}
+    question, reference = said.get("user", ""), said.get("assistant", "")
+    return Answer(prompt.row, question, reference, output, grade, finished, source)
 
 
 def name_verdict(grade: Grade) -> str:

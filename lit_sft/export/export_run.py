@@ -11,7 +11,15 @@ import torch
 
 from lit_sft.data.prompts import find_stop_ids
 from lit_sft.errors import SaveError, require
-from lit_sft.export.certificate import FILE, Bound, Certificate, Grade, Reference, compare, refer
+from lit_sft.export.certificate import (
+    FILE,
+    Bound,
+    Certificate,
+    GradeFunction,
+    Reference,
+    compare,
+    refer,
+)
 from lit_sft.export.export_card import format_export_card
 from lit_sft.export.formats_out import (
     Exported,
@@ -32,7 +40,7 @@ class HeldOut(NamedTuple):
     """What an export is compared on."""
 
     prompts: Sequence[Prompt]
-    grade: Grade | None
+    grade: GradeFunction | None
     """None where the task grades nothing."""
     max_new_tokens: int
 
