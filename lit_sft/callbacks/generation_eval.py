@@ -63,15 +63,15 @@ class GenerationEval(pl.Callback):
         samples: int = 8,
         task: ChatTask | None = None,
     ) -> None:
-        require(eval_rows >= 0, f"GenerationEval.eval_rows must not be negative: {eval_rows}")
         for name, value in (
             ("every_n_steps", every_n_steps),
             ("max_new_tokens", max_new_tokens),
             ("max_batch_tokens", None if max_batch_tokens == "auto" else max_batch_tokens),
         ):
             require(value is None or value > 0, f"GenerationEval.{name} must be positive: {value}")
-        require(num_shots >= 0, f"GenerationEval.num_shots must not be negative: {num_shots}")
-        require(samples >= 0, f"GenerationEval.samples must not be negative: {samples}")
+        numbers = {"eval_rows": eval_rows, "num_shots": num_shots, "samples": samples}
+        for name, number in numbers.items():
+            require(number >= 0, f"GenerationEval.{name} must not be negative: {number}")
         self.eval_rows, self.every_n_steps = eval_rows, every_n_steps
         self.max_new_tokens, self.max_batch_tokens = max_new_tokens, max_batch_tokens
         self.num_shots, self.samples, self.task = num_shots, samples, task
@@ -225,10 +225,9 @@ class GenerationEval(pl.Callback):
             for prompt, earlier, answer in zip(self._prompts, self._earlier, answers, strict=True)
             if earlier is not None
         ]
-        parts = [([source], f", {source}") for source in self._graders]
-        all_parts = [([*self._graders], ", all" if len(parts) > 1 else "")]
-        lines = []
-        for sources, label in (parts if len(parts) > 1 else []) + all_parts:
+        names, lines = [*self._graders], []
+        parts = [([name], f", {name}") for name in names] if len(names) > 1 else []
+        for sources, label in [*parts, (names, ", all" if parts else "")]:
             own = [(was, now) for source, was, now in graded if source in sources]
             change = compare_grades([was for was, _ in own], [now for _, now in own])
             counts = sum_over_ranks(torch.tensor(change, device=pl_module.device)).tolist()
