@@ -22,6 +22,13 @@ MEANING = re.compile(
 
 Split = Literal["train", "val", "test"]
 
+ValRows = Literal["auto"] | int
+"""How many rows are held out of `train`; `auto` leaves it to their number."""
+
+Grade = bool | float | None
+"""Of an answer: right or wrong; how much of it is right, a float from 0 to 1; None for no answer,
+which counts as wrong."""
+
 
 class Message(TypedDict):
     """One turn of a conversation."""

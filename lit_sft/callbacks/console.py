@@ -20,10 +20,11 @@ SHOWN = {
     "train/tokens_per_second": ("tokens/s", ",.0f"),
     "val/loss": ("val_loss", ".4f"),
     "val/exact_match": ("exact_match", ".3f"),
+    "val/f1": ("f1", ".3f"),
 }
 LINES = 10
 """How many lines a training run prints where there is no terminal."""
-COMPARED = ("val/loss", "val/exact_match", "val/no_answer", "val/unfinished")
+COMPARED = ("val/loss", "val/exact_match", "val/f1", "val/no_answer", "val/unfinished")
 """Figures of the first and of the last evaluation."""
 
 

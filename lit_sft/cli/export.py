@@ -19,7 +19,6 @@ from lit_sft.export.merge import Onto
 from lit_sft.export.trained_run import TrainedRun, read_run
 from lit_sft.inspect.command import instantiate, parse
 from lit_sft.run.folder import RunFolder
-from lit_sft.tasks.base import ChatTask
 from lit_sft.types import Prompt, Split
 
 HELD_OUT: tuple[Split, ...] = ("val", "test")
@@ -125,7 +124,7 @@ def read_held_out(run: TrainedRun, count: int) -> HeldOut:
                 with contextlib.suppress(MissingSplit):
                     found[split] = make_prompts(task, split, run.tokenizer, data.val_rows)
     split = max(found, key=lambda x: len(found[x]), default=HELD_OUT[0])
-    grades = type(task).grade is not ChatTask.grade
+    grades = task.grader_name() is not None
     new = run.options["model"].get("max_new_tokens") or 256
     chosen = found.get(split, [])[:count]
     require_enough(chosen, count)

@@ -81,7 +81,7 @@ def read_held_out(
     held_out: dict[Split, Sequence[Conversation]] = {
         split: chats[split] for split in chats if split != "train"
     }
-    wanted: dict[Split, bool] = {"val": data.val_rows > 0, "test": data.dedup}
+    wanted: dict[Split, bool] = {"val": data.val_rows != 0, "test": data.dedup}
     for split, is_wanted in wanted.items():
         if is_wanted and split not in chats:
             with suppress(MissingSplit):

@@ -49,7 +49,8 @@ class DataOptions:
             is learnt is still what the assistant says, and public data has a few of them. `drop`
             leaves them out, `error` stops. Control tokens are never obeyed in a message.
         val_rows: Rows held out of `train` for validation where the task has no `val` split; with
-            one, how many of it to use. 0 trains without validation.
+            one, how many of it to use. `auto` is a tenth of `train`, at most 256, or 256 of a `val`
+            split. 0 trains without validation.
         streaming: Leave the rows of `train` where they are, and encode them when a step needs them,
             for data larger than memory: JSON lines, Parquet and the Hub stay on the disk. The
             ledger of `train` is then that of 1,024 rows; a row that is left out leaves a gap in its
@@ -61,6 +62,8 @@ class DataOptions:
             are counted: `test` may be a download that the run does not need otherwise.
         predict_on: What `lit-sft predict` answers: the split `test`, `val` or `train`, or a file of
             prompts in any format of `lit_sft.ChatFile`, with answers or without.
+        compare_with: A `predictions.jsonl` of `lit-sft predict` on the split `test`: `lit-sft test`
+            says what was won and lost since, by `GenerationEval`, which grades its answers anew.
         cache_dir: Where encoded rows are kept between runs; without one, `LIT_SFT_CACHE` or
             `~/.cache/lit_sft`.
     """
@@ -78,12 +81,13 @@ class DataOptions:
         on_overlength: OnOverlength = "drop",
         on_lost_field: OnLostField = "error",
         on_marker: OnMarker = "keep",
-        val_rows: int = 256,
+        val_rows: Literal["auto"] | int = "auto",
         streaming: bool = False,
         num_workers: int = 0,
         seed: int = 0,
         dedup: bool = False,
         predict_on: str = "test",
+        compare_with: str | None = None,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
@@ -96,6 +100,7 @@ class DataOptions:
         self.leaves_passes_open = max_tokens_per_pass == "auto"
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
         self.streaming, self.dedup, self.predict_on = streaming, dedup, predict_on
+        self.compare_with = compare_with
         self.tokenizer_path, self.chat_template = tokenizer, chat_template
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -105,7 +110,7 @@ class DataOptions:
         least = {"batch_size": 1, "accumulate_grad_batches": 1, "val_rows": 0, "num_workers": 0}
         for name, lowest in least.items():
             value, what = getattr(self, name), "be positive" if lowest else "not be negative"
-            require(value >= lowest, f"data.{name} must {what}, got {value}")
+            require(value == "auto" or value >= lowest, f"data.{name} must {what}, got {value}")
         require(
             self.max_length > 1,
             f"data.max_length must be at least 2 tokens, got {self.max_length}",

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.prompts import decode_answer
 from lit_sft.errors import require
+from lit_sft.evaluation.comparison import weigh
 from lit_sft.evaluation.generate import generate_greedy
-from lit_sft.types import Prompt
+from lit_sft.types import Grade, Prompt
 
 FILE = "certificate.json"
 LEAST_PROMPTS = 64
@@ -28,7 +29,7 @@ KL_TOKENS = 16
 """Of an answer, at its start: the distributions over the vocabulary are kept, and are large."""
 BATCH_TOKENS = 2**13
 """Rows times their longest length, of a batch of answers."""
-Grade = Callable[[Any, str], bool | None]
+GradeFunction = Callable[[Any, str], Grade]
 
 
 class Reference(NamedTuple):
@@ -76,7 +77,8 @@ class Certificate:
         equal_tokens: The share of places with the same greedy token.
         kl_mean: Of the next token, from the trained model to the exported one, in nats.
         kl_max: The largest.
-        exact_match: Of the trained and of the exported model; None where the task grades nothing.
+        exact_match: Of the trained and of the exported model, or the mean F1 where the task grades
+            by that; None where it grades nothing.
         bound: What it had to keep to.
     """
 
@@ -173,7 +175,7 @@ def compare(
     references: Sequence[Reference],
     stop_ids: Sequence[int],
     max_new_tokens: int,
-    grade: Grade | None,
+    grade: GradeFunction | None,
 ) -> dict[str, Any]:
     """Return the figures of `Certificate` for an exported model, by their names.
 
@@ -237,6 +239,6 @@ def next_logits(model: nn.Module, prompt: Sequence[int], answer: Sequence[int]) 
     return logits[0, len(prompt) - 1 :].float().cpu()
 
 
-def _share(grade: Grade, prompts: Sequence[Prompt], texts: Sequence[str]) -> float:
+def _share(grade: GradeFunction, prompts: Sequence[Prompt], texts: Sequence[str]) -> float:
     grades = [grade(prompt.record, text) for prompt, text in zip(prompts, texts, strict=True)]
-    return sum(map(bool, grades)) / len(prompts)
+    return sum(map(weigh, grades)) / len(prompts)

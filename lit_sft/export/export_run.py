@@ -14,7 +14,7 @@ from lit_sft.export.certificate import (
     FILE,
     Bound,
     Certificate,
-    Grade,
+    GradeFunction,
     compare,
     refer,
 )
@@ -41,7 +41,7 @@ class HeldOut(NamedTuple):
     split: str
     """Of the run's data: `val` or `test`."""
     prompts: Sequence[Prompt]
-    grade: Grade | None
+    grade: GradeFunction | None
     """None where the task grades nothing."""
     max_new_tokens: int
 
