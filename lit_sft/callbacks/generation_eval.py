@@ -136,9 +136,10 @@ class GenerationEval(pl.Callback):
         answers = self._answer(trainer, pl_module)
         figures = self._measure(trainer, pl_module, answers, with_interval=True)
         seconds = time.perf_counter() - started
-        pl_module.log_dict(
-            {f"test/{k}": v for k, v in figures.items()} | {"test/eval_seconds": seconds}
-        )
+        named = {f"test/{k}": v for k, v in figures.items()} | {"test/eval_seconds": seconds}
+        pl_module.log_dict({k: v for k, v in named.items() if k.count("/") == 1})
+        # Those of the sources stand in the table below, which has room for them.
+        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in named.items()})
         told = [format_scores(figures, self._graders, self._rows)]
         if self._compare_with:
             told.append(f"against {self._compare_with}: {self._compare(pl_module, answers)}")

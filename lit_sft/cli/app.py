@@ -143,10 +143,11 @@ class SFTCommandLine(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Look at the base model's config before any row is encoded."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         require(
             self.subcommand != "test"
             or self.datamodule.compare_with is None
-            or any(isinstance(callback, GenerationEval) for callback in self.trainer.callbacks),
+            or any(isinstance(callback, GenerationEval) for callback in callbacks),
             "data.compare_with compares answers, which GenerationEval generates; add it to "
             "trainer.callbacks (--trainer.callbacks+=lit_sft.GenerationEval)",
         )

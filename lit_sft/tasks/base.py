@@ -12,8 +12,8 @@ NamedRow = tuple[str, Row]
 """A row and what to call it in an error, such as `"train row 17"`."""
 
 HOW_TO_GRADE = (
-    "give the ChatFile a grader (such as --data.task.grader number), the class a method grade(row, "
-    "text), or name another task in GenerationEval.task"
+    "name a task that does in GenerationEval.task, or give it a grader (--data.task.grader number, "
+    "for one, of a ChatFile) or a method grade(row, text)"
 )
 
 

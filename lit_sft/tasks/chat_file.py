@@ -28,7 +28,7 @@ from lit_sft.tasks.formats import (
     recognise_rows,
     refuse_unread_columns,
 )
-from lit_sft.tasks.graders import choose_grader
+from lit_sft.tasks.graders import choose_grader, spell_grader
 from lit_sft.tasks.json_rows import JsonLines, read_json
 from lit_sft.tasks.plain import read_ending
 from lit_sft.tasks.row_sequences import Joined, SlicedRows, is_sliced, read_slices, require_apart
@@ -81,7 +81,7 @@ class ChatFile(ChatTask):
         columns: dict[str, str] | None = None,
         system_prompt: str | None = None,
         train_on: Literal["all", "last"] = "all",
-        grader: str | None = None,
+        grader: str | dict[str, str] | None = None,
     ) -> None:
         self.path = path if isinstance(path, str) else ", ".join(path)
         self._listed = None if isinstance(path, str) else path
@@ -93,8 +93,8 @@ class ChatFile(ChatTask):
         self.format = choose_format(format, columns or {})
         self.system_column = (columns or {}).get("system")
         self.system_prompt, self.train_on = system_prompt, train_on
-        self.grader = grader
-        self._grade = choose_grader(grader) if grader is not None else None
+        self.grader = spell_grader(grader) if grader is not None else None
+        self._grade = choose_grader(self.grader) if self.grader is not None else None
         self._unread: Counter[str] = Counter()
         self._doubts: dict[str, str] = {}
 

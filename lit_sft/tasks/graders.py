@@ -8,7 +8,7 @@ it answers is not graded.
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ SEARCH_SECONDS = 1.0
 """An honest pattern takes a ten-thousandth of it."""
 PROBE_LENGTH = 200
 """Characters, at which a pattern that takes exponential time never ends."""
+COMPARED = "which the grader compares (choose another task.grader, or mend the row)"
 ADVICE = "; write it without a repetition in a repetition, such as (a|aa)+"
 
 T = TypeVar("T")
@@ -62,6 +63,11 @@ def choose_grader(name: str) -> Grader:
         f"{suggest(name, graders)}",
     )
     return graders[name]
+
+
+def spell_grader(grader: str | Mapping[str, str]) -> str:
+    """Return the name of a grader; `regex: PATTERN` without quotes is a mapping in YAML."""
+    return grader if isinstance(grader, str) else ", ".join(f"{x}: {grader[x]}" for x in grader)
 
 
 def grade_exact(reference: str, text: str) -> bool | None:
@@ -105,7 +111,7 @@ def grade_pattern(pattern: Any, reference: str, text: str) -> bool | None:
     except TimeoutError:
         raise InputError(
             f"the grader's pattern {shown} takes more than {SEARCH_SECONDS:g} s on the reference "
-            f"{reference!r:.60}{ADVICE}"
+            f"{reference[:60]!r}{ADVICE}"
         ) from None
     expected = _require(found, reference, f"no match of {shown}")
     try:
@@ -126,7 +132,7 @@ def grade_json(reference: str, text: str) -> bool | None:
     The first object in the text counts, or list, as the reference is one, fenced or not.
     """
     expected, is_json = find_json(drop_thoughts(reference))
-    require(is_json, f"the row's answer is not JSON, which the grader compares: {reference!r:.80}")
+    require(is_json, f"the answer of the row is not JSON, {COMPARED}: {reference[:80]!r}")
     value, is_json = find_json(drop_thoughts(text), like=expected)
     return equal_json(expected, value) if is_json else None
 
@@ -180,9 +186,7 @@ def _search(pattern: Any, text: str) -> str | None:
 
 def _require(found: T | None, reference: str, lack: str) -> T:
     if found is None:
-        raise InputError(
-            f"the row's answer has {lack}, which the grader compares: {reference!r:.80}"
-        )
+        raise InputError(f"the answer of the row has {lack}, {COMPARED}: {reference[:80]!r}")
     return found
 
 
