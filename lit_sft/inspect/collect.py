@@ -21,7 +21,7 @@ from lit_sft.inspect.report import (
     read_tokens,
     summarize_repeats,
 )
-from lit_sft.tasks.base import NamedRow
+from lit_sft.tasks.base import ChatTask, NamedRow
 from lit_sft.types import Example, Message, Split
 
 FIRST_ROWS = 3
@@ -76,8 +76,10 @@ def inspect_data(data: DataOptions, choice: Choice) -> Report:
 
 def _count_sources(data: DataOptions, rows: Sequence[NamedRow]) -> dict[str, int]:
     """Count rows by what the task's `source_of(row)` says, if it has several sources."""
-    source_of = getattr(data.task, "source_of", None)
-    return dict(Counter(source_of(row) for _, row in rows)) if source_of else {}
+    task = data.task
+    if type(task).source_of is ChatTask.source_of:
+        return {}
+    return dict(Counter(task.source_of(row) for _, row in rows))
 
 
 def _first_question(conversation: Conversation) -> str:
