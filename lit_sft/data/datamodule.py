@@ -25,6 +25,7 @@ from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowSampler
 from lit_sft.errors import require
 from lit_sft.files import remove_leftovers
 from lit_sft.paths import default_cache_dir
+from lit_sft.tasks.base import list_chosen_graders
 from lit_sft.types import Prompt, Split, Window
 
 PREDICTED_ROWS = 256
@@ -114,7 +115,7 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
             "data.seed": self.seed,
             "data.dedup": self.dedup,
         }
-        if grader := self.task.grader_name():
+        if grader := list_chosen_graders(self.task):
             run["data.grader"] = grader
         if self.batching == "padding_free":
             run["data.max_tokens_per_pass"] = self.max_tokens_per_pass

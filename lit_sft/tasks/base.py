@@ -73,6 +73,12 @@ def name_graders(task: ChatTask) -> dict[str, str | None]:
     return {name: one.grader_name() for name, one in (task.mixed_tasks() or {"": task}).items()}
 
 
+def list_chosen_graders(task: ChatTask) -> str:
+    """Return the graders that options name, in order; empty for none, as where classes grade."""
+    chosen = [getattr(one, "grader", None) for one in task.mixed_tasks().values() or [task]]
+    return ", ".join(grader for grader in chosen if isinstance(grader, str))
+
+
 def read_text(row: Row, column: str) -> str:
     """Return the string in a column of a row.
 
