@@ -212,7 +212,7 @@ class GenerationEval(pl.Callback):
             told = (source, trainer.global_step > 0)
             if text and told not in self._told:
                 self._told.add(told)
-                rank_zero_warn(f"GenerationEval: {text}")
+                rank_zero_warn(f"GenerationEval, after step {trainer.global_step}: {text}")
         return figures
 
     def _compare(self, pl_module: SFTModule, answers: Sequence[Answer]) -> str:

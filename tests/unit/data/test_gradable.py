@@ -35,13 +35,13 @@ def test_prompts_have_sources_and_graders(tmp_path, tokenizer):
 
 
 def test_rows_that_cannot_be_graded_are_named_as_in_any_error(tmp_path, tokenizer):
-    answers = ["none" if n in (3, 7) else str(n) for n in range(10)]
+    answers = ["none" if n in (3, 5) else str(n) for n in range(10)]
     task = ChatFile(make_file(tmp_path, answers), grader="number")
     with pytest.raises(InputError) as caught:
         make_gradable_prompts(task, "val", tokenizer, 9, 0, 0)
     said = str(caught.value)
     assert said.startswith("train row 3: the answer of the row has no number")
-    assert "[2 of 9 rows fail: 1 more so (train row 7)]" in said
+    assert "[2 of 9 rows fail: 1 more so (train row 5)]" in said
 
 
 def test_a_pattern_without_an_end_is_told_of_after_seconds(tmp_path, tokenizer, monkeypatch):
@@ -50,9 +50,7 @@ def test_a_pattern_without_an_end_is_told_of_after_seconds(tmp_path, tokenizer, 
     path = make_file(tmp_path, ["xy" * 200 + "!"] * 300)
     task = ChatFile(path, grader="regex: ^(?:[xw][yv]|[xu][yt])+$")
     began = time.perf_counter()
-    with pytest.raises(
-        InputError, match=r"^train row \d+: the grader's pattern .* takes more than"
-    ):
+    with pytest.raises(InputError, match=r"^train row \d+: the grader's pattern .* takes m"):
         make_gradable_prompts(task, "val", tokenizer, 256, 0, 0)
     assert time.perf_counter() - began < 10
 

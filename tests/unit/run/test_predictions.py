@@ -40,10 +40,10 @@ def test_a_file_of_another_split_is_refused(tmp_path):
 def test_a_line_that_is_no_prediction_is_named(tmp_path, line):
     path = write(tmp_path / "p.jsonl", [ask(0, "a")], ["1"])
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(InputError, match="line 2: expected a line of predictions.jsonl"):
+    with pytest.raises(InputError, match=r"line 2: expected a line of predictions\.jsonl"):
         find_earlier_answers(path, [ask(0, "a")])
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(InputError, match="data.compare_with: cannot read .*nowhere"):
+    with pytest.raises(InputError, match=r"data\.compare_with: cannot read .*nowhere"):
         find_earlier_answers(tmp_path / "nowhere", [ask(0, "a")])

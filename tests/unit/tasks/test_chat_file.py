@@ -240,7 +240,7 @@ def test_val_rows_auto_takes_a_tenth_at_most_256(tmp_path, rows, held_out):
 
 def test_val_rows_auto_leaves_a_row_to_train_on(tmp_path):
     task = ChatFile(str(write(tmp_path / "a.jsonl", as_jsonl(ROWS[:1]))))
-    with pytest.raises(InputError, match="data.val_rows=auto leaves nothing to train on"):
+    with pytest.raises(InputError, match=r"data\.val_rows=auto leaves nothing to train on"):
         read_split(task, "train", "auto")
 
 
