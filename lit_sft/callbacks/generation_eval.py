@@ -63,15 +63,15 @@ class GenerationEval(pl.Callback):
         samples: int = 8,
         task: ChatTask | None = None,
     ) -> None:
-        require(eval_rows >= 0, f"GenerationEval.eval_rows must not be negative: {eval_rows}")
         for name, value in (
             ("every_n_steps", every_n_steps),
             ("max_new_tokens", max_new_tokens),
             ("max_batch_tokens", None if max_batch_tokens == "auto" else max_batch_tokens),
         ):
             require(value is None or value > 0, f"GenerationEval.{name} must be positive: {value}")
-        require(num_shots >= 0, f"GenerationEval.num_shots must not be negative: {num_shots}")
-        require(samples >= 0, f"GenerationEval.samples must not be negative: {samples}")
+        numbers = {"eval_rows": eval_rows, "num_shots": num_shots, "samples": samples}
+        for name, number in numbers.items():
+            require(number >= 0, f"GenerationEval.{name} must not be negative: {number}")
         self.eval_rows, self.every_n_steps = eval_rows, every_n_steps
         self.max_new_tokens, self.max_batch_tokens = max_new_tokens, max_batch_tokens
         self.num_shots, self.samples, self.task = num_shots, samples, task
@@ -142,7 +142,7 @@ class GenerationEval(pl.Callback):
         trainer.callback_metrics.update({k: torch.tensor(v) for k, v in named.items()})
         told = [format_scores(figures, self._graders, self._rows)]
         if self._compare_with:
-            told.append(f"against {self._compare_with}: {self._compare(pl_module, answers)}")
+            told += self._compare(pl_module, answers)
         if trainer.is_global_zero:
             print("\n".join(told), flush=True)
 
@@ -215,18 +215,26 @@ class GenerationEval(pl.Callback):
                 rank_zero_warn(f"GenerationEval, after step {trainer.global_step}: {text}")
         return figures
 
-    def _compare(self, pl_module: SFTModule, answers: Sequence[Answer]) -> str:
-        """Return what has changed since the answers of before, which are graded anew."""
-        pairs = [
-            (self._task.grade(prompt.record, earlier), answer.grade)
+    def _compare(self, pl_module: SFTModule, answers: Sequence[Answer]) -> list[str]:
+        """Return what has changed since the answers of before, which are graded anew.
+
+        A line a source, and one of all.
+        """
+        graded = [
+            (answer.source, self._task.grade(prompt.record, earlier), answer.grade)
             for prompt, earlier, answer in zip(self._prompts, self._earlier, answers, strict=True)
             if earlier is not None
         ]
-        change = compare_grades([x for x, _ in pairs], [x for _, x in pairs])
-        counts = sum_over_ranks(torch.tensor(change, device=pl_module.device))
-        missing = sum(self._rows.values()) - int(counts[-1])
-        not_there = f" ({missing:,} rows are not in it)" if missing else ""
-        return f"{Change(*counts.tolist()).describe()}{not_there}"
+        names, lines = [*self._graders], []
+        parts = [([name], f", {name}") for name in names] if len(names) > 1 else []
+        for sources, label in [*parts, (names, ", all" if parts else "")]:
+            own = [(was, now) for source, was, now in graded if source in sources]
+            change = compare_grades([was for was, _ in own], [now for _, now in own])
+            counts = sum_over_ranks(torch.tensor(change, device=pl_module.device)).tolist()
+            missing = sum(self._rows[source] for source in sources) - counts[-1]
+            rest = f" ({missing:,} are not in it)" if missing else ""
+            lines.append(f"against {self._compare_with}{label}: {Change(*counts).describe()}{rest}")
+        return lines
 
     def _keep_samples(self, trainer: pl.Trainer, answers: Sequence[Answer]) -> None:
         step = trainer.global_step

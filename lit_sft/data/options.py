@@ -12,7 +12,6 @@ from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import require
 from lit_sft.paths import default_cache_dir
 from lit_sft.tasks.base import ChatTask
-from lit_sft.types import ValRows
 
 
 class DataOptions:
@@ -82,7 +81,7 @@ class DataOptions:
         on_overlength: OnOverlength = "drop",
         on_lost_field: OnLostField = "error",
         on_marker: OnMarker = "keep",
-        val_rows: ValRows = "auto",
+        val_rows: Literal["auto"] | int = "auto",
         streaming: bool = False,
         num_workers: int = 0,
         seed: int = 0,

@@ -88,17 +88,18 @@ def test_a_test_says_by_source_and_grader_what_is_right_and_what_has_changed(fol
         assert line[-3] == f"{low:.4f} to {high:.4f}"
     assert figures["f1"] > 0.2  # also of one that is trained for four steps
     assert record["data"]["grader"] == "number, f1"
-    (told,) = re.findall(r"against base/predictions.jsonl: (.*)", said)
-    won, lost, alike, rows = map(int, re.findall(r"\d+", told)[:4])
-    assert (won + lost + alike, rows) == (24, 24)
-    assert won > lost  # the base ends few answers
+    told = re.findall(r"against base/predictions.jsonl, (\w+): won (\d+), lost (\d+), (.*)", said)
+    assert [source for source, *_ in told] == ["maths", "prose", "all"]
+    won, lost = ([int(x[column]) for x in told] for column in (1, 2))
+    assert (won[0] + won[1], lost[0] + lost[1]) == (won[2], lost[2])
+    assert won[1] > lost[1]  # the base ends few answers
+    assert f"alike {24 - won[2] - lost[2]} of 24 rows; McNemar's exact p = " in told[2][3]
     root = ("--trainer.default_root_dir", "trained")
     # What it is compared with is graded anew, and the same answers differ nowhere.
     run(folder, "predict", "--ckpt_path", "run/checkpoints/last.ckpt", *root)
     options = ("--ckpt_path", "last", "--data.compare_with", "trained/predictions.jsonl")
-    assert "won 0, lost 0, alike 24 of 24 rows; McNemar's exact p = 1" in run(
-        folder, "test", *options
-    )
+    said = run(folder, "test", *options)
+    assert "all: won 0, lost 0, alike 24 of 24 rows; McNemar's exact p = 1" in said
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from lit_sft import ChatFile
 from lit_sft.data.splits import read_conversations, read_split
@@ -244,10 +244,12 @@ def test_val_rows_auto_leaves_a_row_to_train_on(tmp_path):
         read_split(task, "train", "auto")
 
 
-def test_a_tenth_of_a_packed_file_in_a_folder(tmp_path):
+def test_a_tenth_of_a_packed_file_in_a_folder_and_of_a_table(tmp_path):
     many = [{"question": f"{n}?", "answer": f"{n}"} for n in range(50)]
     write(tmp_path / "data" / "train.jsonl.gz", gzip.compress(as_jsonl(many)))
+    DatasetDict({"train": Dataset.from_list(many)}).save_to_disk(tmp_path / "saved")  # as a Hub id
     splits = {"train": "train[:10%]", "test": "train[90%:]"}
-    task = ChatFile(str(tmp_path / "data"), splits=splits)
-    assert [row["answer"] for row in task.rows("train")] == ["0", "1", "2", "3", "4"]
-    assert [row["answer"] for row in task.rows("test")] == ["45", "46", "47", "48", "49"]
+    for name in ("data", "saved"):
+        task = ChatFile(str(tmp_path / name), splits=splits)
+        assert [row["answer"] for row in task.rows("train")] == ["0", "1", "2", "3", "4"]
+        assert [row["answer"] for row in task.rows("test")] == ["45", "46", "47", "48", "49"]
