@@ -168,8 +168,7 @@ class GenerationEval(pl.Callback):
             reason = problem or "another rank is out of memory"
             rank_zero_warn(f"evaluation left out after step {trainer.global_step}: {reason}")
             return
-        measured = self._measure(trainer, pl_module, answers)
-        figures = {f"val/{k}": v for k, v in measured.items()}
+        figures = {f"val/{k}": v for k, v in self._measure(trainer, pl_module, answers).items()}
         figures["val/eval_seconds"] = time.perf_counter() - started
         publish(trainer, figures)
         if trainer.global_step:  # the base as it is sets no mark

@@ -32,6 +32,8 @@ SEARCH_SECONDS = 1.0
 PROBE_LENGTH = 200
 """Characters, at which a pattern that takes exponential time never ends."""
 COMPARED = "which the grader compares (choose another task.grader, or mend the row)"
+MOST_REPEATS = 1000
+"""Of a part of a pattern: it is written out as often when it is compiled."""
 ADVICE = "; write it without a repetition in a repetition, such as (a|aa)+"
 
 T = TypeVar("T")
@@ -161,6 +163,12 @@ def compile_pattern(pattern: str) -> Any:
         InputError: If it is none, or takes too long on one repeated character or word of its own.
     """
     require(bool(pattern), "task.grader: expected 'regex: PATTERN', and there is no pattern")
+    often = max((int(count) for count in re.findall(r"\{([0-9]{1,9})", pattern)), default=0)
+    require(
+        often <= MOST_REPEATS,
+        f"task.grader: the pattern {pattern!r} repeats something {often:,} times at the least; "
+        f"{MOST_REPEATS:,} may be",
+    )
     try:
         compiled = regex.compile(pattern)
     except (regex.error, ValueError, OverflowError, RecursionError, IndexError) as error:

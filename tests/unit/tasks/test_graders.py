@@ -108,6 +108,7 @@ def test_a_reference_that_cannot_be_compared_is_an_error(grader, reference, says
         ("regex", "there is no pattern"),
         ("regex: (", "is no regular expression"),
         ("regex: (a|aa)+$", "takes more than 1 s on 200 characters"),
+        ("regex: a{99999999}", "repeats something 99,999,999 times at the least; 1,000 may be"),
         ("regex: (ab|abab)+$", "takes more than 1 s on 200 characters"),
     ],
 )
