@@ -5,7 +5,7 @@ its thoughts, the closing mark, and the answer, whatever the template makes of a
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -143,17 +143,45 @@ def list_bare_places(text: str, start: int, reading: Reading) -> Iterator[tuple[
     yield start, reading.answer
 
 
+class Place(NamedTuple):
+    """Where a turn stands in the rendered text, in characters."""
+
+    start: int
+    """Behind the block of thoughts, if there is one, or else behind the generation prompt."""
+    said: int
+    """Where the answer begins, or, without one, its calls."""
+    stop: int
+    """The first character of the stop token."""
+
+    def find_start(self, prompted: int, learn_thoughts: bool) -> int:
+        """Return where what is learnt begins of a turn behind a prompt that ends at `prompted`."""
+        return prompted if learn_thoughts or self.start == prompted else self.said
+
+
 def locate_answer(
-    text: str, places: Iterable[tuple[int, str]], stops: re.Pattern[str]
-) -> Span | None:
-    """Return the first place that has its answer and then a stop token, up to that token.
+    text: str,
+    places: Iterable[tuple[int, str]],
+    stops: re.Pattern[str],
+    find_end: Callable[[int], int | None],
+) -> Place | None:
+    """Return the first place that has its answer, its calls and then a stop token.
 
     After the stop token nothing but white space and further control tokens may follow.
+
+    Args:
+        text: Up to the end of the turn.
+        places: As `list_places` yields them.
+        stops: Matches a token that may end the turn.
+        find_end: Says where the calls of the turn end that begin behind its answer.
     """
-    for place, _, end in _find_said(text, places):
+    for place, at, answered in _find_said(text, places):
+        end = find_end(answered)
+        if end is None:
+            continue
         stop = len(text) - len(text[end:].lstrip())
         if stops.match(text, stop) and not stops.sub("", text[stop:]).strip():
-            return Span(place, stop)
+            said = len(text) - len(text[at:].lstrip()) if at == answered else at
+            return Place(place, said, stop)
     return None
 
 

@@ -89,7 +89,7 @@ def find_lost_fields(
         message = chat.messages[leaf.turn]
         lost[leaf.turn, leaf.field] = LostField(
             *(leaf.turn, message["role"], leaf.field, leaf.turn in chat.learnt),
-            is_alone=not message["content"].strip(),
+            is_alone=not (message["content"].strip() or message.get("tool_calls")),
         )
     return list(lost.values())
 

@@ -24,7 +24,9 @@ from lit_sft.data import answers
 from lit_sft.data.chat_template import read_pieces, render_turns
 from lit_sft.data.control_tokens import find_control_tokens, plain_backend
 from lit_sft.data.disguise import disguise_for, list_texts
+from lit_sft.data.tool_schemas import check_calls, check_tools
 from lit_sft.errors import InputError, require, suggest
+from lit_sft.tasks.tool_turns import normalize_calls
 from lit_sft.types import MEANING, ROLES, Message
 
 OnMarker = Literal["keep", "drop", "error"]
@@ -75,8 +77,15 @@ def check_messages(messages: Sequence[Message], is_prompt: bool = False) -> None
             )
         if not content.isascii():
             _check_unicode(content, f"{where} ({role})")
+        if len(message) == 2:
+            continue
         if message.get("weight") is not None:
             _check_weight(role, message["weight"], f"{where} ({role})")
+        if message.get("tool_calls"):
+            check_calls(role, message["tool_calls"], f"{where} ({role})")
+        if message.get("tools"):
+            require(number == 0, f"{where} ({role}): tools have to stand at the first message")
+            check_tools(message["tools"])
     roles = {message["role"] for message in messages}
     require(
         is_prompt or "assistant" in roles,
@@ -86,13 +95,19 @@ def check_messages(messages: Sequence[Message], is_prompt: bool = False) -> None
 
 
 def strip_keys(messages: Sequence[Message]) -> Sequence[Message]:
-    """Return messages as a template expects them: without weights, or keys that hold None."""
+    """Return messages as a template expects them.
+
+    They have no weights, no keys that hold nothing, and calls with their arguments as objects.
+    """
     if all(len(message) == 2 for message in messages):
         return messages
     plain: Any = [
         {key: value for key, value in message.items() if key != "weight" and value is not None}
         for message in messages
     ]
+    for message in plain:
+        if "tool_calls" in message:
+            message["tool_calls"] = normalize_calls(message["tool_calls"])
     return list(plain)
 
 

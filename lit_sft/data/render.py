@@ -13,36 +13,46 @@ That they are is proven on the tokens, by `lit_sft.data.forgery`.
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data import answers
-from lit_sft.data.answers import RenderedChat, Span
+from lit_sft.data.answers import Place, RenderedChat, Span
+from lit_sft.data.calls import explain_calls, find_calls_end
 from lit_sft.data.chat_template import GENERATION_MARK, opens_thoughts, render_turns, template_of
 from lit_sft.data.control_tokens import break_up_control_tokens, find_control_tokens
 from lit_sft.data.messages import check_messages, strip_keys
+from lit_sft.data.thoughts import unify_thoughts
 from lit_sft.errors import InputError, require
 from lit_sft.types import Message
 
 
 def render_conversation(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], learn_thoughts: bool = True
 ) -> RenderedChat:
     """Render a whole conversation, and find every assistant turn in it.
+
+    Args:
+        tokenizer: With its template.
+        messages: Turns in order.
+        learn_thoughts: Whether the thoughts before an answer are of its turn; otherwise they are
+            shown, and what closes them, too.
 
     Raises:
         InputError: If a message is malformed, the template refuses or rewrites the conversation, or
             a turn is not rendered as the answer and then a stop token.
     """
     check_messages(messages)
-    plain = strip_keys(messages)
+    plain = unify_thoughts(tokenizer, strip_keys(messages))
     safe = break_up_control_tokens(tokenizer, plain)
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     supervised = [i for i in turns if messages[i].get("weight") != 0]
     require(bool(supervised), "every assistant turn has weight 0, so nothing to learn")
-    return render_safe_turns(tokenizer, safe, supervised, is_broken_up=safe is not plain)
+    return render_safe_turns(
+        tokenizer, safe, supervised, safe is not plain, learn_thoughts=learn_thoughts
+    )
 
 
 def render_safe_turns(
@@ -50,6 +60,7 @@ def render_safe_turns(
     safe: Sequence[Message],
     supervised: Iterable[int],
     is_broken_up: bool,
+    learn_thoughts: bool = True,
 ) -> RenderedChat:
     """Render turns whose control tokens are broken up, and find those that are supervised.
 
@@ -68,12 +79,14 @@ def render_safe_turns(
         _check_marked_prompt(tokenizer, template_of(tokenizer))
     marked = dict(zip(turns, regions, strict=True)) if is_marked else {}
     chat = RenderedChat(text, [], is_broken_up, safe, frozenset(supervised), text)
+    asks = not is_marked or _marks_hold_prompt(tokenizer, template_of(tokenizer))
     for turn in sorted(supervised):
-        if is_marked and not opens_thoughts(tokenizer, template_of(tokenizer)):
-            start, end = marked[turn]
-            chat.spans.append(_find_answer(tokenizer, text[:end], start, safe[turn], turn))
+        if asks:
+            chat = _add_turn(tokenizer, chat, turn, marked.get(turn), learn_thoughts)
         else:
-            chat = _add_turn(tokenizer, chat, turn, marked.get(turn))
+            start, end = marked[turn]
+            place = _find_answer(tokenizer, text[:end], start, safe[turn], turn, is_marked=True)
+            chat.spans.append(Span(place.find_start(start, learn_thoughts), place.stop))
     return chat
 
 
@@ -86,6 +99,7 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     check_messages(messages, is_prompt=True)
     is_answered = messages[-1]["role"] == "assistant"
     turns = strip_keys(messages[:-1] if is_answered else messages)
+    turns = unify_thoughts(tokenizer, turns)
     safe = break_up_control_tokens(tokenizer, turns)
     text, _ = render_turns(tokenizer, safe, add_generation_prompt=True)
     return RenderedChat(text, [], safe is not turns, safe, frozenset(), text)
@@ -111,6 +125,25 @@ def _check_marked_prompt(tokenizer: PreTrainedTokenizerBase, template: str) -> N
     )
 
 
+@lru_cache(maxsize=64)
+def _marks_hold_prompt(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Return whether a marked turn does not begin where the generation prompt ends.
+
+    So it is where the prompt opens the thoughts, or the marks surround what the prompt writes, such
+    as the head of the turn or a block without thoughts: that is not the model's to generate. The
+    template is an argument for the cache alone.
+    """
+    turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    if opens_thoughts(tokenizer, template):
+        return True
+    try:
+        _, regions = render_turns(tokenizer, turns, marks=True)
+        prompt, _ = render_turns(tokenizer, turns[:1], add_generation_prompt=True)
+    except InputError:  # some want a system turn
+        return False
+    return bool(regions) and regions[0][0] < len(prompt)
+
+
 def _check_marks(marked: tuple[int, int] | None, span: Span, turn: int) -> None:
     """Raise `InputError` where the template's marks leave out some of what has to be said."""
     if marked and not marked[0] <= span.start <= span.stop < marked[1]:
@@ -126,6 +159,7 @@ def _add_turn(
     chat: RenderedChat,
     turn: int,
     marked: tuple[int, int] | None,
+    learn_thoughts: bool,
 ) -> RenderedChat:
     """Find an assistant turn behind the generation prompt that a model would be given for it."""
     message = chat.messages[turn]
@@ -135,14 +169,15 @@ def _add_turn(
     if turn < len(chat.messages) - 1:
         through, _ = render_turns(tokenizer, chat.messages[: turn + 1])
     elif opening >= 0 and not through.startswith(prompt):
-        return _complete(tokenizer, chat, turn, prompt, marked)
+        return _complete(tokenizer, chat, turn, prompt, marked, learn_thoughts)
     if not through.startswith(prompt):
         raise answers.explain_rewriting(message, turn, prompt)
-    span = _find_answer(tokenizer, through, len(prompt), message, turn, opening >= 0)
-    if not chat.written.startswith(through[: span.stop]):
+    at = len(prompt)
+    place = _find_answer(tokenizer, through, at, message, turn, opening >= 0, marked is not None)
+    if not chat.written.startswith(through[: place.stop]):
         raise answers.explain_rewriting(message, turn, prompt)
-    _check_marks(marked, span, turn)
-    chat.spans.append(span)
+    _check_marks(marked, Span(at, place.stop), turn)
+    chat.spans.append(Span(place.find_start(at, learn_thoughts), place.stop))
     return chat._replace(cuts=[*chat.cuts, len(prompt)]) if opening >= 0 else chat
 
 
@@ -152,6 +187,7 @@ def _complete(
     turn: int,
     prompt: str,
     marked: tuple[int, int] | None,
+    learn_thoughts: bool,
 ) -> RenderedChat:
     """Set the thoughts between the prompt that opens them and the answer of the last turn.
 
@@ -169,16 +205,18 @@ def _complete(
         "remove it",
     )
     places = list(answers.list_bare_places(written, head, reading))
-    found = answers.locate_answer(written, places, find_control_tokens(tokenizer).stops)
+    found = _locate(tokenizer, written, places, message, marked is not None)
     if found is None:
-        raise answers.explain_answer(tokenizer, written, head, places, turn)
-    _check_marks(marked, found, turn)
+        raise _explain(tokenizer, written, head, places, message, turn)
+    _check_marks(marked, Span(found.start, found.stop), turn)
     opened = prompt + reading.thoughts + _ask_what_closes(tokenizer, template_of(tokenizer))
     behind = written[found.start :].lstrip("\n")
     text = opened + behind
+    moved = len(text) - len(written)
+    start = len(prompt) if learn_thoughts else found.said + moved
     return chat._replace(
         text=text,
-        spans=[*chat.spans, Span(len(prompt), len(text) - len(written) + found.stop)],
+        spans=[*chat.spans, Span(start, found.stop + moved)],
         added=reading.thoughts,
         cuts=[*chat.cuts, len(prompt)],
     )
@@ -207,15 +245,41 @@ def _find_answer(
     message: Message,
     turn: int,
     is_opened: bool = False,
-) -> Span:
-    """Find what a message says in `text[start:]`, and its stop token.
+    is_marked: bool = False,
+) -> Place:
+    """Find what a message says and calls in `text[start:]`, and its stop token.
 
     White space that the template sets around the content is the model's to generate, too, and so is
     a block of the message's thoughts before it, or the rest of one that the prompt opens.
     """
-    places = answers.list_places(text, start, message, is_opened)
-    found = answers.locate_answer(text, places, find_control_tokens(tokenizer).stops)
+    places = list(answers.list_places(text, start, message, is_opened))
+    found = _locate(tokenizer, text, places, message, is_marked)
     if found is None:
-        places = answers.list_places(text, start, message, is_opened)
-        raise answers.explain_answer(tokenizer, text, start, places, turn)
-    return Span(start, found.stop)
+        raise _explain(tokenizer, text, start, places, message, turn)
+    return found
+
+
+def _locate(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    places: Sequence[tuple[int, str]],
+    message: Message,
+    is_marked: bool,
+) -> Place | None:
+    stops = find_control_tokens(tokenizer).stops
+    find_end = partial(find_calls_end, text, message=message, is_marked=is_marked)
+    return answers.locate_answer(text, places, stops, find_end)
+
+
+def _explain(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    start: int,
+    places: Sequence[tuple[int, str]],
+    message: Message,
+    turn: int,
+) -> InputError:
+    """Return the error of a turn that is not what the message says."""
+    if message.get("tool_calls"):
+        return explain_calls(text[start:], message, turn)
+    return answers.explain_answer(tokenizer, text, start, places, turn)
