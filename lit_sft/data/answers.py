@@ -6,6 +6,7 @@ its thoughts, the closing mark, and the answer, whatever the template makes of a
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -70,6 +71,22 @@ def find_opening(prompt: str) -> int:
     """Return where a generation prompt opens the thoughts, or -1 where it does not."""
     tail = prompt.rstrip()
     return len(tail) - len(OPENING) if tail.endswith(OPENING) else -1
+
+
+def find_prompt_end(prompt: str, text: str) -> int | None:
+    """Return where a generation prompt ends in a text that begins with it, or None if none does.
+
+    White space in it may differ, but for the last: Hermes' template ends the result of a call with
+    one line break fewer where it comes last, so that the prompt behind it has one fewer, too.
+    """
+    if text.startswith(prompt):
+        return len(prompt)
+    words, behind = "".join(prompt.split()), prompt[len(prompt.rstrip()) :]
+    if not "".join(text.split()).startswith(words):
+        return None
+    places = (place for place, letter in enumerate(text) if not letter.isspace())
+    end = next(islice(places, len(words) - 1, None)) + 1
+    return end + len(behind) if text.startswith(behind, end) else None
 
 
 def closes_thoughts(prompt: str) -> bool:
@@ -149,7 +166,7 @@ class Place(NamedTuple):
     start: int
     """Behind the block of thoughts, if there is one, or else behind the generation prompt."""
     said: int
-    """Where the answer begins, or, without one, its calls."""
+    """Where the answer begins, or, without one, its calls: behind all white space."""
     stop: int
     """The first character of the stop token."""
 
@@ -180,8 +197,7 @@ def locate_answer(
             continue
         stop = len(text) - len(text[end:].lstrip())
         if stops.match(text, stop) and not stops.sub("", text[stop:]).strip():
-            said = len(text) - len(text[at:].lstrip()) if at == answered else at
-            return Place(place, said, stop)
+            return Place(place, len(text) - len(text[at:].lstrip()), stop)
     return None
 
 

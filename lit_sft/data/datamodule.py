@@ -127,6 +127,10 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
             run |= {"data.contents": train.stream.contents} if train.stream.contents else {}
             if self.policy.on_marker == "drop":
                 run["data.on_marker"] = "drop"
+            if self.policy.on_bad_call == "drop":
+                run["data.on_bad_call"] = "drop"
+            if not self.policy.learn_thoughts:
+                run["data.learn_thoughts"] = False
         return run
 
     def name_rows(self, epoch: int, window: int) -> list[str]:

@@ -24,7 +24,7 @@ BOUNDS: Mapping[str, Callable[[Any, Any], bool]] = {
     "exclusiveMinimum": lambda value, bound: value > bound,
     "exclusiveMaximum": lambda value, bound: value < bound,
 }
-SIZES: Mapping[str, tuple[type, int]] = {
+SIZES: Mapping[str, tuple[type[str] | type[list[Any]], int]] = {
     "minLength": (str, 1), "maxLength": (str, -1), "minItems": (list, 1), "maxItems": (list, -1)
 }  # fmt: skip
 MAX_DEPTH = 32
@@ -123,9 +123,9 @@ def _find_out_of_bounds(value: Any, schema: Mapping[str, Any], where: str) -> It
             if isinstance(bound, int | float) and not keeps(value, bound):
                 yield f"{where or 'it'} is {value!r}, and its {word} {bound}"
     for word, (kind, sign) in SIZES.items():
-        bound = schema.get(word)
-        if isinstance(value, kind) and isinstance(bound, int) and sign * (len(value) - bound) < 0:
-            yield f"{where or 'it'} has a length of {len(value)}, and its {word} is {bound}"
+        bound, length = schema.get(word), len(value) if isinstance(value, kind) else None
+        if length is not None and isinstance(bound, int) and sign * (length - bound) < 0:
+            yield f"{where or 'it'} has a length of {length}, and its {word} is {bound}"
 
 
 def _find_unmatched(value: Any, schema: Mapping[str, Any], root: Any, where: str) -> Iterator[str]:

@@ -170,15 +170,15 @@ def _add_turn(
         through, _ = render_turns(tokenizer, chat.messages[: turn + 1])
     elif opening >= 0 and not through.startswith(prompt):
         return _complete(tokenizer, chat, turn, prompt, marked, learn_thoughts)
-    if not through.startswith(prompt):
+    at = answers.find_prompt_end(prompt, through)
+    if at is None:
         raise answers.explain_rewriting(message, turn, prompt)
-    at = len(prompt)
     place = _find_answer(tokenizer, through, at, message, turn, opening >= 0, marked is not None)
     if not chat.written.startswith(through[: place.stop]):
         raise answers.explain_rewriting(message, turn, prompt)
     _check_marks(marked, Span(at, place.stop), turn)
     chat.spans.append(Span(place.find_start(at, learn_thoughts), place.stop))
-    return chat._replace(cuts=[*chat.cuts, len(prompt)]) if opening >= 0 else chat
+    return chat._replace(cuts=[*chat.cuts, at]) if opening >= 0 else chat
 
 
 def _complete(

@@ -1,8 +1,8 @@
 """Thoughts under whatever name, in the form that a template writes.
 
-A row has them as `reasoning_content`, `reasoning` or `thinking`, or in `<think>` in the content. They
-are one thing: where the template writes another form than the row has, they are handed to it in
-that. Which one it writes is asked.
+A row has them as `reasoning_content`, `reasoning` or `thinking`, or as `<think>` in the content.
+They are one thing: where the template writes another form than the row has, they are handed to it
+in that. Which one it writes is asked.
 """
 
 import re
@@ -35,17 +35,18 @@ def unify_thoughts(
     return [_unify(x, forms) if x["role"] == "assistant" else x for x in messages]
 
 
-def _unify(message: Message, forms: Sequence[str]) -> Message:
-    held = [key for key in answers.KEYS if str(message.get(key) or "").strip()]
+def _unify(message: Message, forms: Sequence[str]) -> Any:
+    own: dict[str, Any] = dict(message)
+    held = [key for key in answers.KEYS if str(own.get(key) or "").strip()]
     block = answers.BLOCK.match(message["content"])
-    if (block and held) or len({str(message[key]).strip() for key in held}) > 1:  # type: ignore[literal-required]
+    if (block and held) or len({str(own[key]).strip() for key in held}) > 1:
         return message
-    plain: Any = {key: x for key, x in message.items() if key not in answers.KEYS}
+    plain = {key: x for key, x in own.items() if key not in answers.KEYS}
     if block and block[1].strip() and CONTENT not in forms:
         content = message["content"][block.end() :].lstrip("\n")
         return plain | {forms[0]: block[1].strip("\n"), CONTENT: content}
     if held and not set(held) & set(forms):
-        thoughts = message[held[0]]  # type: ignore[literal-required]
+        thoughts = own[held[0]]
         if forms[0] != CONTENT:
             return plain | {forms[0]: thoughts}
         opened = f"{answers.OPENING}\n{str(thoughts).strip()}{answers.BETWEEN}"
@@ -61,21 +62,18 @@ def _find_forms(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str,
     another they are text like any other. The template is an argument for the cache alone.
     """
     ask: Any = {"role": "user", "content": "a"}
-    forms = [
-        key
-        for key in answers.KEYS
-        if _writes(tokenizer, [ask, {"role": "assistant", "content": "zq2", key: "zq1"}])
-    ]
+    say: dict[str, Any] = {"role": "assistant", "content": "zq2"}
+    forms = [key for key in answers.KEYS if _writes(tokenizer, [ask, say | {key: "zq1"}])]
     knows = any("think>" in constant for constant in list_constants(template)) or re.search(
         r"</?think>", template
     )
     block = f"{answers.OPENING}\nzq1{answers.BETWEEN}zq2"
-    if knows and _writes(tokenizer, [ask, {"role": "assistant", "content": block}]):
+    if knows and _writes(tokenizer, [ask, say | {CONTENT: block}]):
         forms.append(CONTENT)
     return tuple(forms)
 
 
-def _writes(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message]) -> bool:
+def _writes(tokenizer: PreTrainedTokenizerBase, turns: Any) -> bool:
     try:
         text, _ = render_turns(tokenizer, turns)
     except InputError:

@@ -107,7 +107,11 @@ def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
     base = open_base(model["base_model"])
     _require_same_base(base, identity)
     data = config["data"]
-    tokenizer = load_tokenizer(data.get("tokenizer") or base.base_model, data.get("chat_template"))
+    tokenizer = load_tokenizer(
+        data.get("tokenizer") or base.base_model,
+        data.get("chat_template"),
+        data.get("template_kwargs"),
+    )
     template = hash_template(tokenizer)
     require(
         identity.get("data.chat_template", template) == template,

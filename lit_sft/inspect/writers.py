@@ -137,6 +137,7 @@ def _format_split(name: str, split: SplitReport, report: Report) -> Iterator[str
     if ledger.dropped:
         listed = ", ".join(split.too_long[:EXAMPLES]) + ", …" * (ledger.dropped > EXAMPLES)
         marked = ", or with a mark of turns" if ledger.markers else ""
+        marked += ", or with a bad call" if ledger.bad_calls else ""
         yield f"  dropped: {ledger.dropped:,} over {report.max_length} tokens{marked} ({listed})"
     if ledger.truncated:
         yield f"  truncated: {ledger.truncated:,} to {report.max_length} tokens"
@@ -145,6 +146,9 @@ def _format_split(name: str, split: SplitReport, report: Report) -> Iterator[str
     if ledger.markers:
         counts = ", ".join(f"{rows:,} rows with {mark!r}" for mark, rows in ledger.markers.items())
         yield f"  marks of turns as plain text: {counts}"
+    if ledger.bad_calls:
+        counts = ", ".join(f"{rows:,} rows with {kind}" for kind, rows in ledger.bad_calls.items())
+        yield f"  calls that the tools of their rows do not allow: {counts}"
     if ledger.lost_fields:
         counts = ", ".join(f"{turns:,} {name}" for name, turns in ledger.lost_fields.items())
         yield f"  left out, as the chat template does not write them: {counts}"

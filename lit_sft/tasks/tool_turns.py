@@ -57,7 +57,7 @@ def read_tools(value: object, column: str) -> list[dict[str, Any]]:
 
 
 def add_tools(turns: list[Message], value: object, column: str) -> list[Message]:
-    """Return turns with the tools of a column at the first of them.
+    """Give the tools of a column to the first of some turns, and return these.
 
     Raises:
         InputError: If they are no tools, or the turn has others.
@@ -65,7 +65,9 @@ def add_tools(turns: list[Message], value: object, column: str) -> list[Message]
     tools = read_tools(value, column)
     if tools and turns[0].get("tools", tools) != tools:
         raise InputError(f"column {column!r} holds tools, and the row has others; keep one")
-    return [{**turns[0], "tools": tools}, *turns[1:]] if tools else turns
+    if tools:
+        turns[0]["tools"] = tools
+    return turns
 
 
 def gather_tools(turns: Sequence[Message]) -> list[Message]:
@@ -82,7 +84,9 @@ def gather_tools(turns: Sequence[Message]) -> list[Message]:
         listed = turns[number]["tools"] or []
         tools += [tool for tool in read_tools(listed, "tools of turns") if tool not in tools]
     plain: list[Any] = [{k: x for k, x in turn.items() if k != "tools"} for turn in turns]
-    return [{**plain[0], "tools": tools}, *plain[1:]] if tools else plain
+    if tools:
+        plain[0]["tools"] = tools
+    return plain
 
 
 def normalize_calls(calls: object) -> object:
