@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
-
-from lit_sft.errors import InputError
 from lit_sft.types import Message
 
 KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -191,7 +188,7 @@ def locate_answer(
         stops: Matches a token that may end the turn.
         find_end: Says where the calls of the turn end that begin behind its answer.
     """
-    for place, at, answered in _find_said(text, places):
+    for place, at, answered in find_said(text, places):
         end = find_end(answered)
         if end is None:
             continue
@@ -201,64 +198,10 @@ def locate_answer(
     return None
 
 
-def _find_said(text: str, places: Iterable[tuple[int, str]]) -> Iterator[tuple[int, int, int]]:
+def find_said(text: str, places: Iterable[tuple[int, str]]) -> Iterator[tuple[int, int, int]]:
     """Yield the place, the start and the end of answers, which the template may have stripped."""
     for place, answer in places:
         for said in (answer, answer.rstrip(), answer.lstrip(), answer.strip()):
             at = text.find(said, place)
             if at >= 0 and not text[place:at].strip():
                 yield place, at, at + len(said)
-
-
-def explain_answer(
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    start: int,
-    places: Iterable[tuple[int, str]],
-    turn: int,
-) -> InputError:
-    """Return the error of a turn whose text is not the answer and then a stop token."""
-    what = f"message {turn} (assistant): expected the answer and then a stop token, but the chat"
-    added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
-    for _, at, end in _find_said(text, places):
-        last = text[end:].strip()
-        if at == end or not re.fullmatch(r"\S{1,30}", last):
-            continue
-        if last not in added:
-            return InputError(
-                f"{what} template ends it with {last!r}, which is text to this tokenizer and no "
-                "special token; set a data.chat_template that ends a turn with one, such as "
-                f"{tokenizer.eos_token!r}"
-            )
-        if not added[last].special:
-            return InputError(
-                f"{what} template ends it with {last!r}, which the tokenizer does not mark as "
-                "special; mark it so in the added_tokens of tokenizer.json and in the "
-                "added_tokens_decoder of tokenizer_config.json, or set another data.chat_template"
-            )
-    return InputError(
-        f"{what} template renders {text[start:]!r:.120}; use another data.chat_template, or give "
-        "the turn weight 0"
-    )
-
-
-def explain_rewriting(message: Message, turn: int, prompt: str) -> InputError:
-    """Return the error of a turn that does not stand behind its prompt, or does not stay there."""
-    what = f"message {turn} (assistant): the chat template"
-    if find_opening(prompt) >= 0:
-        return InputError(
-            f"{what} opens the thoughts in its generation prompt, and shows the turn without them "
-            "once later turns follow, so what the model must say would not stay in its context; "
-            "give it weight 0, train on the last turn alone, or set another data.chat_template"
-        )
-    has_thoughts = bool(list_readings(message, is_opened=False)[0].thoughts)
-    if has_thoughts and closes_thoughts(prompt):
-        return InputError(
-            f"{what} closes the thoughts in its generation prompt (thinking is off), but the "
-            "message has some; remove them, or set a data.chat_template that leaves them open"
-        )
-    return InputError(
-        f"{what} renders it differently once later turns follow, or not after its own generation "
-        "prompt, so what the model must say is not defined; give it weight 0, or set another "
-        "data.chat_template"
-    )

@@ -19,11 +19,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data import answers
+from lit_sft.data.answer_errors import explain_answer, explain_rewriting
 from lit_sft.data.answers import Place, RenderedChat, Span
 from lit_sft.data.calls import explain_calls, find_calls_end
-from lit_sft.data.chat_template import GENERATION_MARK, opens_thoughts, render_turns, template_of
+from lit_sft.data.chat_template import GENERATION_MARK, render_turns, template_of
 from lit_sft.data.control_tokens import break_up_control_tokens, find_control_tokens
-from lit_sft.data.messages import check_messages, strip_keys
+from lit_sft.data.generation_marks import check_marked_prompt, check_marks, marks_hold_prompt
+from lit_sft.data.message_checks import check_messages, strip_keys
 from lit_sft.data.thoughts import unify_thoughts
 from lit_sft.errors import InputError, require
 from lit_sft.types import Message
@@ -76,10 +78,10 @@ def render_safe_turns(
             f"the template's generation marks surround {len(regions)} spans, but the assistant "
             f"speaks {len(turns)} times",
         )
-        _check_marked_prompt(tokenizer, template_of(tokenizer))
+        check_marked_prompt(tokenizer, template_of(tokenizer))
     marked = dict(zip(turns, regions, strict=True)) if is_marked else {}
     chat = RenderedChat(text, [], is_broken_up, safe, frozenset(supervised), text)
-    asks = not is_marked or _marks_hold_prompt(tokenizer, template_of(tokenizer))
+    asks = not is_marked or marks_hold_prompt(tokenizer, template_of(tokenizer))
     for turn in sorted(supervised):
         if asks:
             chat = _add_turn(tokenizer, chat, turn, marked.get(turn), learn_thoughts)
@@ -105,55 +107,6 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     return RenderedChat(text, [], safe is not turns, safe, frozenset(), text)
 
 
-@lru_cache(maxsize=64)
-def _check_marked_prompt(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-    """Raise `InputError` where a marked turn does not stand behind the generation prompt.
-
-    The template is an argument for the cache alone: the tokenizer may be given another.
-    """
-    turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    try:
-        text, _ = render_turns(tokenizer, turns)
-        prompt, _ = render_turns(tokenizer, turns[:1], add_generation_prompt=True)
-    except InputError:  # some want a system turn
-        return
-    require(
-        text.startswith(prompt) or answers.find_opening(prompt) >= 0,
-        f"the chat template's generation prompt ends in {prompt[-40:]!r}, but it writes "
-        f"{text[-60:]!r} for an answer, so a model would be asked by another prompt than it has "
-        "learnt; make them alike in the template, or set another data.chat_template",
-    )
-
-
-@lru_cache(maxsize=64)
-def _marks_hold_prompt(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
-    """Return whether a marked turn does not begin where the generation prompt ends.
-
-    So it is where the prompt opens the thoughts, or the marks surround what the prompt writes, such
-    as the head of the turn or a block without thoughts: that is not the model's to generate. The
-    template is an argument for the cache alone.
-    """
-    turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    if opens_thoughts(tokenizer, template):
-        return True
-    try:
-        _, regions = render_turns(tokenizer, turns, marks=True)
-        prompt, _ = render_turns(tokenizer, turns[:1], add_generation_prompt=True)
-    except InputError:  # some want a system turn
-        return False
-    return bool(regions) and regions[0][0] < len(prompt)
-
-
-def _check_marks(marked: tuple[int, int] | None, span: Span, turn: int) -> None:
-    """Raise `InputError` where the template's marks leave out some of what has to be said."""
-    if marked and not marked[0] <= span.start <= span.stop < marked[1]:
-        raise InputError(
-            f"message {turn} (assistant): the generation prompt opens the thoughts, but the "
-            "template's generation marks do not surround all that follows it; move them around "
-            "the thoughts, the answer and the stop token, or remove them"
-        )
-
-
 def _add_turn(
     tokenizer: PreTrainedTokenizerBase,
     chat: RenderedChat,
@@ -172,11 +125,11 @@ def _add_turn(
         return _complete(tokenizer, chat, turn, prompt, marked, learn_thoughts)
     at = answers.find_prompt_end(prompt, through)
     if at is None:
-        raise answers.explain_rewriting(message, turn, prompt)
+        raise explain_rewriting(message, turn, prompt)
     place = _find_answer(tokenizer, through, at, message, turn, opening >= 0, marked is not None)
     if not chat.written.startswith(through[: place.stop]):
-        raise answers.explain_rewriting(message, turn, prompt)
-    _check_marks(marked, Span(at, place.stop), turn)
+        raise explain_rewriting(message, turn, prompt)
+    check_marks(marked, Span(at, place.stop), turn)
     chat.spans.append(Span(place.find_start(at, learn_thoughts), place.stop))
     return chat._replace(cuts=[*chat.cuts, at]) if opening >= 0 else chat
 
@@ -197,7 +150,7 @@ def _complete(
     message, written = chat.messages[turn], chat.written
     head = answers.find_opening(prompt)
     if not written.startswith(prompt[:head]):
-        raise answers.explain_rewriting(message, turn, prompt)
+        raise explain_rewriting(message, turn, prompt)
     reading = answers.list_readings(message, is_opened=True)[0]
     require(
         answers.CLOSING not in reading.thoughts,
@@ -208,7 +161,7 @@ def _complete(
     found = _locate(tokenizer, written, places, message, marked is not None)
     if found is None:
         raise _explain(tokenizer, written, head, places, message, turn)
-    _check_marks(marked, Span(found.start, found.stop), turn)
+    check_marks(marked, Span(found.start, found.stop), turn)
     opened = prompt + reading.thoughts + _ask_what_closes(tokenizer, template_of(tokenizer))
     behind = written[found.start :].lstrip("\n")
     text = opened + behind
@@ -282,4 +235,4 @@ def _explain(
     """Return the error of a turn that is not what the message says."""
     if message.get("tool_calls"):
         return explain_calls(text[start:], message, turn)
-    return answers.explain_answer(tokenizer, text, start, places, turn)
+    return explain_answer(tokenizer, text, start, places, turn)

@@ -4,14 +4,15 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.control_tokens import plain_backend
 from lit_sft.data.encode import EncodedChat, encode_and_report, encode_chat, naming
 from lit_sft.data.lost_fields import LostField, OnLostField
-from lit_sft.data.messages import OnMarker, list_markers, refuse_markers, refuse_silence
+from lit_sft.data.message_checks import refuse_silence
+from lit_sft.data.messages import OnMarker, list_markers, refuse_markers
 from lit_sft.data.tool_schemas import OnBadCall, find_bad_calls, refuse_bad_calls
 from lit_sft.types import IGNORE_INDEX, Example, Message
 
@@ -36,6 +37,12 @@ class RowPolicy:
     """Whether a row that calls what its tools do not allow is kept, left out, or an error."""
     learn_thoughts: bool = True
     """Whether the thoughts before an answer carry loss."""
+
+    def describe_choices(self) -> dict[str, Any]:
+        """Return what gives other rows than by default, by the names of the options."""
+        choices = dict.fromkeys(("on_marker", "on_bad_call"), "drop")
+        chosen: dict[str, Any] = {k: x for k, x in choices.items() if getattr(self, k) == x}
+        return chosen if self.learn_thoughts else chosen | {"learn_thoughts": False}
 
 
 class Fitted(NamedTuple):

@@ -3,17 +3,22 @@
 It is written into the template, in front, as what holds where nobody says otherwise. So every
 rendering of the run has it, that of evaluation and of the exports too; so do the hash that a
 checkpoint is compared by and the adapter's folder, from which a server asks as was trained.
+So is the date, which some templates print.
 """
 
 import json
 import re
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, meta
 
 from lit_sft.errors import InputError, require, suggest
 
+PINNED_DATE = date(2024, 7, 26)
+"""Today, to a template that asks: what Llama 3.1 and 3.2 print where there is no clock."""
+TODAY = re.compile(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)")
 OWN = {
     "messages", "tools", "documents", "add_generation_prompt", "continue_final_message",
     "bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token",
@@ -59,6 +64,14 @@ def set_template_kwargs(template: str, kwargs: Mapping[str, Any]) -> str:
         )
     # Behind a block, Jinja drops a line break that the template may open with.
     return "".join([*lines, "{{- '' }}", template]) if lines else template
+
+
+def pin_date(template: str) -> str:
+    """Return a template that prints `PINNED_DATE` where it would print today's date.
+
+    Otherwise the same row has other tokens tomorrow, and a server another prompt than training.
+    """
+    return TODAY.sub(lambda found: repr(PINNED_DATE.strftime(found[2])), template)
 
 
 def list_kwargs(template: str) -> set[str] | None:

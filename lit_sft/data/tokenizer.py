@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
-from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from lit_sft.data.control_tokens import forget_control_tokens
 from lit_sft.data.encode import naming
 from lit_sft.data.prompts import find_turn_end
-from lit_sft.data.template_kwargs import set_template_kwargs
+from lit_sft.data.template_kwargs import pin_date, set_template_kwargs
 from lit_sft.errors import InputError, require, suggest
 from lit_sft.paths import is_local, locate, require_folder
 
@@ -23,9 +21,6 @@ TURN_TOKENS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
 }
 """The templates that come with the package, and the tokens that each writes."""
-PINNED_DATE = date(2024, 7, 26)
-"""Today, to a template that asks: what Llama 3.1 and 3.2 print where there is no clock."""
-TODAY = re.compile(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)")
 PAD_TOKENS = (
     "<|finetune_right_pad_id|>",
     "<|pad|>",
@@ -83,14 +78,6 @@ def load_known_tokenizer(path: str) -> PreTrainedTokenizerBase | None:
 def hash_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the SHA-256 of the chat template, in hexadecimal."""
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
-
-
-def pin_date(template: str) -> str:
-    """Return a template that prints `PINNED_DATE` where it would print today's date.
-
-    Otherwise the same row has other tokens tomorrow, and a server another prompt than training.
-    """
-    return TODAY.sub(lambda found: repr(PINNED_DATE.strftime(found[2])), template)
 
 
 def _load_fast(path: str) -> PreTrainedTokenizerBase:

@@ -17,6 +17,8 @@ class BadCall(NamedTuple):
     """A call that its tools do not allow."""
 
     turn: int
+    number: int
+    """Among the calls of its turn."""
     tool: str
     reason: str
     """What is wrong, for whoever mends the row."""
@@ -81,12 +83,13 @@ def find_bad_calls(messages: Sequence[Message]) -> list[BadCall]:
             functions = [tool["function"] for tool in tools]
             parameters = {x["name"]: x.get("parameters") for x in functions}
         normal = {"tool_calls": normalize_calls(message["tool_calls"])}
-        for name, arguments in list_call_texts(normal):
+        for number, (name, arguments) in enumerate(list_call_texts(normal)):
+            at = (turn, number, name)
             if name not in parameters:
-                known = ", ".join(parameters) or "none"
-                bad.append(BadCall(turn, name, f"is not declared ({known})", "undeclared"))
+                known = ", ".join(parameters) or "none are"
+                bad.append(BadCall(*at, f"is not declared ({known})", "undeclared"))
             elif wrong := next(find_violations(arguments, parameters[name]), None):
-                bad.append(BadCall(turn, name, f"breaks its schema: {wrong}", "breaks its schema"))
+                bad.append(BadCall(*at, f"breaks its schema: {wrong}", "breaks its schema"))
     return bad
 
 

@@ -110,7 +110,7 @@ def _show_rows(
             return TokenRow(split, name, f"fails: {reasons[name]}", [], [], [], [])
         else:
             example, note = _encode_unseen(data, messages[name])
-        return read_tokens(data.tokenizer, split, name, example, note)
+        return read_tokens(data.tokenizer, split, name, example, note, messages[name])
 
     return [show(name) for name in _choose_rows(choice, kept, data.seed, findings)]
 

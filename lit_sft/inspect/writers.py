@@ -52,6 +52,8 @@ def format_row(row: TokenRow, is_coloured: bool) -> Text:
     for first, last in row.spans():
         begin, end = (f"{_quote(row, i)} → {_quote(row, i + 1)}" for i in (first, last))
         text.append(f"\nloss at positions {first} to {last}: {begin} … {end}", "not bold")
+    for call in row.calls:
+        text.append(f"\n{show_controls(call)}", "not bold")
     return text
 
 
