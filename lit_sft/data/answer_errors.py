@@ -19,6 +19,11 @@ def explain_answer(
 ) -> InputError:
     """Return the error of a turn whose text is not the answer and then a stop token."""
     what = f"message {turn} (assistant): expected the answer and then a stop token, but the chat"
+    if "<|channel|>" in text[start:]:
+        return InputError(
+            f"message {turn} (assistant): the chat template writes channels (<|channel|>), which "
+            "cannot be proven yet; set another data.chat_template"
+        )
     added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
     for _, at, end in answers.find_said(text, places):
         last = text[end:].strip()

@@ -31,6 +31,25 @@ class Span(NamedTuple):
     """The first character of the stop token."""
 
 
+class Abridged(NamedTuple):
+    """Where a conversation that was told its tools in brief is another than the whole."""
+
+    text: str
+    """Of the brief one."""
+    start: int
+    """Up to where the two are the same."""
+    end: int
+    """From where in `text` they are the same again."""
+    grown: int
+    """By how much more characters the whole has between."""
+
+    def find_place(self, place: int) -> int | None:
+        """Return where in the whole a place of `text` is, or None if it is between."""
+        if self.start <= place < self.end:
+            return None
+        return place if place < self.start else place + self.grown
+
+
 class RenderedChat(NamedTuple):
     """A conversation as a model sees it."""
 
@@ -49,6 +68,8 @@ class RenderedChat(NamedTuple):
     """These thoughts, without white space around them."""
     cuts: Sequence[int] = ()
     """Where a generation prompt ends that opens the thoughts: no token may reach across."""
+    abridged: Abridged | None = None
+    """Of what `messages` tells in brief, where `text` is the whole."""
 
     @property
     def is_prompt(self) -> bool:

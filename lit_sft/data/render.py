@@ -19,6 +19,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data import answers
+from lit_sft.data.abridged_tools import tell_in_brief, tell_whole
 from lit_sft.data.answer_errors import explain_answer, explain_rewriting
 from lit_sft.data.answers import Place, RenderedChat, Span
 from lit_sft.data.calls import explain_calls, find_calls_end
@@ -52,9 +53,12 @@ def render_conversation(
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     supervised = [i for i in turns if messages[i].get("weight") != 0]
     require(bool(supervised), "every assistant turn has weight 0, so nothing to learn")
-    return render_safe_turns(
-        tokenizer, safe, supervised, safe is not plain, learn_thoughts=learn_thoughts
-    )
+    how = (supervised, safe is not plain, learn_thoughts)
+    if safe[0].get("tools"):
+        brief = render_safe_turns(tokenizer, tell_in_brief(safe), *how)
+        if whole := tell_whole(tokenizer, brief, safe):
+            return whole
+    return render_safe_turns(tokenizer, safe, *how)
 
 
 def render_safe_turns(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from lit_sft.data.calls import list_call_texts
@@ -28,6 +29,16 @@ class BadCall(NamedTuple):
 
 def check_tools(tools: object) -> None:
     """Raise `InputError` unless these are tools whose parameters are JSON schemas."""
+    try:
+        _check_tools(json.dumps(tools))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"tools: expected what JSON has, got {tools!r:.60} ({error})") from error
+
+
+@lru_cache(maxsize=1024)
+def _check_tools(spelt: str) -> None:
+    """Check tools, once for a list of them, which many rows may share."""
+    tools: Any = json.loads(spelt)
     if not isinstance(tools, list | tuple):
         raise InputError(f"tools: expected a list of tools, got {tools!r:.60}")
     for number, tool in enumerate(tools):
