@@ -30,9 +30,10 @@ class BadCall(NamedTuple):
 def check_tools(tools: object) -> None:
     """Raise `InputError` unless these are tools whose parameters are JSON schemas."""
     try:
-        _check_tools(json.dumps(tools))
+        spelt = json.dumps(tools)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"tools: expected what JSON has, got {tools!r:.60} ({error})") from error
+    _check_tools(spelt)
 
 
 @lru_cache(maxsize=1024)
