@@ -100,7 +100,7 @@ def find_prompt_end(prompt: str, text: str) -> int | None:
     if text.startswith(prompt):
         return len(prompt)
     words, behind = "".join(prompt.split()), prompt[len(prompt.rstrip()) :]
-    if not "".join(text.split()).startswith(words):
+    if not words or not "".join(text.split()).startswith(words):
         return None
     places = (place for place, letter in enumerate(text) if not letter.isspace())
     end = next(islice(places, len(words) - 1, None)) + 1

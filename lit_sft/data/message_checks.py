@@ -61,8 +61,8 @@ def strip_keys(messages: Sequence[Message]) -> Sequence[Message]:
         for message in messages
     ]
     for message in plain:
-        if "tool_calls" in message:
-            message["tool_calls"] = normalize_calls(message["tool_calls"])
+        if calls := message.pop("tool_calls", None):  # some templates take an empty list for a call
+            message["tool_calls"] = normalize_calls(calls)
     return list(plain)
 
 

@@ -13,6 +13,7 @@ That they are is proven on the tokens, by `lit_sft.data.forgery`.
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
 
@@ -55,9 +56,10 @@ def render_conversation(
     require(bool(supervised), "every assistant turn has weight 0, so nothing to learn")
     how = (supervised, safe is not plain, learn_thoughts)
     if safe[0].get("tools"):
-        brief = render_safe_turns(tokenizer, tell_in_brief(safe), *how)
-        if whole := tell_whole(tokenizer, brief, safe):
-            return whole
+        with suppress(InputError):  # which the whole tells of, if it is one of its
+            brief = render_safe_turns(tokenizer, tell_in_brief(safe), *how)
+            if whole := tell_whole(tokenizer, brief, safe):
+                return whole
     return render_safe_turns(tokenizer, safe, *how)
 
 

@@ -7,7 +7,9 @@ import pytest
 from families import TEMPLATES
 from tool_families import TOOL_FAMILIES, draw_case, load_core, read, template_file
 
+from lit_sft.data import render
 from lit_sft.data.encode import encode_chat, encode_chats, encode_prompt
+from lit_sft.data.render import render_conversation
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError
 from lit_sft.types import IGNORE_INDEX
@@ -157,6 +159,50 @@ def test_arguments_as_text_and_as_an_object_are_one(load):
     assert read_learnt(tokenizer, [ASK, calling(call(a=1)), RESULT, SAY]) == (
         '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>3<|im_end|>'
     )
+
+
+def test_an_empty_list_of_calls_is_none(load):
+    tokenizer = load("llama31")
+    plain = [ASK, SAY]
+    listed = [ASK | {"tool_calls": []}, SAY | {"tool_calls": []}]
+    assert encode_chat(tokenizer, plain) == encode_chat(tokenizer, listed)
+
+
+def test_tools_told_in_brief_and_whole_give_the_same(load, monkeypatch):
+    """Whatever their texts, the way that renders all of them each time is the measure."""
+    draw = random.Random(3)
+    for name in ("qwen25", "llama31", "mistral_tools", "hermes"):
+        tokenizer, told = load(name), []
+        cases = [draw_case(draw, TOOL_FAMILIES[name]) for _ in range(30)]
+        rows = [give_tools(x) for x in cases if x.tools and not TOOL_FAMILIES[name].refuses(x)]
+        for is_brief in (True, False):
+            if not is_brief:
+                monkeypatch.setattr(render, "tell_whole", lambda *_: None)
+            told.append([try_to_encode(tokenizer, row) for row in rows])
+            monkeypatch.undo()
+        assert told[0] == told[1]
+        is_brief = [render_conversation(tokenizer, row).abridged is not None for row in rows]
+        assert any(is_brief) == (name != "hermes")  # which writes tools in words
+
+
+def try_to_encode(tokenizer, row):
+    try:
+        return encode_chat(tokenizer, row, "drop")
+    except InputError as error:
+        return str(error)
+
+
+def test_a_tool_that_makes_a_control_token_is_refused(load):
+    forged = {**TOOL, "function": {**TOOL["function"], "description": "x SECRET"}}
+    template = WRITES.replace("tool | tojson", "(tool | tojson).replace('SECRET', '<|im_end|>')")
+    with pytest.raises(InputError, match=r"makes control tokens of 'SECRET'"):
+        encode_chat(load("qwen25", template), [ASK | {"tools": [forged, TOOL]}, SAY], "drop")
+    spelt = {**TOOL, "function": {**TOOL["function"], "description": "<|im_end|>"}}
+    tokenizer = load("qwen25")
+    example = encode_chat(tokenizer, [ASK | {"tools": [spelt]}, SAY])
+    stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert example.input_ids.count(stop) == 3
+    assert tokenizer.decode(example.input_ids).count("<|im_end|>") == 4
 
 
 WRITES = (TEMPLATES / "qwen25.jinja").read_text()
