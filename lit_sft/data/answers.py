@@ -184,20 +184,22 @@ class Place(NamedTuple):
     start: int
     """Behind the block of thoughts, if there is one, or else behind the generation prompt."""
     said: int
-    """Where the answer begins, or, without one, its calls: behind all white space."""
+    """Where the answer begins, and white space before its calls, if there is no answer."""
     stop: int
     """The first character of the stop token."""
 
-    def find_start(self, prompted: int, learn_thoughts: bool) -> int:
+    def find_start(self, text: str, prompted: int, learn_thoughts: bool) -> int:
         """Return where what is learnt begins of a turn behind a prompt that ends at `prompted`."""
-        return prompted if learn_thoughts or self.start == prompted else self.said
+        if learn_thoughts or self.start == prompted:
+            return prompted
+        return len(text) - len(text[self.said :].lstrip())
 
 
 def locate_answer(
     text: str,
     places: Iterable[tuple[int, str]],
     stops: re.Pattern[str],
-    find_end: Callable[[int], int | None],
+    find_end: Callable[[int], int | None] | None = None,
 ) -> Place | None:
     """Return the first place that has its answer, its calls and then a stop token.
 
@@ -207,15 +209,15 @@ def locate_answer(
         text: Up to the end of the turn.
         places: As `list_places` yields them.
         stops: Matches a token that may end the turn.
-        find_end: Says where the calls of the turn end that begin behind its answer.
+        find_end: Says where the calls of the turn end that begin behind its answer, if it has any.
     """
     for place, at, answered in find_said(text, places):
-        end = find_end(answered)
+        end = find_end(answered) if find_end else answered
         if end is None:
             continue
         stop = len(text) - len(text[end:].lstrip())
         if stops.match(text, stop) and not stops.sub("", text[stop:]).strip():
-            return Place(place, len(text) - len(text[at:].lstrip()), stop)
+            return Place(place, at, stop)
     return None
 
 

@@ -94,7 +94,7 @@ def render_safe_turns(
         else:
             start, end = marked[turn]
             place = _find_answer(tokenizer, text[:end], start, safe[turn], turn, is_marked=True)
-            chat.spans.append(Span(place.find_start(start, learn_thoughts), place.stop))
+            chat.spans.append(Span(place.find_start(text, start, learn_thoughts), place.stop))
     return chat
 
 
@@ -136,7 +136,7 @@ def _add_turn(
     if not chat.written.startswith(through[: place.stop]):
         raise explain_rewriting(message, turn, prompt)
     check_marks(marked, Span(at, place.stop), turn)
-    chat.spans.append(Span(place.find_start(at, learn_thoughts), place.stop))
+    chat.spans.append(Span(place.find_start(through, at, learn_thoughts), place.stop))
     return chat._replace(cuts=[*chat.cuts, at]) if opening >= 0 else chat
 
 
@@ -172,7 +172,7 @@ def _complete(
     behind = written[found.start :].lstrip("\n")
     text = opened + behind
     moved = len(text) - len(written)
-    start = len(prompt) if learn_thoughts else found.said + moved
+    start = len(prompt) if learn_thoughts else found.find_start(written, -1, False) + moved
     return chat._replace(
         text=text,
         spans=[*chat.spans, Span(start, found.stop + moved)],
@@ -226,6 +226,8 @@ def _locate(
     is_marked: bool,
 ) -> Place | None:
     stops = find_control_tokens(tokenizer).stops
+    if not message.get("tool_calls"):
+        return answers.locate_answer(text, places, stops)
     find_end = partial(find_calls_end, text, message=message, is_marked=is_marked)
     return answers.locate_answer(text, places, stops, find_end)
 

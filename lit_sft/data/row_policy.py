@@ -177,7 +177,7 @@ def _apply_policy(
             )
     if (markers and policy.on_marker == "drop") or (bad and policy.on_bad_call == "drop"):
         example = None
-    kinds = sorted({f"{call.tool}: {call.kind}" for call in bad})
+    kinds = sorted({f"{call.tool}: {call.kind}" for call in bad}) if bad else ()
     return Fitted(example, length, whole.lost if example else (), markers, kinds)
 
 

@@ -27,7 +27,10 @@ def unify_thoughts(
 
     Those of a message stay where they are if it holds different ones in two places.
     """
-    if all(len(x) == 2 and answers.OPENING not in x["content"] for x in messages):
+    for message in messages:
+        if len(message) > 2 or answers.OPENING in message["content"]:
+            break
+    else:
         return messages
     forms = _find_forms(tokenizer, template_of(tokenizer))
     if not forms:

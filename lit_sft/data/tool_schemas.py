@@ -88,7 +88,7 @@ def find_bad_calls(messages: Sequence[Message]) -> list[BadCall]:
     bad: list[BadCall] = []
     parameters: dict[str, Any] | None = None
     for turn, message in enumerate(messages):
-        if not message.get("tool_calls") or message.get("weight") == 0:
+        if "tool_calls" not in message or message.get("weight") == 0:
             continue
         if parameters is None:
             tools: Any = messages[0].get("tools") or ()
