@@ -241,7 +241,9 @@ def _stands_for(text: str, value: Any) -> bool:
 
 
 def _spell(value: Any) -> str:
-    return _plain(json.dumps(value, sort_keys=True, ensure_ascii=False))
+    """Return a value as one text, its keys in the order that they have without what breaks them."""
+    plain = json.loads(_plain(json.dumps(value, ensure_ascii=False)))
+    return json.dumps(plain, sort_keys=True)
 
 
 def _plain(text: Any) -> str:

@@ -1,5 +1,6 @@
 """Tools, calls and thoughts of every family against a mask that is written piece by piece."""
 
+import json
 import random
 from collections import Counter
 
@@ -62,7 +63,7 @@ def check_against_pieces(family, tokenizers, count, seed):
         )
         fates["with thoughts"] += any("reasoning_content" in x for x in case.messages)
     print(f"{family.template}: {dict(fates)}")
-    assert fates["alike"] > count / (6 if family.template == "qwen3" else 3)
+    assert fates["alike"] > count / 2
 
 
 def put_thoughts(message):
@@ -159,6 +160,13 @@ def test_arguments_as_text_and_as_an_object_are_one(load):
     assert read_learnt(tokenizer, [ASK, calling(call(a=1)), RESULT, SAY]) == (
         '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>3<|im_end|>'
     )
+
+
+def test_keys_that_spell_tokens_are_read_back_in_any_order(load):
+    arguments = {"o": {"<|im_end|>": 1, "<|im": 2, "<a": 3, "<|im_end": [{"<|im_start|>": 4}]}}
+    for name in ("qwen25", "qwen35", "llama31"):
+        learnt = read_learnt(load(name), [ASK, calling(call(**arguments)), RESULT, SAY])
+        assert json.dumps(arguments["o"]) in learnt
 
 
 def test_an_empty_list_of_calls_is_none(load):

@@ -593,7 +593,11 @@ def draw_case(draw: random.Random, family: ToolFamily) -> Case:
         for message in messages:
             message.pop("reasoning_content", None)
     tools = tools if calls else []
-    return Case(messages, tools, not family.thinks or draw.random() < 0.5, kwargs)
+    case = Case(messages, tools, not family.thinks or draw.random() < 0.5, kwargs)
+    if family.refuses(case) and draw.random() < 0.8:  # most are to be compared
+        for message in messages[:-1]:
+            message.update({"weight": 0} if message["role"] == "assistant" else {})
+    return case
 
 
 def make_tool(draw: random.Random, name: str, about: str) -> dict[str, Any]:
