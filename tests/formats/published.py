@@ -48,6 +48,14 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}},
     },
 }
+SET = {
+    "type": "function",
+    "function": {
+        "name": "set",
+        "description": "Sets.",
+        "parameters": {"type": "object", "properties": {"y": {"type": "string"}}},
+    },
+}
 PARSED = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 
 
@@ -227,6 +235,8 @@ FILES = [
     Shape("Parquet with nulls", parquet({"question": "q", "answer": "a"}, {"question": "q", "answer": None}), None, fails="^train row 1: there is no answer"),
     Shape("Parquet with turns as JSON", parquet({"messages": json.dumps(TURNS)}), QA),
     Shape("Parquet with calls of several arguments", parquet({"messages": [U("q"), A("", weight=0, tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}]), A("a")]}, {"messages": [U("q"), A("", weight=0, tool_calls=[{"function": {"name": "g", "arguments": {"y": "z"}}}]), A("a")]}), [[U("q"), A("", weight=0, tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}]), A("a")], [U("q"), A("", weight=0, tool_calls=[{"function": {"name": "g", "arguments": {"y": "z"}}}]), A("a")]]),
+    Shape("Parquet with tools", parquet({"messages": TURNS, "tools": [TOOL]}, {"messages": TURNS, "tools": [SET]}), [[U("q", tools=[TOOL]), A("a")], [U("q", tools=[SET]), A("a")]]),
+    Shape("Parquet with tools as JSON", parquet({"messages": TURNS, "tools": json.dumps([TOOL])}), [[U("q", tools=[TOOL]), A("a")]]),
     Shape("save_to_disk", saved(splits=False), QA),
     Shape("save_to_disk with splits", saved(splits=True), QA),
     Shape("a glob", several({"b.jsonl": as_lines([{"messages": TURNS}]), "a.jsonl": as_lines([{"messages": [U("r"), A("b")]}])}, "*.jsonl"), [[U("r"), A("b")], TURNS]),
