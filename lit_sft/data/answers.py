@@ -92,13 +92,11 @@ def find_opening(prompt: str) -> int:
 
 
 def find_prompt_end(prompt: str, text: str) -> int | None:
-    """Return where a generation prompt ends in a text that begins with it, or None if none does.
+    """Return where a prompt ends in a text that begins with it but for white space, or None.
 
     White space in it may differ, but for the last: Hermes' template ends the result of a call with
     one line break fewer where it comes last, so that the prompt behind it has one fewer, too.
     """
-    if text.startswith(prompt):
-        return len(prompt)
     words, behind = "".join(prompt.split()), prompt[len(prompt.rstrip()) :]
     if not words or not "".join(text.split()).startswith(words):
         return None

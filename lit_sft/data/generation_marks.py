@@ -50,9 +50,9 @@ def marks_hold_prompt(tokenizer: PreTrainedTokenizerBase, template: str) -> bool
     return bool(regions) and regions[0][0] < len(prompt)
 
 
-def check_marks(marked: tuple[int, int] | None, span: Span, turn: int) -> None:
+def check_marks(marked: tuple[int, int], span: Span, turn: int) -> None:
     """Raise `InputError` where the template's marks leave out some of what has to be said."""
-    if marked and not marked[0] <= span.start <= span.stop < marked[1]:
+    if not marked[0] <= span.start <= span.stop < marked[1]:
         raise InputError(
             f"message {turn} (assistant): the generation prompt opens the thoughts, but the "
             "template's generation marks do not surround all that follows it; move them around "

@@ -129,13 +129,15 @@ def _add_turn(
         through, _ = render_turns(tokenizer, chat.messages[: turn + 1])
     elif opening >= 0 and not through.startswith(prompt):
         return _complete(tokenizer, chat, turn, prompt, marked, learn_thoughts)
-    at = answers.find_prompt_end(prompt, through)
+    same = through.startswith(prompt)
+    at = len(prompt) if same else answers.find_prompt_end(prompt, through)
     if at is None:
         raise explain_rewriting(message, turn, prompt)
     place = _find_answer(tokenizer, through, at, message, turn, opening >= 0, marked is not None)
     if not chat.written.startswith(through[: place.stop]):
         raise explain_rewriting(message, turn, prompt)
-    check_marks(marked, Span(at, place.stop), turn)
+    if marked:
+        check_marks(marked, Span(at, place.stop), turn)
     chat.spans.append(Span(place.find_start(through, at, learn_thoughts), place.stop))
     return chat._replace(cuts=[*chat.cuts, at]) if opening >= 0 else chat
 
@@ -167,7 +169,8 @@ def _complete(
     found = _locate(tokenizer, written, places, message, marked is not None)
     if found is None:
         raise _explain(tokenizer, written, head, places, message, turn)
-    check_marks(marked, Span(found.start, found.stop), turn)
+    if marked:
+        check_marks(marked, Span(found.start, found.stop), turn)
     opened = prompt + reading.thoughts + _ask_what_closes(tokenizer, template_of(tokenizer))
     behind = written[found.start :].lstrip("\n")
     text = opened + behind
@@ -211,9 +214,10 @@ def _find_answer(
     White space that the template sets around the content is the model's to generate, too, and so is
     a block of the message's thoughts before it, or the rest of one that the prompt opens.
     """
-    places = list(answers.list_places(text, start, message, is_opened))
+    places: Iterable[tuple[int, str]] = answers.list_places(text, start, message, is_opened)
     found = _locate(tokenizer, text, places, message, is_marked)
     if found is None:
+        places = answers.list_places(text, start, message, is_opened)
         raise _explain(tokenizer, text, start, places, message, turn)
     return found
 
@@ -221,7 +225,7 @@ def _find_answer(
 def _locate(
     tokenizer: PreTrainedTokenizerBase,
     text: str,
-    places: Sequence[tuple[int, str]],
+    places: Iterable[tuple[int, str]],
     message: Message,
     is_marked: bool,
 ) -> Place | None:
@@ -236,7 +240,7 @@ def _explain(
     tokenizer: PreTrainedTokenizerBase,
     text: str,
     start: int,
-    places: Sequence[tuple[int, str]],
+    places: Iterable[tuple[int, str]],
     message: Message,
     turn: int,
 ) -> InputError:
