@@ -128,8 +128,7 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
             run["data.max_length"] = self.max_length
             run["data.on_overlength"] = self.policy.on_overlength
             run |= {"data.contents": train.stream.contents} if train.stream.contents else {}
-            if self.policy.on_marker == "drop":
-                run["data.on_marker"] = "drop"
+            run |= {f"data.{name}": x for name, x in self.policy.describe_choices().items()}
         return run
 
     def name_rows(self, epoch: int, window: int) -> list[str]:

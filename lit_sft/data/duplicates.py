@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
-from lit_sft.data.messages import check_messages
+from lit_sft.data.message_checks import check_messages
 from lit_sft.data.options import DataOptions
 from lit_sft.data.splits import Conversation, MissingSplit, read_conversations, read_split
 from lit_sft.errors import InputError

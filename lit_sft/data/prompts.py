@@ -11,6 +11,7 @@ from lit_sft.data.splits import MissingSplit, read_conversations, read_split
 from lit_sft.errors import require
 from lit_sft.tasks.base import ChatTask
 from lit_sft.tasks.chat_file import ChatFile
+from lit_sft.tasks.tool_turns import gather_tools
 from lit_sft.types import IGNORE_INDEX, Message, Prompt, Split, ValRows
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -44,7 +45,7 @@ def make_prompts(
     prompts = []
     for number, (name, messages) in enumerate(read_conversations(task, rows)):
         with naming(name):
-            input_ids = encode_prompt(tokenizer, [*shots, *messages])
+            input_ids = encode_prompt(tokenizer, gather_tools([*shots, *messages]))
         prompts.append(Prompt(number, input_ids, messages, rows[number][1]))
     return prompts
 

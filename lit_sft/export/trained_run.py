@@ -108,7 +108,11 @@ def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
     model, data, identity = options["model"], options["data"], read_identity(loaded["run"])
     base = open_base(model["base_model"])
     _require_same_base(base, identity)
-    tokenizer = load_tokenizer(data.get("tokenizer") or base.base_model, data.get("chat_template"))
+    tokenizer = load_tokenizer(
+        data.get("tokenizer") or base.base_model,
+        data.get("chat_template"),
+        data.get("template_kwargs"),
+    )
     template = hash_template(tokenizer)
     require(
         identity.get("data.chat_template", template) == template,

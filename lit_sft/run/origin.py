@@ -34,6 +34,7 @@ def describe_origin(module: "SFTModule") -> dict[str, Any]:
         "data": {
             "tokenizer": getattr(data, "tokenizer_path", None),
             "chat_template": getattr(data, "chat_template", None),
+            "template_kwargs": getattr(data, "template_kwargs", None),
             "task": {
                 "class_path": type(task).__name__,
                 "init_args": {"path": path} if isinstance(path, str) else {},

@@ -32,6 +32,7 @@ from lit_sft.tasks.graders import choose_grader, spell_grader
 from lit_sft.tasks.json_rows import JsonLines, read_json
 from lit_sft.tasks.plain import read_ending
 from lit_sft.tasks.row_sequences import Joined, SlicedRows, is_sliced, read_slices, require_apart
+from lit_sft.tasks.tool_turns import add_tools, gather_tools
 from lit_sft.tasks.turns import add_system, is_missing, mark_all_but_last
 from lit_sft.types import MEANING, Grade, Message, Split
 
@@ -62,7 +63,7 @@ class ChatFile(ChatTask):
             as `query_response`; with a column `system`, and but for turns, `history`. `auto` tells
             from the columns.
         columns: For any other data set, its names of `prompt` and `answer`, or of `messages`. With
-            either or alone, `system` names a column of system prompts.
+            either or alone, `system` names a column of system prompts, and `tools` one of tools.
         system_prompt: Opens every conversation that has no system turn of its own.
         train_on: `all` assistant turns, or the `last` alone. What a turn says of itself goes first:
             `weight`, `train`, `loss` or `loss_weight`, each 0, 1, false or true.
@@ -92,6 +93,7 @@ class ChatFile(ChatTask):
             require(known, f"task.splits: {split!r} is not train, val or test.{hint}")
         self.format = choose_format(format, columns or {})
         self.system_column = (columns or {}).get("system")
+        self.tools_column = (columns or {}).get("tools")
         self.system_prompt, self.train_on = system_prompt, train_on
         self.grader = spell_grader(grader) if grader is not None else None
         self._grade = choose_grader(self.grader) if self.grader is not None else None
@@ -119,9 +121,12 @@ class ChatFile(ChatTask):
         if self.system_column and not is_missing(row.get(self.system_column)):
             system = read_text(row, self.system_column)
             messages = add_system(messages, system, self.system_column)
+        if self.tools_column and not is_missing(row.get(self.tools_column)):
+            messages = add_tools(messages, row[self.tools_column], self.tools_column)
         if self.system_prompt and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system_prompt}, *messages]
-        read = {*layout.reads(row), self.system_column}
+        messages = gather_tools(messages)
+        read = {*layout.reads(row), self.system_column, self.tools_column}
         self._unread.update(x for x in row if x not in read and not is_missing(row[x]))
         keys = [key for turn in messages for key in turn.keys() - TURN_KEYS]
         self._unread.update(f"{key} of turns" for key in keys if not MEANING.search(key))
@@ -160,7 +165,7 @@ class ChatFile(ChatTask):
         """Decide how rows read: as the first that has a format, which all others must have."""
         self.format = self.format or recognise_rows(islice(rows, LOOKED_AT))
         columns = {column for row in islice(rows, LOOKED_AT) for column in row}
-        needed = [*self.format.columns, *([self.system_column] if self.system_column else [])]
+        needed = [*self.format.columns, *filter(None, [self.system_column, self.tools_column])]
         missing = [column for column in needed if column not in columns]
         is_prompt = self.format.columns[0] not in missing and missing == [self.format.columns[-1]]
         require(

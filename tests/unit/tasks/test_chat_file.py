@@ -75,15 +75,13 @@ TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"messages": TURNS, "tools": [{"name": "add"}]}, "'tools' is not read, but holds the to"),
         ({"messages": TURNS, "history": [["q", "a"]]}, "earlier turns"),
-        ({"conversations": TURNS, "functions": '[{"name": "add"}]'}, "'functions' is not read"),
         ({"question": "q", "answer": "a", "images": ["1.png"]}, "this trains on text"),
     ],
 )
 def test_a_column_that_says_something_is_refused_where_it_is_not_read(tmp_path, row, says):
     """In any row, whether the first has it or not."""
-    unsaid = {x: row[x] for x in row if x not in ("tools", "history", "functions", "images")}
+    unsaid = {x: row[x] for x in row if x not in ("history", "images")}
     empty = {**unsaid, **dict.fromkeys(row.keys() - unsaid.keys(), "[]")}
     path = str(write(tmp_path / "a.jsonl", as_jsonl([unsaid, empty, row])))
     with pytest.raises(InputError, match=rf"^train row 2: column .*{says}"):
