@@ -130,6 +130,7 @@ def _write(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_rslora=lora.use_rslora,
         target_modules=targets,
         trainable_token_indices=rows,
         task_type="CAUSAL_LM",

@@ -122,9 +122,10 @@ def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
     dtype = compute_dtype(identity["trainer.precision"])
     token_ids = _find_token_ids(identity.get("model.trainable_tokens", ""), tokenizer)
     # What decides numbers is the checkpoint's; a config may have been changed since.
-    shape = {x: identity[f"model.lora.{x}"] for x in ("r", "alpha", "dropout")}
+    shape = {x: identity[f"model.lora.{x}"] for x in ("r", "alpha", "dropout", "use_rslora")}
     lora = Lora(**(model.get("lora") or {}) | shape)
-    weights = split_weights(loaded["state_dict"], lora.r, lora.alpha, token_ids, str(path))
+    alpha = lora.scaling * lora.r  # as rsLoRA scales otherwise
+    weights = split_weights(loaded["state_dict"], lora.r, alpha, token_ids, str(path))
     stored = {x: identity[f"model.quantization.{x}"] for x in ("format", "double_quant")}
     quantization = Quantization(**stored)
     step, state = loaded["global_step"], loaded["state_dict"]

@@ -106,6 +106,7 @@ def load_source(source: Source, accelerator: str = "auto") -> Trained:
         r=config.get("r", 8),
         alpha=config.get("lora_alpha", 8),
         target_modules=_as_given(config.get(TARGETING[0])),
+        use_rslora=bool(config.get("use_rslora")),
     )
     module = SFTModule(
         source.base, quantization=source.quantization, lora=lora, adapter=source.adapter

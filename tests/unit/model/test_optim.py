@@ -9,7 +9,7 @@ from lit_sft.model.optim import build_optimizer
 
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(InputError, match="Did you mean 'paged_adamw_32bit'"):
-        build_optimizer("paged_adam_32bit", [], 1e-3, 0.0)
+        build_optimizer("paged_adam_32bit", [[]], 1e-3, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_every_optimizer_follows_adamw(name, tolerance):
     for which in (name, "adamw"):
         torch.manual_seed(0)
         parameter = torch.nn.Parameter(torch.randn(64, 64))
-        optimizer = build_optimizer(which, [parameter], learning_rate=1e-2, weight_decay=0.1)
+        optimizer = build_optimizer(which, [[parameter]], learning_rate=1e-2, weight_decay=0.1)
         for _ in range(10):
             parameter.grad = parameter.detach().sin()
             optimizer.step()

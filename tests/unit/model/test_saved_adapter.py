@@ -133,7 +133,8 @@ def test_every_field_of_the_installed_peft_is_refused_unless_it_is_known():
             continue
         accepted.add(name)
     assert accepted == {
-        *("r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform"),
+        *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules"),
+        "layers_to_transform",
         *("layers_pattern", "trainable_token_indices", "lora_dropout", "fan_in_fan_out"),
         *("base_model_name_or_path", "revision", "auto_mapping", "peft_version"),
         *("inference_mode", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
