@@ -73,8 +73,10 @@ def find_optimizer(name: str) -> Callable[..., Optimizer]:
         return kinds[name]
     module, _, own = name.rpartition(".")
     known = get_args(OptimizerName)
-    unknown = f"unknown optimizer {name!r}; use one of {known}, or a class path such as "
-    unknown += f"torch.optim.Muon.{suggest(name, known)}"
+    unknown = (
+        f"model.optimizer: unknown optimizer {name!r}; use {', '.join(known)}, or a class path "
+    )
+    unknown += f"such as torch.optim.Muon.{suggest(name, known)}"
     try:
         found: Any = getattr(import_module(module), own)
     except (ImportError, AttributeError, ValueError) as error:
