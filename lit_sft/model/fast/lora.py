@@ -96,6 +96,7 @@ def draw_mask(rows: Tensor, dropout: float) -> Tensor:
 
 
 def _keep(rows: Tensor, keep: Tensor | None) -> Tensor:
+    """Return `[..., in]` with what a bool of that shape drops set to zero."""
     return rows if keep is None else rows * keep.to(rows.dtype)
 
 
