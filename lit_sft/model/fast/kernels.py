@@ -20,6 +20,7 @@ from lit_sft.model.fast.embedding import fuse_token_rows
 from lit_sft.model.fast.lora import fuse_lora
 from lit_sft.model.fast.memory import find_layers
 from lit_sft.model.fast.quantized import fuse_quantized
+from lit_sft.model.fast.siblings import fuse_siblings
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.paths import default_cache_dir
 from lit_sft.types import Example
@@ -56,6 +57,7 @@ def make_fast(model: "PeftModel") -> None:
     fuse_token_rows(model)
     fuse_quantized(model)
     fuse_lora(model)
+    fuse_siblings(model)
 
 
 def compile_layers(model: "PeftModel") -> None:
