@@ -83,8 +83,25 @@ def forward_alone(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if update is None:
         forwarded: Tensor = type(layer).forward(layer, x, *args, **kwargs)
         return forwarded
-    (result,) = add_updates([layer.base_layer(x)], x, [update])
+    (result,) = run_adapted([layer], x, [update])
     return result
+
+
+def run_adapted(
+    layers: Sequence[Any], x: Tensor, updates: Sequence[Update], gated: Gated | None = None
+) -> list[Tensor]:
+    """Return what plain LoRA layers give for one input, each `[..., out]`.
+
+    Args:
+        layers: Of PEFT.
+        x: `[..., in]`.
+        updates: Of each, as `add_updates` takes them.
+        gated: Likewise.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    # Of rows, a layer with a bias returns no view either, of which autograd knows only one at once.
+    results = add_updates([layer.base_layer(rows) for layer in layers], rows, updates, gated)
+    return [result.view(*x.shape[:-1], -1) for result in results]
 
 
 def add_updates(
@@ -93,8 +110,8 @@ def add_updates(
     """Add the updates of layers that have one input to what their bases gave, in place.
 
     Args:
-        results: Of each, `[..., out]`, of one dtype, which is what is computed in.
-        x: `[..., in]`, of any float dtype.
+        results: Of each, `[rows, out]`, no views, of one dtype, which is what is computed in.
+        x: `[rows, in]`, of any float dtype.
         updates: Of each; the dropout of the first is that of all.
         gated: What `x` was made of, if it is to be made again in the backward pass, not kept.
 
@@ -123,7 +140,7 @@ class _AddUpdates(torch.autograd.Function):
         halves = tensors[count : 2 * count]
         a = (halves[0] if count == 1 else torch.cat(halves)).to(dtype)
         bs = [b.to(dtype) for b in tensors[2 * count :]]
-        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        rows = x.to(dtype)
         keep = draw_mask(rows, dropout) if dropout else None
         ctx.scalings = [scaling / (1 - dropout) for scaling in scalings]
         ctx.ranks = [len(half) for half in halves]
@@ -131,26 +148,26 @@ class _AddUpdates(torch.autograd.Function):
         for result, part, b, scaling in zip(
             results, torch.split(reduced, ctx.ranks, 1), bs, ctx.scalings, strict=True
         ):
-            result.view(-1, result.shape[-1]).addmm_(part, b.T, alpha=scaling)
+            result.addmm_(part, b.T, alpha=scaling)
         ctx.mark_dirty(*results)
         kept = rows if gate is None else None
         ctx.save_for_backward(kept, gate, up, keep, reduced, a, *bs)
-        ctx.x_like = x.shape, x.dtype
+        ctx.dtype = x.dtype
         return results
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, gate, up, keep, reduced, a, *bs = ctx.saved_tensors
-        shape, dtype = ctx.x_like
         if rows is None:
-            rows = swiglu(Gated(gate, up)).reshape(-1, shape[-1]).to(a.dtype)
-        flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
-        scaled = list(zip(flat, bs, ctx.scalings, torch.split(reduced, ctx.ranks, 1), strict=True))
+            rows = swiglu(Gated(gate, up)).reshape(-1, a.shape[1]).to(a.dtype)
+        scaled = list(
+            zip(gradients, bs, ctx.scalings, torch.split(reduced, ctx.ranks, 1), strict=True)
+        )
         parts = [gradient @ (b * scaling) for gradient, b, scaling, _ in scaled]
         of_reduced = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         of_a = torch.split((of_reduced.T @ _keep(rows, keep)).float(), ctx.ranks)
         of_b = [(gradient.T @ part).float() * scaling for gradient, _, scaling, part in scaled]
-        of_x = _keep(of_reduced @ a, keep).to(dtype).view(shape)
+        of_x = _keep(of_reduced @ a, keep).to(ctx.dtype)
         return of_x, None, None, None, None, *gradients, *of_a, *of_b
 
 

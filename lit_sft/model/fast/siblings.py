@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_sft.model.fast.lora import add_updates, forward_alone, is_plain_lora, read_update
+from lit_sft.model.fast.lora import forward_alone, is_plain_lora, read_update, run_adapted
 from lit_sft.model.fast.swiglu import Gated, swiglu
 
 NAMES = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"))
@@ -56,7 +56,7 @@ class Siblings:
         updates = [update for update in found if update is not None]
         if len(updates) < len(found) or len({update.dropout for update in updates}) > 1:
             return forward_alone(self.layers[place], x)
-        results = add_updates([layer.base_layer(x) for layer in self.layers], x, updates)
+        results = run_adapted(self.layers, x, updates)
         self._input = x
         self._waiting = {i: result for i, result in enumerate(results) if i != place}
         return results[place]
@@ -159,5 +159,5 @@ def _forward_gated(mlp: Any, x: Tensor) -> Tensor:
         return forwarded
     gated = Gated(mlp.gate_proj(x), mlp.up_proj(x))
     product = swiglu(gated)
-    (result,) = add_updates([mlp.down_proj.base_layer(product)], product, [update], gated)
+    (result,) = run_adapted([mlp.down_proj], product, [update], gated)
     return result
