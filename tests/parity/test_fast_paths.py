@@ -168,10 +168,15 @@ def test_layers_of_one_input_see_it_dropped_alike(recomputed):
 
 @pytest.mark.slow
 def test_compiled_layers_train_as_others_do(tiny_base, tmp_path):
-    """Recomputed layers too, and with answers generated between the steps."""
+    """Recomputed layers too, and with answers generated between the steps.
+
+    Without dropout: the compiler draws its random numbers in another order.
+    """
+    lora = Lora(dropout=0.0)
     losses = []
     for compiled in (False, True):
-        module = SFTModule(str(tiny_base), speed=Speed(compile=compiled), learning_rate=1e-3)
+        speed = Speed(compile=compiled)
+        module = SFTModule(str(tiny_base), speed=speed, lora=lora, learning_rate=1e-3)
         data = SFTDataModule(WordProblems(train_rows=64), val_rows=8, max_length=600)
         trainer = pl.Trainer(
             max_steps=3,
@@ -186,7 +191,7 @@ def test_compiled_layers_train_as_others_do(tiny_base, tmp_path):
         )
         trainer.fit(module, data)
         losses.append(trainer.callback_metrics["train/loss"])
-    assert_close(*losses, rtol=1e-4, atol=0)
+    assert_close(*losses, rtol=1e-6, atol=0)
 
 
 def run_fast(model, window, budget, recomputed, dtype):

@@ -51,13 +51,17 @@ class Speed:
 def make_fast(model: "PeftModel") -> None:
     """Let the layers of a model compute by the functions of this folder.
 
+    On a GPU, each adapted layer is computed by itself: what it gains there to compute some together
+    has not been measured.
+
     Args:
         model: Its parameters and their names stay what they are.
     """
     fuse_token_rows(model)
     fuse_quantized(model)
     fuse_lora(model)
-    fuse_siblings(model)
+    if model.device.type == "cpu":
+        fuse_siblings(model)
 
 
 def compile_layers(model: "PeftModel") -> None:
