@@ -50,8 +50,10 @@ def tokenizer(tiny_tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_template_that_takes_too_much_is_named(tokenizer, tiny_tokenizer, name):
+def test_a_template_that_takes_too_much_is_named(tokenizer, tiny_tokenizer, name, monkeypatch):
     hostile, reason = HOSTILE[name]
+    if reason != TOO_SLOW:  # a busy machine is slow at it, too
+        monkeypatch.setattr(template_limits, "MAX_SECONDS", 20.0)
     before = resource.getrlimit(resource.RLIMIT_AS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     own = tokenizer.chat_template
