@@ -11,7 +11,6 @@ from lit_sft.data.protocol import run_data
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.export.adapter_folder import save_adapter
 from lit_sft.export.card import ModelCard, choose_figures
-from lit_sft.model.base_model import fingerprint_base
 from lit_sft.model.module import SFTModule
 from lit_sft.run.best_checkpoint import best_of_trainer, read_figures
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
@@ -54,7 +53,7 @@ class SaveAdapter(pl.Callback):
         card = ModelCard(
             base_model=pl_module.base_model,
             dataset=getattr(source, "path", type(source).__name__),
-            base_sha256=fingerprint_base(pl_module.model),
+            base_sha256=pl_module.base_sha256,
             template_sha256=hash_template(data.tokenizer),
             metrics=choose_figures(_figures(trainer, folder, step)),
             steps=step,

@@ -64,6 +64,11 @@ def require_exportable(run: TrainedRun, to: Format) -> None:
     """Raise `InputError` if a run cannot be exported so; no weights of the base are read."""
     if to != "adapter":
         require_known_layers(run.base, run.weights)
+    require(
+        to != "vllm" or not run.weights.magnitudes,
+        "export --to vllm: vLLM refuses adapters of DoRA (model.lora.use_dora); it loads the "
+        "merged model: --to merged",
+    )
     if to == "vllm" and run.weights.rows:
         require_rank(run)
     if to == "gguf":

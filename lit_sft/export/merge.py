@@ -52,6 +52,9 @@ def merge_one(layer: str, tensor: Tensor, weights: AdapterWeights) -> Tensor:
     if layer in weights.pairs:
         a, b = weights.pairs[layer]
         tensor = torch.addmm(tensor.float(), b, a, alpha=weights.scale)
+    if layer in weights.magnitudes:
+        norm = torch.linalg.norm(tensor, dim=1)
+        tensor = tensor * (weights.magnitudes[layer] / norm)[:, None]
     if layer in weights.rows:
         tensor = tensor.to(torch.float32, copy=True)
         tensor[list(weights.token_ids)] = weights.rows[layer]

@@ -10,10 +10,12 @@ from torch import Tensor
 from lit_sft.errors import require
 from lit_sft.export.card import name_source
 from lit_sft.export.trained_run import TrainedRun
-from lit_sft.model.adapter import find_targets, name_token_layers
+from lit_sft.model.adapter import name_token_layers
 from lit_sft.model.saved_adapter import WEIGHTS
+from lit_sft.model.target_layers import find_targets
 
 PREFIX = "base_model.model."
+MAGNITUDE = "lora_magnitude_vector"
 
 
 def write_adapter(folder: Path, run: TrainedRun) -> None:
@@ -23,10 +25,7 @@ def write_adapter(folder: Path, run: TrainedRun) -> None:
         folder: That is being written.
         run: As `read_run` returns it.
     """
-    tensors = {
-        name.removeprefix("_model.").replace(".default", ""): tensor.contiguous()
-        for name, tensor in run.state.items()
-    }
+    tensors = {_name_on_disk(name): tensor.contiguous() for name, tensor in run.state.items()}
     rows = name_token_layers(run.base.layers, run.weights.token_ids) if run.weights.rows else None
     _write(folder, run, tensors, _find_targets(run), rows)
 
@@ -112,6 +111,12 @@ def _row_difference(run: TrainedRun, layer: str, kind: str) -> Tensor:
     return rows - frozen.to(run.dtype).float()
 
 
+def _name_on_disk(name: str) -> str:
+    """Return what PEFT calls a trained parameter in a file."""
+    name = name.removeprefix("_model.").replace(".default", "")
+    return name.removesuffix(".weight") if name.endswith(f"{MAGNITUDE}.weight") else name
+
+
 def _find_targets(run: TrainedRun) -> list[str] | str:
     return find_targets(run.base.layers, run.lora.target_modules)
 
@@ -131,6 +136,7 @@ def _write(
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
         target_modules=targets,
         trainable_token_indices=rows,
         task_type="CAUSAL_LM",

@@ -122,7 +122,8 @@ def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
     dtype = compute_dtype(identity["trainer.precision"])
     token_ids = _find_token_ids(identity.get("model.trainable_tokens", ""), tokenizer)
     # What decides numbers is the checkpoint's; a config may have been changed since.
-    shape = {x: identity[f"model.lora.{x}"] for x in ("r", "alpha", "dropout", "use_rslora")}
+    names = ("r", "alpha", "dropout", "use_rslora", "use_dora")
+    shape = {x: identity[f"model.lora.{x}"] for x in names}
     lora = Lora(**(model.get("lora") or {}) | shape)
     alpha = lora.scaling * lora.r  # as rsLoRA scales otherwise
     weights = split_weights(loaded["state_dict"], lora.r, alpha, token_ids, str(path))

@@ -8,8 +8,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.errors import require
-from lit_sft.model.adapter import attach_lora, find_targets
-from lit_sft.model.base_model import load_base, outline
+from lit_sft.model.adapter import attach_lora
+from lit_sft.model.base_model import fingerprint_base, load_base, outline
 from lit_sft.model.fast.kernels import any_kernels, make_fast
 from lit_sft.model.fast.memory import cache_weights
 from lit_sft.model.noise import add_noise
@@ -20,6 +20,7 @@ from lit_sft.model.saved_adapter import (
     read_adapter_tokens,
     require_same_lora,
 )
+from lit_sft.model.target_layers import find_targets
 from lit_sft.model.untrained_tokens import choose_tokens
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class BuiltModel(NamedTuple):
     """Tokens whose rows are trained as well, and why."""
     cached_bytes: int
     """What the weights take that were dequantised for good."""
+    base_sha256: str
+    """Of the base as it was loaded, as `fingerprint_base` returns it."""
 
 
 def require_trainable(module: "SFTModule") -> None:
@@ -72,18 +75,19 @@ def build_model(
     """
     base = load_base(module.base_model, module.quantization, dtype, device)
     cached_bytes = cache_weights(base, module.quantization.weight_cache, dtype, device)
+    base_sha256 = fingerprint_base(base)
     tokens = _find_trained_rows(base, module.adapter, module.trainable_tokens, tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(module.seed)
         model = attach_lora(base, module.lora, list(tokens))
     if module.adapter:
-        load_adapter(model, module.adapter)
+        load_adapter(model, module.adapter, base_sha256)
     make_fast(model)
     if module.neftune_noise_alpha:
         add_noise(model, module.neftune_noise_alpha)
     name: Any = tokenizer.convert_ids_to_tokens if tokenizer else str
     named = {name(token): reason for token, reason in tokens.items()}
-    return BuiltModel(model, named, cached_bytes)
+    return BuiltModel(model, named, cached_bytes, base_sha256)
 
 
 def try_out(model: "PeftModel", trainer: pl.Trainer) -> Probe:

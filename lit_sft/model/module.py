@@ -122,7 +122,7 @@ class SFTModule(pl.LightningModule):
         self._clock = StepClock()
         self.accept_changes = accept_changes
         self.trained_tokens: dict[str, str] = {}
-        self.cached_bytes = 0
+        self.cached_bytes, self.base_sha256 = 0, ""
         self.logit_scale, self.may_pack = LogitScale(), True
         self._model: PeftModel | None = None
         self._flat: FlatParameters
@@ -170,7 +170,7 @@ class SFTModule(pl.LightningModule):
             return
         dtype, device = compute_dtype(self.trainer.precision), self.trainer.strategy.root_device
         built = build_model(self, self._tokenizer(), dtype, device)
-        self._model, self.trained_tokens, self.cached_bytes = built
+        self._model, self.trained_tokens, self.cached_bytes, self.base_sha256 = built
         if self.trainer.state.fn != "predict":
             probe = try_out(self._model, self.trainer)
             self.logit_scale, self.may_pack = probe.logit_scale, probe.packs

@@ -96,15 +96,18 @@ def group_parameters(
 ) -> list[list[nn.Parameter]]:
     """Return the trained parameters in one group, or in two: without and with the halves B.
 
+    DoRA's magnitudes, which are vectors, go with B, as in PEFT's LoRA+.
+
     Args:
         parameters: By name.
         loraplus_lr_ratio: Of the rates of the second and the first group; 1 makes one group.
     """
     if loraplus_lr_ratio == 1:
         return [list(parameters.values())]
-    second = [parameter for name, parameter in parameters.items() if HALF_B in name]
-    first = [parameter for name, parameter in parameters.items() if HALF_B not in name]
-    return [first, second]
+    groups: list[list[nn.Parameter]] = [[], []]
+    for name, parameter in parameters.items():
+        groups[HALF_B in name or parameter.ndim == 1].append(parameter)
+    return groups
 
 
 def is_flat(name: str) -> bool:

@@ -107,6 +107,7 @@ def load_source(source: Source, accelerator: str = "auto") -> Trained:
         alpha=config.get("lora_alpha", 8),
         target_modules=_as_given(config.get(TARGETING[0])),
         use_rslora=bool(config.get("use_rslora")),
+        use_dora=bool(config.get("use_dora")),
     )
     module = SFTModule(
         source.base, quantization=source.quantization, lora=lora, adapter=source.adapter

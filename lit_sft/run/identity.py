@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_sft.errors import require
 from lit_sft.model.adapter import Lora
-from lit_sft.model.base_model import Quantization, fingerprint_base
+from lit_sft.model.base_model import Quantization
 from lit_sft.model.fast.kernels import Speed, is_deterministic
 from lit_sft.model.schedule import Schedule
 
@@ -58,7 +58,7 @@ def describe_run(module: SFTModule) -> dict[str, Any]:
         "version": VERSION,
         **about_data,
         **{name: _read_option(module, name) for name in _defaults()},
-        "model.base_model": fingerprint_base(module.model),
+        "model.base_model": module.base_sha256,
         "model.lora.target_modules": _find_targets(module),
         "model.trainable_tokens": ", ".join(module.trained_tokens),
         "model.optimizer": module.optimizer_name,
@@ -107,6 +107,7 @@ def only_what_answers_depend_on(run: Mapping[str, Any]) -> dict[str, Any]:
         "model.lora.r",
         "model.lora.alpha",
         "model.lora.use_rslora",
+        "model.lora.use_dora",
         "model.lora.target_modules",
         "model.trainable_tokens",
         "data.chat_template",

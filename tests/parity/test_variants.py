@@ -10,6 +10,7 @@ from test_training import LEARNING_RATE, STEPS, WARMUP_STEPS, order_of_epochs, r
 from transformers import (
     AutoModelForCausalLM,
     get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
     get_cosine_with_min_lr_schedule_with_warmup,
     get_linear_schedule_with_warmup,
     get_wsd_schedule,
@@ -52,6 +53,12 @@ CASES = {
         {"target_modules": "all-linear", "use_rslora": True},
         make_loraplus,
         partial(get_cosine_with_min_lr_schedule_with_warmup, min_lr_rate=0.1),
+    ),
+    "DoRA and LoRA+": (
+        {"lora": Lora(**LORA, use_dora=True, loraplus_lr_ratio=4.0)},
+        {"use_dora": True},
+        make_loraplus,
+        get_cosine_schedule_with_warmup,
     ),
     "Muon, linear": (
         {

@@ -23,13 +23,14 @@ def test_pairs_and_rows_are_found_under_the_names_of_the_base():
     assert weights.scale == 4
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        f"{PLACE}.lora_magnitude_vector.default.weight",
-        f"{PLACE}.modules_to_save.default.weight",
-    ],
-)
+@pytest.mark.parametrize("end", ["", ".default.weight"])
+def test_magnitudes_are_found_in_a_checkpoint_and_in_a_folder(end):
+    state = {f"{PLACE}.lora_magnitude_vector{end}": torch.ones(4)}
+    weights = split_weights(state, 2, 8, (), "x.ckpt")
+    assert weights.magnitudes["model.layers.0.self_attn.q_proj"].shape == (4,)
+
+
+@pytest.mark.parametrize("name", [f"{PLACE}.modules_to_save.default.weight"])
 def test_more_than_lora_is_named(name):
-    with pytest.raises(InputError, match=r"x.ckpt' holds .*, which is no part of plain LoRA"):
+    with pytest.raises(InputError, match=r"x.ckpt' holds .*, which is no part of LoRA"):
         split_weights({name: torch.ones(4)}, 2, 8, (), "x.ckpt")

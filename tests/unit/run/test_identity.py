@@ -201,6 +201,7 @@ def test_variants_go_on_to_the_same_bits(tiny_base, tmp_path):
     [
         {"lora": Lora(4, 8, use_rslora=True)},
         {"lora": Lora(4, 8, loraplus_lr_ratio=2.0)},
+        {"lora": Lora(4, 8, use_dora=True)},
         {"schedule": Schedule(warmup_steps=1)},
         {"neftune_noise_alpha": 5.0},
         {"optimizer_args": {"eps": 1e-6}},
@@ -208,7 +209,7 @@ def test_variants_go_on_to_the_same_bits(tiny_base, tmp_path):
     ids=str,
 )
 def test_a_variant_is_no_way_on_from_a_checkpoint_of_before(tiny_base, tmp_path, whole, options):
-    new = "use_rslora", "loraplus_lr_ratio"
+    new = "use_rslora", "loraplus_lr_ratio", "use_dora"
     names = [f"model.lora.{name}" for name in new]
     names += ["model.neftune_noise_alpha", "model.optimizer_args"]
     names += [name for name in whole[1]["run"] if name.startswith("model.schedule.")]
@@ -216,6 +217,15 @@ def test_a_variant_is_no_way_on_from_a_checkpoint_of_before(tiny_base, tmp_path,
     with pytest.raises(InputError, match="the checkpoint is of another run") as error:
         train(tiny_base, tmp_path, path, **options)
     assert str(error.value).count("\n  ") == 1
+
+
+def test_dora_goes_on_to_the_same_bits_and_from_no_other_checkpoint(tiny_base, tmp_path, whole):
+    dora = {"lora": Lora(4, 8, use_dora=True)}
+    alone, path = (train(tiny_base, tmp_path, **dora), None), str(tmp_path / "new.ckpt")
+    assert is_whole(train(tiny_base, tmp_path, path, **dora), alone)
+    assert sum("magnitude" in name for name in alone[0].trained_parameters) == 8
+    with pytest.raises(InputError, match="use_dora: was True, is now False"):
+        train(tiny_base, tmp_path, path)
 
 
 def test_several_options_are_accepted_by_the_name_of_their_group(tiny_base, tmp_path, whole):
