@@ -123,7 +123,7 @@ class SFTModule(pl.LightningModule):
         self.accept_changes = accept_changes
         self.trained_tokens: dict[str, str] = {}
         self.cached_bytes, self.base_sha256 = 0, ""
-        self.logit_scale, self.may_pack = LogitScale(), True
+        self.logit_scale, self.may_pack, self._is_probed = LogitScale(), True, False
         self._model: PeftModel | None = None
         self._flat: FlatParameters
         self._graphed: GraphedDecoder | None = None
@@ -159,21 +159,21 @@ class SFTModule(pl.LightningModule):
         require_honoured(self.trainer, stage)
         if self._model is None:
             self.check_base()
-            data: Any = getattr(self.trainer, "datamodule", None)
-            if stage == "fit" and hasattr(data, "max_length"):
-                runs_alone = data.batching == "padded" and data.batch_size == 1
-                require_fixed_positions(self.base_config, data.max_length, runs_alone)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and hasattr(data, "max_length"):
+            runs_alone = data.batching == "padded" and data.batch_size == 1
+            require_fixed_positions(self.base_config, data.max_length, runs_alone)
 
     def configure_model(self) -> None:
         """Load the base and attach the adapter, once, and see that the loss here is its own."""
-        if self._model is not None:
-            return
-        dtype, device = compute_dtype(self.trainer.precision), self.trainer.strategy.root_device
-        built = build_model(self, self._tokenizer(), dtype, device)
-        self._model, self.trained_tokens, self.cached_bytes, self.base_sha256 = built
-        if self.trainer.state.fn != "predict":
+        if self._model is None:
+            dtype, device = compute_dtype(self.trainer.precision), self.trainer.strategy.root_device
+            built = build_model(self, self._tokenizer(), dtype, device)
+            self._model, self.trained_tokens, self.cached_bytes, self.base_sha256 = built
+        if not self._is_probed and self.trainer.state.fn != "predict":
             probe = try_out(self._model, self.trainer)
             self.logit_scale, self.may_pack = probe.logit_scale, probe.packs
+            self._is_probed = True
         if self.trainer.state.fn == "fit":
             widen_passes(self)
 
