@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_sft.errors import SaveError
 from lit_sft.export.card import ModelCard, format_card, name_source
 from lit_sft.export.landing import (
     make_generation_config,
+    saying_refusals,
     write_provenance,
     write_surroundings,
 )
-from lit_sft.files import find_refusal, replace_folder
+from lit_sft.files import replace_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,16 +34,8 @@ def save_adapter(
     Raises:
         SaveError: If the disk is full or read-only; what was there before is still whole.
     """
-    try:
+    with saying_refusals(f"the adapter {str(folder)!r}"):
         _save_adapter(folder, model, tokenizer, card)
-    except Exception as error:  # safetensors and tokenizers have errors of their own
-        refusal = find_refusal(error)
-        if refusal is None:
-            raise
-        raise SaveError(
-            f"the adapter {str(folder)!r} could not be written ({refusal}); the checkpoint is "
-            "whole, and --ckpt_path last does what is left"
-        ) from error
 
 
 def _save_adapter(

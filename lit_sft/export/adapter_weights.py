@@ -30,6 +30,7 @@ class AdapterWeights:
         token_ids: Whose rows are trained, in the order of `rows`.
         rows: `[token_ids, hidden]`, what stands for these rows, by the full name of the layer.
         magnitudes: `[out]` of DoRA, float32, by the full name of the layer.
+        whole: What stands in place of the base's own tensors, float32, by their names.
     """
 
     rank: int
@@ -38,6 +39,7 @@ class AdapterWeights:
     token_ids: tuple[int, ...] = ()
     rows: dict[str, Tensor] = field(default_factory=dict)
     magnitudes: dict[str, Tensor] = field(default_factory=dict)
+    whole: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:
@@ -70,3 +72,9 @@ def split_weights(
             )
     pairs = {layer: (pair["A"], pair["B"]) for layer, pair in parts.items()}
     return AdapterWeights(rank, alpha, pairs, token_ids, rows, magnitudes)
+
+
+def take_whole(state: Mapping[str, Tensor]) -> AdapterWeights:
+    """Return the tensors of a checkpoint of a run that has no adapter and trained all weights."""
+    whole = {name.removeprefix("_model."): tensor.float() for name, tensor in state.items()}
+    return AdapterWeights(1, 1, {}, whole=whole)

@@ -62,6 +62,11 @@ class Exported:
 
 def require_exportable(run: TrainedRun, to: Format) -> None:
     """Raise `InputError` if a run cannot be exported so; no weights of the base are read."""
+    require(
+        run.lora is not None or to not in ("adapter", "vllm"),
+        f"export --to {to}: the run trained all weights, and has no adapter; {run.folder.model} is "
+        "for transformers and vLLM as it is, or say --to merged",
+    )
     if to != "adapter":
         require_known_layers(run.base, run.weights)
     require(

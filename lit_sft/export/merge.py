@@ -38,6 +38,7 @@ def merge_tensors(run: TrainedRun, onto: Onto) -> Iterator[tuple[str, Tensor]]:
         tensor = run.base.read(name)
         if onto == "trained":
             tensor = rounding(name, tensor)
+        tensor = run.weights.whole.get(name, tensor)
         yield name, merge_one(name.removesuffix(".weight"), tensor, run.weights)
 
 
@@ -70,6 +71,11 @@ def require_known_layers(base: BaseFiles, weights: AdapterWeights) -> None:
         if known.get(layer) != (b.shape[0], a.shape[1])
     ]
     unlike += [layer for layer in weights.rows if layer not in known]
+    unlike += [
+        name
+        for name, tensor in weights.whole.items()
+        if name not in base.shards or base.shape(name) != tuple(tensor.shape)
+    ]
     require(
         not unlike,
         f"export: {base.base_model!r} has no plain weight for {len(unlike)} layers of the adapter, "

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_sft.errors import require
+from lit_sft.errors import InputError, require
 from lit_sft.export.card import name_source
 from lit_sft.export.trained_run import TrainedRun
-from lit_sft.model.adapter import name_token_layers
+from lit_sft.model.adapter import Lora, name_token_layers
 from lit_sft.model.saved_adapter import WEIGHTS
 from lit_sft.model.target_layers import find_targets
 
@@ -117,8 +117,15 @@ def _name_on_disk(name: str) -> str:
     return name.removesuffix(".weight") if name.endswith(f"{MAGNITUDE}.weight") else name
 
 
+def _lora_of(run: TrainedRun) -> Lora:
+    """Return the shape of a run's adapter."""
+    if run.lora is None:
+        raise InputError("export: the run trained all weights, and has no adapter")
+    return run.lora
+
+
 def _find_targets(run: TrainedRun) -> list[str] | str:
-    return find_targets(run.base.layers, run.lora.target_modules)
+    return find_targets(run.base.layers, _lora_of(run).target_modules)
 
 
 def _write(
@@ -130,7 +137,7 @@ def _write(
 ) -> None:
     from peft import LoraConfig
 
-    lora = run.lora
+    lora = _lora_of(run)
     config: Any = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,

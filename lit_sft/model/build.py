@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class BuiltModel(NamedTuple):
     """A model that is ready to train."""
 
-    model: "PeftModel"
-    """In training mode; only the adapter asks for gradients."""
+    model: "PeftModel | PreTrainedModel"
+    """In training mode; only the adapter asks for gradients, or without one, all there is."""
     trained_tokens: dict[str, str]
     """Tokens whose rows are trained as well, and why."""
     cached_bytes: int
@@ -49,6 +49,9 @@ def require_trainable(module: "SFTModule") -> None:
         module: Whose options say what is asked.
     """
     base = outline(module.base_model, module.base_config)
+    if module.lora is None:
+        _require_whole(module)
+        return
     find_targets(base, module.lora.target_modules)
     if module.adapter:
         config = read_adapter_config(module.adapter)
@@ -61,7 +64,10 @@ def build_model(
     dtype: torch.dtype,
     device: torch.device,
 ) -> BuiltModel:
-    """Load a base and attach an adapter to it.
+    """Load a base and attach an adapter to it, or let all of it be trained.
+
+    What is trained is float32, so that a small step is not rounded away; autocast computes with it
+    in the precision of the trainer. Only a frozen base is loaded in that.
 
     Args:
         module: Whose options say which. The adapter starts from its seed, whatever the global
@@ -73,6 +79,8 @@ def build_model(
     Raises:
         InputError: If the adapter does not fit, or a token that is asked for is unknown.
     """
+    if module.lora is None:
+        return _build_whole(module, device)
     base = load_base(module.base_model, module.quantization, dtype, device)
     cached_bytes = cache_weights(base, module.quantization.weight_cache, dtype, device)
     base_sha256 = fingerprint_base(base)
@@ -90,7 +98,41 @@ def build_model(
     return BuiltModel(model, named, cached_bytes, base_sha256)
 
 
-def try_out(model: "PeftModel", trainer: pl.Trainer) -> Probe:
+def _build_whole(module: "SFTModule", device: torch.device) -> BuiltModel:
+    """Return a base whose weights are all trained."""
+    model = load_base(module.base_model, module.quantization, torch.float32, device)
+    base_sha256 = fingerprint_base(model)
+    model.requires_grad_(True).train()
+    if module.neftune_noise_alpha:
+        add_noise(model, module.neftune_noise_alpha)
+    return BuiltModel(model, {}, 0, base_sha256)
+
+
+def _require_whole(module: "SFTModule") -> None:
+    """Raise `InputError` for options that go with an adapter alone."""
+    stored, option = module.quantization, "model.lora: null trains all weights, and "
+    require(
+        stored.format == "none",
+        f"{option}four bits cannot be trained: set model.quantization.format none, got "
+        f"{stored.format}",
+    )
+    require(
+        stored.weight_cache == "auto",
+        f"{option}model.quantization.weight_cache {stored.weight_cache} is of frozen ones; leave "
+        "it at auto",
+    )
+    require(
+        not module.adapter,
+        f"{option}model.adapter has its own: merge {module.adapter!r} into its base, and name that "
+        "as model.base_model",
+    )
+    require(
+        module.trainable_tokens in ("auto", "none"),
+        f"{option}the rows of all tokens are among them: leave model.trainable_tokens out",
+    )
+
+
+def try_out(model: "PeftModel | PreTrainedModel", trainer: pl.Trainer) -> Probe:
     """See that the loss here is the model's own, and say how its rows are to be run.
 
     A data module pads its rows where the model cannot keep packed ones apart.

@@ -1,4 +1,4 @@
-"""The Lightning shell around the quantised model: one `training_step` is one optimizer step."""
+"""The Lightning shell around the model: one `training_step` is one optimizer step."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.errors import InputError, require
 from lit_sft.evaluation.generate import Generation
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class SFTModule(pl.LightningModule):
-    """A frozen, quantised base model with a LoRA adapter, trained on windows of chat rows.
+    """A base model, frozen and quantised, with a LoRA adapter, trained on windows of chat rows.
 
     A batch of the loader is a window: all the rows of one optimizer step, as micro-batches. Its
     loss is the sum over the supervised tokens divided by their number in the whole window, over all
@@ -52,7 +52,8 @@ class SFTModule(pl.LightningModule):
     Args:
         base_model: A Hub id or a folder.
         quantization: How the frozen base is stored.
-        lora: The shape of the adapter.
+        lora: The shape of the adapter; null trains all weights of a base that is not quantised, in
+            float32, whatever the precision of the arithmetic.
         adapter: The folder or Hub id of an adapter to go on from, or to evaluate.
         trainable_tokens: Tokens whose rows in embedding and head are trained too; `auto` takes
             those of the chat format that look untrained, see `lit_sft.model.untrained_tokens`.
@@ -80,7 +81,7 @@ class SFTModule(pl.LightningModule):
         self,
         base_model: str,
         quantization: Quantization = Quantization(),  # noqa: B008 (it is frozen)
-        lora: Lora = Lora(),  # noqa: B008 (it is frozen)
+        lora: Lora | None = Lora(),  # noqa: B008 (it is frozen)
         adapter: str | None = None,
         trainable_tokens: Literal["auto", "none"] | list[str] = "auto",
         speed: Speed = Speed(),  # noqa: B008 (it is frozen)
@@ -124,13 +125,13 @@ class SFTModule(pl.LightningModule):
         self.trained_tokens: dict[str, str] = {}
         self.cached_bytes, self.base_sha256 = 0, ""
         self.logit_scale, self.may_pack, self._is_probed = LogitScale(), True, False
-        self._model: PeftModel | None = None
+        self._model: PeftModel | PreTrainedModel | None = None
         self._flat: FlatParameters
         self._graphed: GraphedDecoder | None = None
 
     @property
-    def model(self) -> "PeftModel":
-        """The base with its adapter, once `configure_model` has built it."""
+    def model(self) -> "PeftModel | PreTrainedModel":
+        """The base with its adapter, if it has one, once `configure_model` has built it."""
         if self._model is None:
             raise RuntimeError("the model is not built yet; Trainer or configure_model() does it")
         return self._model
@@ -139,6 +140,11 @@ class SFTModule(pl.LightningModule):
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that ask for gradients, by name; a checkpoint holds these alone."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    @property
+    def loraplus_lr_ratio(self) -> float:
+        """Of the learning rates of the halves B and of all others; 1 without an adapter."""
+        return self.lora.loraplus_lr_ratio if self.lora else 1.0
 
     @cached_property
     def base_config(self) -> PretrainedConfig:
@@ -179,7 +185,7 @@ class SFTModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer. Its learning rate is a pure function of the step, set in each."""
-        groups = group_parameters(self.trained_parameters, self.lora.loraplus_lr_ratio)
+        groups = group_parameters(self.trained_parameters, self.loraplus_lr_ratio)
         self._flat = FlatParameters(*groups)
         if is_flat(self.optimizer_name):
             groups = [[part] for part in self._flat.parts]
@@ -312,7 +318,7 @@ class SFTModule(pl.LightningModule):
         optimizer: Any = self.optimizers()
         factor = self.schedule.factor(self.global_step, self.warmup_ratio, self.total_steps())
         learning_rate = self.learning_rate * factor
-        ratios = 1.0, self.lora.loraplus_lr_ratio
+        ratios = 1.0, self.loraplus_lr_ratio
         for group, ratio in zip(optimizer.param_groups, ratios, strict=False):
             group["lr"] = learning_rate * ratio
             group["weight_decay"] = self.weight_decay  # a resumed optimizer remembers its old one

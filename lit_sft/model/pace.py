@@ -149,8 +149,11 @@ def _choose_decode(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder 
 
 
 def _has_own_layers(module: "SFTModule") -> bool:
-    """Return whether layers of PEFT's compute, which were never compiled or captured here."""
-    return module.lora.use_dora
+    """Return whether layers compute that were never compiled or captured here.
+
+    These are PEFT's own, and those whose weights are trained.
+    """
+    return module.lora is None or module.lora.use_dora
 
 
 def _packs(module: "SFTModule") -> bool:

@@ -190,8 +190,9 @@ def _defaults() -> dict[str, Any]:
 
 
 def _read_option(module: SFTModule, name: str) -> Any:
+    """Return a field of an option; None where the option is, such as that of an adapter."""
     _, option, field = name.split(".")
-    return getattr(getattr(module, option), field)
+    return getattr(getattr(module, option), field, None)
 
 
 def _read_first_version(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, BertConfig, BertLMHeadModel
 
 ROWS = [{"question": f"{i} + {i}?", "answer": f"{2 * i}\n#### {2 * i}"} for i in range(40)]
 
+WHOLE = ["--model.lora", "null", "--model.quantization.format", "none"]
+
 
 @pytest.fixture
 def data_folder(tmp_path) -> Path:
@@ -79,6 +81,13 @@ def corrupt(folder: Path, line: bytes, number: int = 5) -> None:
         (["--data.on_overlength", "trim"], "on_overlength"),
         (["--data.chat_template", "chatml"], "lacks <|im_start|>, <|im_end|>"),
         (["--data.chat_template", "nowhere.jinja"], "data.chat_template=nowhere.jinja: expected"),
+        (
+            ["--model.lora", "null"],
+            "four bits cannot be trained: set model.quantization.format none",
+        ),
+        ([*WHOLE, "--model.adapter", "a"], "model.adapter has its own: merge 'a' into its base"),
+        ([*WHOLE, "--model.trainable_tokens", "[a]"], "leave model.trainable_tokens out"),
+        ([*WHOLE, "--model.quantization.weight_cache", "bf16"], "is of frozen ones; leave it at"),
         (["--model.lora.r", "0"], "lora.r must be positive, got 0"),
         (["--model.lora.target_modules", "[q_prj]"], "no linear layer q_prj; it has down_proj"),
         (["--trainer.accumulate_grad_batches", "4"], "data.accumulate_grad_batches"),

@@ -54,6 +54,12 @@ CASES = {
         make_loraplus,
         partial(get_cosine_with_min_lr_schedule_with_warmup, min_lr_rate=0.1),
     ),
+    "all weights": (
+        {"lora": None, "schedule": Schedule("linear")},
+        None,
+        make_adamw,
+        get_linear_schedule_with_warmup,
+    ),
     "DoRA and LoRA+": (
         {"lora": Lora(**LORA, use_dora=True, loraplus_lr_ratio=4.0)},
         {"use_dora": True},
@@ -99,9 +105,11 @@ def test_a_variant_equals_a_plain_loop(tiny_base, tmp_path, name):
     )
     windows = order_of_epochs(data.prepared["train"].encoded, data, epochs=4)[:STEPS]
     base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
-    config = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ATTENTION} | theirs
-    torch.manual_seed(0)
-    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **config)).train()
+    model = base.train()
+    if theirs is not None:
+        config = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ATTENTION}
+        torch.manual_seed(0)
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **config | theirs)).train()
     if "neftune_noise_alpha" in ours:
         activate_neftune(model, ours["neftune_noise_alpha"])
     parameters = {k: p for k, p in model.named_parameters() if p.requires_grad}

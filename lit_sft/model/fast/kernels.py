@@ -26,6 +26,7 @@ from lit_sft.types import Example
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 REFUSAL = "does not have a deterministic implementation"
 """What torch says of an operation."""
@@ -58,7 +59,7 @@ def make_fast(model: "PeftModel") -> None:
     fuse_lora(model)
 
 
-def compile_layers(model: "PeftModel") -> None:
+def compile_layers(model: "PeftModel | PreTrainedModel") -> None:
     """Let `torch.compile` make the kernels of a model's layers, for any number of tokens.
 
     Under deterministic algorithms no kernel is chosen by how long it takes, which two processes
@@ -75,7 +76,7 @@ def compile_layers(model: "PeftModel") -> None:
         layer.compile(dynamic=True, options=options)
 
 
-def run_uncompiled(model: "PeftModel") -> None:
+def run_uncompiled(model: "PeftModel | PreTrainedModel") -> None:
     """Take `compile_layers` back; torch has no public way."""
     for layer in find_layers(model):
         layer._compiled_call_impl = None
@@ -116,7 +117,7 @@ def any_kernels() -> Iterator[None]:
         torch.set_deterministic_debug_mode(mode)
 
 
-def settle(model: "PeftModel", device: torch.device, packed: bool) -> None:
+def settle(model: "PeftModel | PreTrainedModel", device: torch.device, packed: bool) -> None:
     """Take a small forward and backward, and give determinism up if an operation lacks it.
 
     Compiled layers see this shape first in every run, also in one that is resumed: what is
@@ -140,7 +141,7 @@ def settle(model: "PeftModel", device: torch.device, packed: bool) -> None:
         )
 
 
-def _take_pass(model: "PeftModel", device: torch.device, packed: bool) -> None:
+def _take_pass(model: "PeftModel | PreTrainedModel", device: torch.device, packed: bool) -> None:
     ids = [1] * TRIED_TOKENS
     rows = [Example(ids, ids)]
     batch = pack_batch(rows) if packed else pad_batch(rows, pad_token_id=0)

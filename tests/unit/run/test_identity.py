@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lit_sft import Lora, Schedule, SFTDataModule, SFTModule, WordProblems
+from lit_sft import Lora, Quantization, Schedule, SFTDataModule, SFTModule, WordProblems
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.errors import InputError
 
@@ -226,6 +226,18 @@ def test_dora_goes_on_to_the_same_bits_and_from_no_other_checkpoint(tiny_base, t
     assert sum("magnitude" in name for name in alone[0].trained_parameters) == 8
     with pytest.raises(InputError, match="use_dora: was True, is now False"):
         train(tiny_base, tmp_path, path)
+
+
+def test_all_weights_go_on_to_the_same_bits_and_from_no_adapter(tiny_base, tmp_path, whole):
+    everything = {"lora": None, "quantization": Quantization("none")}
+    alone, path = (train(tiny_base, tmp_path, **everything), None), str(tmp_path / "new.ckpt")
+    assert is_whole(train(tiny_base, tmp_path, path, **everything), alone)
+    base = alone[0].base_sha256
+    assert whole[1]["run"]["model.base_model"] == base, "of what was loaded, not of what became"
+    with pytest.raises(InputError, match=r"model\.lora\.r: was None, is now 4"):
+        train(tiny_base, tmp_path, path, quantization=Quantization("none"))
+    with pytest.raises(InputError, match=r"model\.lora\.r: was 4, is now None"):
+        train(tiny_base, tmp_path, write(tmp_path / "x.ckpt", whole[1]), **everything)
 
 
 def test_several_options_are_accepted_by_the_name_of_their_group(tiny_base, tmp_path, whole):
