@@ -13,6 +13,7 @@ from lit_sft.model.base_model import fingerprint_base, load_base, outline
 from lit_sft.model.fast.kernels import any_kernels, make_fast
 from lit_sft.model.fast.memory import cache_weights
 from lit_sft.model.noise import add_noise
+from lit_sft.model.optim import is_flat
 from lit_sft.model.probe import LONGEST, Probe, probe_model
 from lit_sft.model.saved_adapter import (
     load_adapter,
@@ -50,7 +51,7 @@ def require_trainable(module: "SFTModule") -> None:
     """
     base = outline(module.base_model, module.base_config)
     if module.lora is None:
-        _require_whole(module)
+        _require_whole(module, base)
         return
     find_targets(base, module.lora.target_modules)
     if module.adapter:
@@ -108,8 +109,13 @@ def _build_whole(module: "SFTModule", device: torch.device) -> BuiltModel:
     return BuiltModel(model, {}, 0, base_sha256)
 
 
-def _require_whole(module: "SFTModule") -> None:
-    """Raise `InputError` for options that go with an adapter alone."""
+def _require_whole(module: "SFTModule", base: PreTrainedModel) -> None:
+    """Raise `InputError` for options that go with an adapter alone.
+
+    Args:
+        module: Whose options say what is asked.
+        base: Without weights.
+    """
     stored, option = module.quantization, "model.lora: null trains all weights, and "
     require(
         stored.format == "none",
@@ -129,6 +135,12 @@ def _require_whole(module: "SFTModule") -> None:
     require(
         module.trainable_tokens in ("auto", "none"),
         f"{option}the rows of all tokens are among them: leave model.trainable_tokens out",
+    )
+    count = base.num_parameters()
+    require(
+        count < 2**31 or not is_flat(module.optimizer_name) or module.optimizer_name == "adamw",
+        f"{option}bitsandbytes updates {2**31 - 1:,} of them at most, here are {count:,}: set "
+        "model.optimizer adamw",
     )
 
 

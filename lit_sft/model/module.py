@@ -59,9 +59,11 @@ class SFTModule(pl.LightningModule):
             those of the chat format that look untrained, see `lit_sft.model.untrained_tokens`.
         speed: What is done for speed alone.
         optimizer: `paged_adamw_32bit`, `paged_adamw_8bit`, `adamw_8bit` (bitsandbytes'), `adamw`
-            (torch's, fused), or a class path such as `torch.optim.Muon`, which is given the
-            matrices as they are.
-        optimizer_args: Of the optimizer's class, such as `betas`, besides rate and weight decay.
+            (torch's, fused), `muon` (torch's Muon for the matrices of hidden layers, AdamW for
+            embeddings, head and vectors), or a class path such as `torch.optim.NAdam`, which is
+            given the parameters one by one.
+        optimizer_args: Of the optimizer's class, such as `betas`, besides rate and weight decay;
+            with `muon`, those of Muon.
         learning_rate: The peak of the schedule.
         weight_decay: Decoupled, of every trained parameter.
         warmup_ratio: The share of all optimizer steps over which the learning rate rises from 0.
@@ -108,6 +110,11 @@ class SFTModule(pl.LightningModule):
             f"model.neftune_noise_alpha must not be negative, got {neftune_noise_alpha}",
         )
         find_optimizer(optimizer)
+        require(
+            optimizer != "muon" or lora is None or lora.loraplus_lr_ratio == 1,
+            "model.lora.loraplus_lr_ratio: muon scales each step by the shape of the matrix; leave "
+            "it at 1, or take another model.optimizer",
+        )
         require(max_new_tokens > 0, f"model.max_new_tokens must be positive, got {max_new_tokens}")
         self.base_model, self.quantization, self.lora = base_model, quantization, lora
         self.adapter, self.trainable_tokens, self.speed = adapter, trainable_tokens, speed
@@ -185,7 +192,7 @@ class SFTModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer. Its learning rate is a pure function of the step, set in each."""
-        groups = group_parameters(self.trained_parameters, self.loraplus_lr_ratio)
+        groups = group_parameters(self)
         self._flat = FlatParameters(*groups)
         if is_flat(self.optimizer_name):
             groups = [[part] for part in self._flat.parts]

@@ -81,7 +81,7 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
 
 def count_tensors(module: "SFTModule") -> list[int]:
     """Return how many tensors the optimizer of a run knows, in each of its groups."""
-    groups = group_parameters(module.trained_parameters, module.loraplus_lr_ratio)
+    groups = group_parameters(module)
     return [1 if is_flat(module.optimizer_name) else len(group) for group in groups]
 
 

@@ -229,13 +229,15 @@ def test_dora_goes_on_to_the_same_bits_and_from_no_other_checkpoint(tiny_base, t
 
 
 def test_all_weights_go_on_to_the_same_bits_and_from_no_adapter(tiny_base, tmp_path, whole):
-    everything = {"lora": None, "quantization": Quantization("none")}
+    everything = {"lora": None, "quantization": Quantization("none"), "optimizer": "muon"}
     alone, path = (train(tiny_base, tmp_path, **everything), None), str(tmp_path / "new.ckpt")
     assert is_whole(train(tiny_base, tmp_path, path, **everything), alone)
     base = alone[0].base_sha256
     assert whole[1]["run"]["model.base_model"] == base, "of what was loaded, not of what became"
     with pytest.raises(InputError, match=r"model\.lora\.r: was None, is now 4"):
         train(tiny_base, tmp_path, path, quantization=Quantization("none"))
+    with pytest.raises(InputError, match=r"model\.optimizer: was muon, is now adamw"):
+        train(tiny_base, tmp_path, path, **everything | {"optimizer": "adamw"})
     with pytest.raises(InputError, match=r"model\.lora\.r: was 4, is now None"):
         train(tiny_base, tmp_path, write(tmp_path / "x.ckpt", whole[1]), **everything)
 
