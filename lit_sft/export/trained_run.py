@@ -18,6 +18,7 @@ from lit_sft.export.landing import make_generation_config
 from lit_sft.model.adapter import Lora
 from lit_sft.model.base_model import Quantization
 from lit_sft.model.device import compute_dtype
+from lit_sft.model.principal import double_rank, join_starts
 from lit_sft.run.best_checkpoint import find_best
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 from lit_sft.run.folder import RunFolder
@@ -121,17 +122,19 @@ def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
     )
     dtype = compute_dtype(identity["trainer.precision"])
     token_ids = _find_token_ids(identity.get("model.trainable_tokens", ""), tokenizer)
-    lora = _read_lora(model.get("lora") or {}, identity)
+    lora, state = _read_lora(model.get("lora") or {}, identity), loaded["state_dict"]
+    if lora and "lora_starts" in loaded:  # from here on it is plain LoRA
+        starts = {f"_model.{name}": start for name, start in loaded["lora_starts"].items()}
+        lora, state = double_rank(lora), join_starts(state, starts)
     if lora:
         alpha = lora.scaling * lora.r  # as rsLoRA scales otherwise
-        weights = split_weights(loaded["state_dict"], lora.r, alpha, token_ids, str(path))
+        weights = split_weights(state, lora.r, alpha, token_ids, str(path))
     else:
-        weights = take_whole(loaded["state_dict"])
+        weights = take_whole(state)
     stored = {x: identity[f"model.quantization.{x}"] for x in ("format", "double_quant")}
     quantization = Quantization(**stored)
-    step, state = loaded["global_step"], loaded["state_dict"]
     return TrainedRun(
-        folder, options, path, step, steps_taken, best_by,
+        folder, options, path, loaded["global_step"], steps_taken, best_by,
         base, lora, quantization, dtype, weights, tokenizer, state,
     )  # fmt: skip
 
@@ -182,7 +185,7 @@ def _read_lora(options: Mapping[str, Any], identity: Mapping[str, Any]) -> Lora 
         options: `model.lora` of the config.
         identity: What the checkpoint says of its run.
     """
-    names = ("r", "alpha", "dropout", "use_rslora", "use_dora")
+    names = ("r", "alpha", "dropout", "use_rslora", "use_dora", "init_weights")
     shape = {x: identity[f"model.lora.{x}"] for x in names}
     return None if shape["r"] is None else Lora(**{**options, **shape})
 

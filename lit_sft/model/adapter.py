@@ -1,6 +1,7 @@
 """Attach a LoRA adapter to a base (Hu et al., 2021): to which layers, and to which token rows."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from lit_sft.model.loss import CausalLM
+
+
+PISSA = re.compile(r"pissa(_niter_[1-9]\d*)?")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Lora:
         use_dora: A trained magnitude for each output of an adapted layer, whose weight is
             normalised to it (DoRA, Liu et al., 2024). PEFT's own layers compute it, which is slower
             and takes more memory.
+        init_weights: `pissa` begins with the principal part of each weight rather than with nothing
+            (PiSSA, Meng et al., 2024), `pissa_niter_16` with one that is found in 16 iterations
+            rather than by a whole decomposition; see `lit_sft.model.principal`. What a run leaves
+            is plain LoRA of twice the rank.
     """
 
     r: int = 32
@@ -42,6 +50,7 @@ class Lora:
     use_rslora: bool = False
     loraplus_lr_ratio: float = 1.0
     use_dora: bool = False
+    init_weights: str = "default"
 
     def __post_init__(self) -> None:
         require(self.r > 0, f"lora.r must be positive, got {self.r}")
@@ -51,6 +60,16 @@ class Lora:
         require(
             self.loraplus_lr_ratio > 0,
             f"lora.loraplus_lr_ratio must be positive, got {self.loraplus_lr_ratio}",
+        )
+
+        require(
+            self.init_weights == "default" or bool(PISSA.fullmatch(self.init_weights)),
+            "lora.init_weights must be default, pissa, or pissa_niter_16 with any number, got "
+            f"{self.init_weights!r}",
+        )
+        require(
+            self.init_weights == "default" or not (self.use_dora or self.use_rslora),
+            "lora.init_weights: pissa goes with neither lora.use_dora nor lora.use_rslora",
         )
 
     @property

@@ -14,6 +14,7 @@ from lit_sft.model.fast.kernels import any_kernels, make_fast
 from lit_sft.model.fast.memory import cache_weights
 from lit_sft.model.noise import add_noise
 from lit_sft.model.optim import is_flat
+from lit_sft.model.principal import start_from_principal
 from lit_sft.model.probe import LONGEST, Probe, probe_model
 from lit_sft.model.saved_adapter import (
     load_adapter,
@@ -54,6 +55,12 @@ def require_trainable(module: "SFTModule") -> None:
         _require_whole(module, base)
         return
     find_targets(base, module.lora.target_modules)
+    require(
+        not module.adapter or module.lora.init_weights == "default",
+        f"model.lora.init_weights: {module.lora.init_weights} begins anew, and model.adapter goes "
+        "on from what it holds; leave one of them out (of an adapter that began so, model.lora.r "
+        "and alpha are twice as large)",
+    )
     if module.adapter:
         config = read_adapter_config(module.adapter)
         require_same_lora(module.adapter, config, module.lora, base)
@@ -89,6 +96,8 @@ def build_model(
     with torch.random.fork_rng():
         torch.manual_seed(module.seed)
         model = attach_lora(base, module.lora, list(tokens))
+        if module.lora.init_weights != "default":
+            start_from_principal(model, module.lora)
     if module.adapter:
         load_adapter(model, module.adapter, base_sha256)
     make_fast(model)

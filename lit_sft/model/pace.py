@@ -151,9 +151,10 @@ def _choose_decode(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder 
 def _has_own_layers(module: "SFTModule") -> bool:
     """Return whether layers compute that were never compiled or captured here.
 
-    These are PEFT's own, and those whose weights are trained.
+    These are PEFT's own, and those whose weights are trained, or begin with a part of the base's.
     """
-    return module.lora is None or module.lora.use_dora
+    lora = module.lora
+    return lora is None or lora.use_dora or lora.init_weights != "default"
 
 
 def _packs(module: "SFTModule") -> bool:

@@ -108,6 +108,7 @@ def only_what_answers_depend_on(run: Mapping[str, Any]) -> dict[str, Any]:
         "model.lora.alpha",
         "model.lora.use_rslora",
         "model.lora.use_dora",
+        "model.lora.init_weights",
         "model.lora.target_modules",
         "model.trainable_tokens",
         "data.chat_template",

@@ -88,6 +88,15 @@ def corrupt(folder: Path, line: bytes, number: int = 5) -> None:
         ([*WHOLE, "--model.adapter", "a"], "model.adapter has its own: merge 'a' into its base"),
         ([*WHOLE, "--model.trainable_tokens", "[a]"], "leave model.trainable_tokens out"),
         ([*WHOLE, "--model.quantization.weight_cache", "bf16"], "is of frozen ones; leave it at"),
+        (["--model.lora.init_weights", "pisa"], "lora.init_weights must be default, pissa, or"),
+        (
+            ["--model.lora.init_weights", "pissa", "--model.lora.use_dora", "true"],
+            "pissa goes with neither lora.use_dora nor lora.use_rslora",
+        ),
+        (
+            ["--model.lora.init_weights", "pissa", "--model.adapter", "a"],
+            "pissa begins anew, and model.adapter goes on from what it holds",
+        ),
         (["--model.lora.r", "0"], "lora.r must be positive, got 0"),
         (["--model.lora.target_modules", "[q_prj]"], "no linear layer q_prj; it has down_proj"),
         (["--trainer.accumulate_grad_batches", "4"], "data.accumulate_grad_batches"),

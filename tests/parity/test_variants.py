@@ -90,6 +90,12 @@ CASES = {
         make_loraplus,
         get_cosine_schedule_with_warmup,
     ),
+    "PiSSA on all layers": (
+        {"lora": Lora(**LORA, target_modules="all-linear", init_weights="pissa")},
+        {"target_modules": "all-linear", "init_lora_weights": "pissa"},
+        make_adamw,
+        get_cosine_schedule_with_warmup,
+    ),
     "Muon, linear": (
         {
             "optimizer": "torch.optim.Muon",

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_sft.model.principal import subtract_start
+
 DRAWS = 2**16
 """Steps in which the probability of dropout is counted; four draws are cut from 64 random bits."""
 
@@ -107,8 +109,11 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return forwarded
     (name,) = active
     dropout = layer.lora_dropout[name]  # an Identity where nothing is dropped
+    result = layer.base_layer(x)
+    if hasattr(layer, "start_A"):
+        result = subtract_start(layer, result, x)
     return lora_update(
-        layer.base_layer(x),
+        result,
         x,
         layer.lora_A[name].weight,
         layer.lora_B[name].weight,

@@ -228,6 +228,25 @@ def test_dora_goes_on_to_the_same_bits_and_from_no_other_checkpoint(tiny_base, t
         train(tiny_base, tmp_path, path)
 
 
+def test_a_principal_start_goes_on_to_the_same_bits(tiny_base, tmp_path, whole):
+    """By what the checkpoint began with: a decomposition may differ on another machine."""
+    pissa = {"lora": Lora(4, 8, init_weights="pissa_niter_4")}
+    alone, path = (train(tiny_base, tmp_path, **pissa), None), str(tmp_path / "new.ckpt")
+    assert is_whole(train(tiny_base, tmp_path, path, **pissa), alone)
+    saved = torch.load(path, weights_only=True)
+    assert len(saved["lora_starts"]) == 16
+    elsewhere = {name: 2 * start for name, start in saved["lora_starts"].items()}
+    other = train(
+        tiny_base, tmp_path, write(tmp_path / "x.ckpt", saved, lora_starts=elsewhere), **pissa
+    )
+    assert not is_whole(other, alone)
+    for lora in (Lora(4, 8), Lora(4, 8, init_weights="pissa")):
+        with pytest.raises(InputError, match="init_weights: was pissa_niter_4, is now "):
+            train(tiny_base, tmp_path, path, lora=lora)
+    with pytest.raises(InputError, match="init_weights: was default, is now pissa_niter_4"):
+        train(tiny_base, tmp_path, write(tmp_path / "y.ckpt", whole[1]), **pissa)
+
+
 def test_all_weights_go_on_to_the_same_bits_and_from_no_adapter(tiny_base, tmp_path, whole):
     everything = {"lora": None, "quantization": Quantization("none"), "optimizer": "muon"}
     alone, path = (train(tiny_base, tmp_path, **everything), None), str(tmp_path / "new.ckpt")
