@@ -51,6 +51,8 @@ def _save_adapter(
     for config in model.peft_config.values():
         if not isinstance(config.target_modules, str):  # a regular expression stays as it is
             config.target_modules = sorted(config.target_modules)
+        if config.modules_to_save:
+            config.modules_to_save = sorted(config.modules_to_save)
         config.base_model_name_or_path = name_source(card.base_model)
         config.inference_mode = True
     with replace_folder(folder) as staged:

@@ -14,6 +14,9 @@ TRAINED = re.compile(
 MAGNITUDES = re.compile(
     r"(?:_model\.)?base_model\.model\.(?P<layer>.+)\.lora_magnitude_vector(\.\w+)*"
 )
+SAVED = re.compile(
+    r"(?:_model\.)?base_model\.model\.(?P<layer>.+)\.modules_to_save\.\w+\.(?P<own>\w+)"
+)
 ROWS = re.compile(
     r"(?:_model\.)?base_model\.model\.(?P<layer>.+)\.token_adapter\.trainable_tokens_delta(\.\w+)?"
 )
@@ -53,11 +56,12 @@ def split_weights(
     """Sort the tensors of an adapter by the layers that they change.
 
     Raises:
-        InputError: If one is neither LoRA's nor DoRA's nor a token's row.
+        InputError: If one is none of LoRA's, of DoRA's, of a token or of a whole layer.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     rows: dict[str, Tensor] = {}
     magnitudes: dict[str, Tensor] = {}
+    whole: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if found := TRAINED.fullmatch(name):
             parts.setdefault(found["layer"], {})[found["part"]] = tensor.float()
@@ -65,13 +69,15 @@ def split_weights(
             rows[found["layer"]] = tensor.float()
         elif found := MAGNITUDES.fullmatch(name):
             magnitudes[found["layer"]] = tensor.float()
+        elif found := SAVED.fullmatch(name):
+            whole[f"{found['layer']}.{found['own']}"] = tensor.float()
         else:
             raise InputError(
-                f"export: {what!r} holds {name!r}, which is no part of LoRA or DoRA "
-                "(modules_to_save is not exported here); merge it with PEFT's merge_and_unload"
+                f"export: {what!r} holds {name!r}, which is no part of LoRA or DoRA; "
+                "merge it with PEFT's merge_and_unload"
             )
     pairs = {layer: (pair["A"], pair["B"]) for layer, pair in parts.items()}
-    return AdapterWeights(rank, alpha, pairs, token_ids, rows, magnitudes)
+    return AdapterWeights(rank, alpha, pairs, token_ids, rows, magnitudes, whole)
 
 
 def take_whole(state: Mapping[str, Tensor]) -> AdapterWeights:

@@ -74,6 +74,11 @@ def require_exportable(run: TrainedRun, to: Format) -> None:
         "export --to vllm: vLLM refuses adapters of DoRA (model.lora.use_dora); it loads the "
         "merged model: --to merged",
     )
+    require(
+        to != "vllm" or not run.weights.whole,
+        "export --to vllm: vLLM refuses adapters that hold whole layers "
+        "(model.lora.modules_to_save); it loads the merged model: --to merged",
+    )
     if to == "vllm" and run.weights.rows:
         require_rank(run)
     if to == "gguf":

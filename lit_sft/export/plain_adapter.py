@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_sft.errors import InputError, require
 from lit_sft.export.card import name_source
 from lit_sft.export.trained_run import TrainedRun
-from lit_sft.model.adapter import Lora, name_token_layers
+from lit_sft.model.adapter import Lora, name_saved_layers, name_token_layers
 from lit_sft.model.saved_adapter import WEIGHTS
 from lit_sft.model.target_layers import find_targets
 
@@ -26,6 +26,10 @@ def write_adapter(folder: Path, run: TrainedRun) -> None:
         run: As `read_run` returns it.
     """
     tensors = {_name_on_disk(name): tensor.contiguous() for name, tensor in run.state.items()}
+    if run.weights.whole and run.base.config.tie_word_embeddings:  # PEFT writes both of a pair
+        (tensor,) = run.weights.whole.values()
+        layers: Any = run.base.layers
+        tensors[f"{PREFIX}{run.base.name_of(layers.get_output_embeddings())}"] = tensor.clone()
     rows = name_token_layers(run.base.layers, run.weights.token_ids) if run.weights.rows else None
     _write(folder, run, tensors, _find_targets(run), rows)
 
@@ -113,7 +117,7 @@ def _row_difference(run: TrainedRun, layer: str, kind: str) -> Tensor:
 
 def _name_on_disk(name: str) -> str:
     """Return what PEFT calls a trained parameter in a file."""
-    name = name.removeprefix("_model.").replace(".default", "")
+    name = name.removeprefix("_model.").replace(".default", "").replace(".modules_to_save", "")
     return name.removesuffix(".weight") if name.endswith(f"{MAGNITUDE}.weight") else name
 
 
@@ -144,6 +148,7 @@ def _write(
         lora_dropout=lora.dropout,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
+        **name_saved_layers(run.base.layers, lora.modules_to_save),
         target_modules=targets,
         trainable_token_indices=rows,
         task_type="CAUSAL_LM",

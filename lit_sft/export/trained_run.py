@@ -185,7 +185,7 @@ def _read_lora(options: Mapping[str, Any], identity: Mapping[str, Any]) -> Lora 
         options: `model.lora` of the config.
         identity: What the checkpoint says of its run.
     """
-    names = ("r", "alpha", "dropout", "use_rslora", "use_dora", "init_weights")
+    names = ("r", "alpha", "dropout", "use_rslora", "use_dora", "init_weights", "modules_to_save")
     shape = {x: identity[f"model.lora.{x}"] for x in names}
     return None if shape["r"] is None else Lora(**{**options, **shape})
 

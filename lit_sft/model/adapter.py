@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
@@ -41,6 +41,9 @@ class Lora:
             (PiSSA, Meng et al., 2024), `pissa_niter_16` with one that is found in 16 iterations
             rather than by a whole decomposition; see `lit_sft.model.principal`. What a run leaves
             is plain LoRA of twice the rank.
+        modules_to_save: The embedding and the head, by their names such as `embed_tokens` and
+            `lm_head`, that are trained as a whole and saved with the adapter. A tied pair is
+            trained as one, and one name will do.
     """
 
     r: int = 32
@@ -51,6 +54,7 @@ class Lora:
     loraplus_lr_ratio: float = 1.0
     use_dora: bool = False
     init_weights: str = "default"
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.r > 0, f"lora.r must be positive, got {self.r}")
@@ -99,6 +103,7 @@ def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = (
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         trainable_token_indices=name_token_layers(model, token_ids) if token_ids else None,
+        **name_saved_layers(model, lora.modules_to_save),
         task_type="CAUSAL_LM",
     )
     try:
@@ -109,6 +114,32 @@ def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = (
         if parameter.requires_grad:  # PEFT leaves the token rows in the dtype of the base
             parameter.data = parameter.data.float()
     return adapted
+
+
+def name_saved_layers(model: "CausalLM", wanted: Sequence[str]) -> dict[str, Any]:
+    """Return what PEFT is to be told of layers that are trained as a whole.
+
+    Args:
+        model: The base, with weights or without.
+        wanted: Names of its embedding and its head.
+
+    Raises:
+        InputError: If it names another layer.
+    """
+    if not wanted:
+        return {}
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+    known = [names[id(layer)] for layer in layers]
+    others = [name for name in wanted if name not in known]
+    require(
+        not others,
+        f"lora.modules_to_save: expected {' and '.join(known)}, the embedding and the head of the "
+        f"model, got {', '.join(others)}; lora.target_modules names other layers",
+    )
+    if model.config.tie_word_embeddings:
+        return {"modules_to_save": known[:1], "ensure_weight_tying": True}
+    return {"modules_to_save": sorted(set(wanted))}
 
 
 def name_token_layers(

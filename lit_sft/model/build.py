@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.errors import require
-from lit_sft.model.adapter import attach_lora
+from lit_sft.model.adapter import attach_lora, name_saved_layers
 from lit_sft.model.base_model import fingerprint_base, load_base, outline
 from lit_sft.model.fast.kernels import any_kernels, make_fast
 from lit_sft.model.fast.memory import cache_weights
@@ -55,6 +55,12 @@ def require_trainable(module: "SFTModule") -> None:
         _require_whole(module, base)
         return
     find_targets(base, module.lora.target_modules)
+    name_saved_layers(base, module.lora.modules_to_save)
+    require(
+        not module.lora.modules_to_save or module.trainable_tokens in ("auto", "none"),
+        "model.trainable_tokens: model.lora.modules_to_save trains whole layers, and no rows of "
+        "others; leave one of them out",
+    )
     require(
         not module.adapter or module.lora.init_weights == "default",
         f"model.lora.init_weights: {module.lora.init_weights} begins anew, and model.adapter goes "
@@ -92,7 +98,8 @@ def build_model(
     base = load_base(module.base_model, module.quantization, dtype, device)
     cached_bytes = cache_weights(base, module.quantization.weight_cache, dtype, device)
     base_sha256 = fingerprint_base(base)
-    tokens = _find_trained_rows(base, module.adapter, module.trainable_tokens, tokenizer)
+    wanted = "none" if module.lora.modules_to_save else module.trainable_tokens
+    tokens = _find_trained_rows(base, module.adapter, wanted, tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(module.seed)
         model = attach_lora(base, module.lora, list(tokens))

@@ -154,7 +154,9 @@ def _has_own_layers(module: "SFTModule") -> bool:
     These are PEFT's own, and those whose weights are trained, or begin with a part of the base's.
     """
     lora = module.lora
-    return lora is None or lora.use_dora or lora.init_weights != "default"
+    if lora is None or lora.use_dora or lora.modules_to_save:
+        return True
+    return lora.init_weights != "default"
 
 
 def _packs(module: "SFTModule") -> bool:

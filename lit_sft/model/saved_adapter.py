@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_sft.errors import InputError, require
-from lit_sft.model.adapter import Lora, name_token_layers
+from lit_sft.model.adapter import Lora, name_saved_layers, name_token_layers
 from lit_sft.model.target_layers import find_targets, list_adapted
 from lit_sft.paths import is_local, locate, require_folder
 
@@ -21,7 +21,9 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "lit_sft.json"
 """In an adapter's folder: what the adapter was trained on, so that a wrong base is found out."""
-HONOURED = frozenset({"r", "lora_alpha", "use_rslora", "use_dora", "trainable_token_indices"})
+HONOURED = frozenset(
+    {"r", "lora_alpha", "use_rslora", "use_dora", "trainable_token_indices", "modules_to_save"}
+)
 """Fields that the adapter here is compared with, besides those of `TARGETING`."""
 TARGETING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 """Fields that say which layers are adapted, all four together."""
@@ -190,6 +192,7 @@ def require_same_lora(
         for key in here
         if here[key] != there[key]
     ]
+    differing += _compare_saved(config, lora, base)
     targeting = {name: config[name] for name in TARGETING if config.get(name) not in (None, [], "")}
     own = find_targets(base, lora.target_modules)
     theirs, ours = _list_theirs(adapter, targeting, base), list_adapted(base, own)
@@ -201,6 +204,23 @@ def require_same_lora(
         )
     require(not differing, f"model.adapter: of {adapter!r} {'; '.join(differing)}")
     _require_same_token_layers(adapter, config.get("trainable_token_indices"), base)
+
+
+def name_saved(config: Mapping[str, Any]) -> set[str]:
+    """Return the layers that an adapter holds as a whole; PEFT writes some under two names."""
+    return {name.rpartition(".")[2] for name in config.get("modules_to_save") or ()}
+
+
+def _compare_saved(config: Mapping[str, Any], lora: Lora, base: PreTrainedModel) -> list[str]:
+    """Return, in words, how the layers differ that are trained as a whole."""
+    there, here = name_saved(config), set(lora.modules_to_save)
+    is_tied = bool(base.config.tie_word_embeddings)
+    if is_tied and there and not config.get("ensure_weight_tying"):
+        return [f"modules_to_save {sorted(there)} unties embedding and head, which are tied here"]
+    if (is_tied and bool(there) == bool(here)) or there == here:
+        name_saved_layers(base, sorted(there))
+        return []
+    return [f"modules_to_save is {sorted(there)}, model.lora says {sorted(here)}"]
 
 
 def _require_same_token_layers(adapter: str, given: Any, base: PreTrainedModel) -> None:

@@ -24,6 +24,7 @@ from lit_sft.model.saved_adapter import (
     CONFIG,
     PROVENANCE,
     TARGETING,
+    name_saved,
     read_adapter_config,
     read_adapter_tokens,
 )
@@ -144,6 +145,7 @@ def _read_lora(adapter: str) -> Lora:
         target_modules=_as_given(config.get(TARGETING[0])),
         use_rslora=bool(config.get("use_rslora")),
         use_dora=bool(config.get("use_dora")),
+        modules_to_save=tuple(sorted(name_saved(config))),
     )
 
 

@@ -109,6 +109,7 @@ def only_what_answers_depend_on(run: Mapping[str, Any]) -> dict[str, Any]:
         "model.lora.use_rslora",
         "model.lora.use_dora",
         "model.lora.init_weights",
+        "model.lora.modules_to_save",
         "model.lora.target_modules",
         "model.trainable_tokens",
         "data.chat_template",
@@ -187,13 +188,18 @@ def _defaults() -> dict[str, Any]:
         for option, kind in OPTIONS.items()
         for field in fields(kind)
     }
-    return {name: value for name, value in defaults.items() if name not in NOT_AS_DECLARED}
+    return {name: _plain(x) for name, x in defaults.items() if name not in NOT_AS_DECLARED}
 
 
 def _read_option(module: SFTModule, name: str) -> Any:
     """Return a field of an option; None where the option is, such as that of an adapter."""
     _, option, field = name.split(".")
-    return getattr(getattr(module, option), field, None)
+    return _plain(getattr(getattr(module, option), field, None))
+
+
+def _plain(value: Any) -> Any:
+    """Return names in order: two lists of the same are no difference."""
+    return sorted(value) if isinstance(value, list | tuple) else value
 
 
 def _read_first_version(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,14 @@ def corrupt(folder: Path, line: bytes, number: int = 5) -> None:
         ([*WHOLE, "--model.adapter", "a"], "model.adapter has its own: merge 'a' into its base"),
         ([*WHOLE, "--model.trainable_tokens", "[a]"], "leave model.trainable_tokens out"),
         ([*WHOLE, "--model.quantization.weight_cache", "bf16"], "is of frozen ones; leave it at"),
+        (
+            ["--model.lora.modules_to_save", "[norm]"],
+            "expected embed_tokens and lm_head, the embedding and the head of the model, got norm",
+        ),
+        (
+            ["--model.lora.modules_to_save", "[lm_head]", "--model.trainable_tokens", "[a]"],
+            "model.lora.modules_to_save trains whole layers, and no rows of others",
+        ),
         (["--model.lora.init_weights", "pisa"], "lora.init_weights must be default, pissa, or"),
         (
             ["--model.lora.init_weights", "pissa", "--model.lora.use_dora", "true"],

@@ -59,7 +59,7 @@ def make_run(tiny_tokenizer, tmp_path):
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.3)
         model.to(torch.bfloat16).save_pretrained(folder)
-        ids = [len(tokenizer) - 1, 7, 9]
+        ids = [] if lora.modules_to_save else [len(tokenizer) - 1, 7, 9]
         adapted = attach_lora(model.float(), lora, ids)
         trained = [(n, p) for n, p in adapted.named_parameters() if p.requires_grad]
         state = {f"_model.{n}": torch.randn_like(p) * 0.1 for n, p in trained}
@@ -131,6 +131,24 @@ def test_dora_is_normalised_and_scaled_as_peft_does(make_run, onto, tmp_path):
     merged = load_folder(tmp_path / "out", torch.float32)
     assert differ(logits_of(merged, run), logits_of(expected, run)) < 1e-5
     with pytest.raises(InputError, match="vLLM refuses adapters of DoRA"):
+        require_exportable(run, "vllm")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("llama", ["lm_head"]), ("llama-untied", ["lm_head"]), ("qwen2", ["embed_tokens"])],
+)
+def test_layers_that_were_trained_as_a_whole_are_exported(make_run, kind, names, tmp_path):
+    lora = Lora(r=4, alpha=8, modules_to_save=names)
+    run = make_run(kind, Quantization("none"), torch.float32, lora)
+    assert len(run.weights.whole) == 1
+    write_export(tmp_path / "out", run, "merged", "trained", torch.float32, ())
+    write_export(tmp_path / "adapter", run, "adapter", "trained", torch.float32, ())
+    expected = logits_of(build_trained(run, torch.float32)[0], run)
+    adapted = load_on_published(run, tmp_path / "adapter", torch.float32)
+    assert differ(logits_of(adapted, run), expected) < 1e-5
+    assert differ(logits_of(load_folder(tmp_path / "out", torch.float32), run), expected) < 1e-5
+    with pytest.raises(InputError, match="vLLM refuses adapters that hold whole layers"):
         require_exportable(run, "vllm")
 
 

@@ -96,6 +96,12 @@ CASES = {
         make_adamw,
         get_cosine_schedule_with_warmup,
     ),
+    "LoRA and a tied embedding": (
+        {"lora": Lora(**LORA, modules_to_save=("lm_head",))},
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        make_adamw,
+        get_cosine_schedule_with_warmup,
+    ),
     "Muon, linear": (
         {
             "optimizer": "torch.optim.Muon",

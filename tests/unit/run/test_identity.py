@@ -209,7 +209,7 @@ def test_variants_go_on_to_the_same_bits(tiny_base, tmp_path):
     ids=str,
 )
 def test_a_variant_is_no_way_on_from_a_checkpoint_of_before(tiny_base, tmp_path, whole, options):
-    new = "use_rslora", "loraplus_lr_ratio", "use_dora"
+    new = "use_rslora", "loraplus_lr_ratio", "use_dora", "init_weights", "modules_to_save"
     names = [f"model.lora.{name}" for name in new]
     names += ["model.neftune_noise_alpha", "model.optimizer_args"]
     names += [name for name in whole[1]["run"] if name.startswith("model.schedule.")]
@@ -219,13 +219,14 @@ def test_a_variant_is_no_way_on_from_a_checkpoint_of_before(tiny_base, tmp_path,
     assert str(error.value).count("\n  ") == 1
 
 
-def test_dora_goes_on_to_the_same_bits_and_from_no_other_checkpoint(tiny_base, tmp_path, whole):
-    dora = {"lora": Lora(4, 8, use_dora=True)}
+def test_dora_goes_on_to_the_same_bits_and_from_no_other_checkpoint(tiny_base, tmp_path):
+    dora = {"lora": Lora(4, 8, use_dora=True, modules_to_save=("embed_tokens",))}
     alone, path = (train(tiny_base, tmp_path, **dora), None), str(tmp_path / "new.ckpt")
     assert is_whole(train(tiny_base, tmp_path, path, **dora), alone)
     assert sum("magnitude" in name for name in alone[0].trained_parameters) == 8
-    with pytest.raises(InputError, match="use_dora: was True, is now False"):
+    with pytest.raises(InputError, match="use_dora: was True, is now False") as error:
         train(tiny_base, tmp_path, path)
+    assert "modules_to_save: was ['embed_tokens'], is now []" in str(error.value)
 
 
 def test_a_principal_start_goes_on_to_the_same_bits(tiny_base, tmp_path, whole):
