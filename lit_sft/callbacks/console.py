@@ -84,8 +84,11 @@ class Summary(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Print how much is frozen and how much is trained."""
         trained = sum(p.numel() for p in pl_module.trained_parameters.values())
-        base: Any = pl_module.model.get_base_model()
-        frozen = base.num_parameters() - trained
+        model: Any = pl_module.model
+        if pl_module.lora is None:
+            print(f"training all {trained:,} parameters, in float32", flush=True)
+            return
+        frozen = model.get_base_model().num_parameters() - trained
         print(
             f"training {trained:,} parameters of a LoRA adapter; the base's {frozen:,} are frozen",
             flush=True,

@@ -1,4 +1,4 @@
-"""Push the adapter to the Hugging Face Hub."""
+"""Push the adapter, or the whole model, to the Hugging Face Hub."""
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -9,7 +9,7 @@ from lit_sft.run.folder import RunFolder, is_trial
 
 
 class HubUpload(pl.Callback):
-    """Upload the run's `adapter` folder once training has ended.
+    """Upload the run's `adapter` folder once training has ended, or its `model` if it has that.
 
     Whether there is a login with the right to write is found out before training. If the upload
     fails for good, the adapter is safe on disk, the message says how to push it by hand, and the
@@ -47,10 +47,10 @@ class HubUpload(pl.Callback):
         """
         if stage != "fit" or is_trial(trainer):
             return
-        folder = RunFolder.of(trainer).adapter
+        folder = RunFolder.of(trainer).trained
         require(
             folder.is_dir(),
             f"HubUpload: there is no {folder}; add lit_sft.callbacks.save_adapter.SaveAdapter",
         )
-        address = upload(folder, self.target, "Upload adapter", rank_zero_info)
-        rank_zero_info(f"uploaded the adapter to {address}")
+        address = upload(folder, self.target, f"Upload {folder.name}", rank_zero_info)
+        rank_zero_info(f"uploaded the {folder.name} to {address}")

@@ -63,6 +63,6 @@ def _advise_settings(callbacks: list[pl.Callback], module: SFTModule) -> list[st
     lines = recompute or [f"--trainer.callbacks+=lit_sft.{RECOMPUTE}"]
     if module.cached_bytes:
         lines.append("--model.quantization.weight_cache none")
-    if module.quantization.format == "none":
+    if module.quantization.format == "none" and module.lora:
         lines.append("--model.quantization.format nf4")
     return [*filter(None, lines), *(line for name, line in own if name != RECOMPUTE)]

@@ -9,7 +9,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_sft.data.protocol import run_data
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.export.card import name_source
-from lit_sft.model.base_model import fingerprint_base
 from lit_sft.model.module import SFTModule
 from lit_sft.run.folder import RunFolder, is_trial
 from lit_sft.run.measured import find_weights, write_measured
@@ -78,7 +77,7 @@ def describe_test(
     }
     return {
         "base_model": name_source(module.base_model),
-        "base_sha256": fingerprint_base(module.model),
+        "base_sha256": module.base_sha256,
         "checkpoint": weights["checkpoint"],
         "step": weights["step"],
         "adapter": name_source(module.adapter) if module.adapter else None,

@@ -1,7 +1,8 @@
-"""Leave the trained adapter where other tools look for it."""
+"""Leave the trained adapter, or the whole model, where other tools look for it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -11,7 +12,7 @@ from lit_sft.data.protocol import run_data
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.export.adapter_folder import save_adapter
 from lit_sft.export.card import ModelCard, choose_figures
-from lit_sft.model.base_model import fingerprint_base
+from lit_sft.export.model_folder import save_model
 from lit_sft.model.module import SFTModule
 from lit_sft.run.best_checkpoint import best_of_trainer, read_figures
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
@@ -19,7 +20,9 @@ from lit_sft.run.folder import RunFolder, is_trial
 
 
 class SaveAdapter(pl.Callback):
-    """Write the folder `adapter` under the run's folder when training ends.
+    """Write the folder `adapter` under the run's folder when training ends, or `model`.
+
+    That is what a run leaves that has trained all weights.
 
     It holds the best evaluated weights where a `ModelCheckpoint` monitors a figure, otherwise the
     last; the model keeps its own. `lit_sft.json` and the model card say which.
@@ -54,20 +57,26 @@ class SaveAdapter(pl.Callback):
         card = ModelCard(
             base_model=pl_module.base_model,
             dataset=getattr(source, "path", type(source).__name__),
-            base_sha256=fingerprint_base(pl_module.model),
+            base_sha256=pl_module.base_sha256,
             template_sha256=hash_template(data.tokenizer),
             metrics=choose_figures(_figures(trainer, folder, step)),
             steps=step,
             steps_taken=trainer.global_step,
             monitor=best.monitor if best else None,
             config=folder.read_config(),
+            is_whole=pl_module.lora is None,
         )
         with holding(pl_module, state):
-            save_adapter(folder.adapter, pl_module.model, data.tokenizer, card)
+            model: Any = pl_module.model
+            if card.is_whole:
+                save_model(folder.model, model, data.tokenizer, card)
+            else:
+                save_adapter(folder.adapter, model, data.tokenizer, card)
         self._is_written = True
         if best:
             print(
-                f"the adapter is that of step {step:,} of {trainer.global_step:,}, the best by "
+                f"the {'model' if card.is_whole else 'adapter'} is that of step {step:,} of "
+                f"{trainer.global_step:,}, the best by "
                 f"{best.monitor}: {best.value:.4f}",
                 flush=True,
             )

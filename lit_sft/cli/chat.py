@@ -38,7 +38,8 @@ def run(arguments: Sequence[str]) -> int:
         source = find_trained(options.run, options.base)
         require_limits(options)
         if options.prompt is None and sys.stdin.isatty():
-            print(f"loading {source.base} with {source.adapter}", file=sys.stderr, flush=True)
+            beside = f" with {source.adapter}" if source.adapter else ""
+            print(f"loading {source.base}{beside}", file=sys.stderr, flush=True)
         speaker = Speaker(load_source(source), options)
         return speak(speaker, options)
     except KeyboardInterrupt:

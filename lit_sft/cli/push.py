@@ -62,7 +62,7 @@ def find_folder(place: Path) -> Path:
     if any((place / name).is_file() for name in (PROVENANCE, CONFIG)):
         return place
     require_adapter(place, "push")
-    return RunFolder(place).adapter
+    return RunFolder(place).trained
 
 
 def complete_card(folder: Path) -> None:
@@ -72,7 +72,7 @@ def complete_card(folder: Path) -> None:
         folder: Where the run's is above it; of another, the card stays as it is.
     """
     card, run = folder / "README.md", RunFolder(folder.resolve().parent)
-    is_own = folder.resolve() == run.adapter  # what was merged since is not what was tested
+    is_own = folder.resolve() == run.trained  # what was merged since is not what was tested
     figures = read_measured(run, folder) if is_own else {}
     if figures and card.is_file():
         text = card.read_text(encoding="utf-8")

@@ -12,6 +12,21 @@ from lit_sft.paths import EMBEDDED_BASE, is_local
 
 TAGS = ("lit-sft", "lora", "sft")
 """Of an adapter on the Hub."""
+SNIPPET_OF_MODEL = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "this repository or folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+
+chat = [{"role": "user", "content": "What is 2 + 3?"}]
+prompt = tokenizer.apply_chat_template(
+    chat, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+answer = model.generate(**prompt, max_new_tokens=256)[0, prompt["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
+"""
+"""How a whole model answers."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +37,13 @@ class ModelCard:
         base_model: A Hub id or a folder; a folder is named, and left out of the metadata.
         dataset: A Hub id or a folder, likewise.
         base_sha256: Of the base, as `lit_sft.model.base_model.fingerprint_base` computes it.
-        template_sha256: Of the chat template that the adapter was trained with.
+        template_sha256: Of the chat template of training.
         metrics: What these weights measured, such as `val/loss`.
         steps: Optimizer steps after which they were taken.
         steps_taken: Of the whole run; None where that ended with these weights.
         monitor: The metric that they are the best by; None for the last weights.
         config: The resolved config of the run, as plain values.
+        is_whole: Whether all weights were trained, and none of them as an adapter.
     """
 
     base_model: str
@@ -39,31 +55,35 @@ class ModelCard:
     steps_taken: int | None = None
     monitor: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    is_whole: bool = False
 
 
 def format_card(card: ModelCard) -> str:
     """Return the card: YAML metadata, then Markdown. Local folders are reduced to their names."""
-    base, dataset = name_source(card.base_model), name_source(card.dataset)
+    dataset = name_source(card.dataset)
     metrics = "".join(
         f"| `{name}` | {value:.4f} |\n" for name, value in sorted(card.metrics.items())
     )
     table = f"\n| metric | value |\n|---|---|\n{metrics}" if metrics else ""
+    trained, note = "Fine-tuned", "neither is read by `PeftModel` itself."
+    if card.is_whole:
+        trained, note = "All weights were trained", "both are read."
     return f"""---
 {_format_metadata(card)}
 ---
 
-# A LoRA adapter of {base}
+# {_name_model(card)}
 
-Fine-tuned for {card.steps:,} optimizer steps on {dataset}, with the loss on the assistant's tokens
+{trained} for {card.steps:,} optimizer steps on {dataset}, with the loss on the assistant's tokens
 only.{_say_best(card)}
 
 ```python
 {_format_snippet(card).strip()}
 ```
 
-The tokenizer carries the chat template that the adapter was trained with
-(SHA-256 `{card.template_sha256}`), and `generation_config.json` the tokens that end an answer;
-neither is read by `PeftModel` itself.{_say_base(card)}
+The tokenizer carries the chat template of training (SHA-256
+`{card.template_sha256}`), and `generation_config.json` the tokens that end an answer;
+{note}{"" if card.is_whole else _say_base(card)}
 {table}{format_config(card)}"""
 
 
@@ -133,7 +153,7 @@ def add_test_figures(card: str, record: Mapping[str, Any]) -> str:
     read, about = HubCard(card), record["data"]
     data: Any = read.data
     kept = [x for x in data.eval_results or [] if x.dataset_split != about["split"]]
-    data.model_name = data.model_name or "A LoRA adapter"
+    data.model_name = data.model_name or "A fine-tuned model"
     figures = {f"test/{k}": v for k, v in record["figures"].items() if "seconds" not in k}
     data.eval_results = kept + make_results(about["dataset"], about["split"], figures)
     _, _, body = card.removeprefix("---\n").partition("\n---\n")
@@ -145,6 +165,11 @@ def name_source(path: str) -> str:
     if path == EMBEDDED_BASE or not is_local(path):
         return path
     return Path(path).expanduser().resolve().name
+
+
+def _name_model(card: ModelCard) -> str:
+    base = name_source(card.base_model)
+    return f"{base}, fine-tuned" if card.is_whole else f"A LoRA adapter of {base}"
 
 
 def _say_best(card: ModelCard) -> str:
@@ -173,6 +198,8 @@ def _say_base(card: ModelCard) -> str:
 
 
 def _format_snippet(card: ModelCard) -> str:
+    if card.is_whole:
+        return SNIPPET_OF_MODEL
     base, embedded = name_source(card.base_model), card.base_model == EMBEDDED_BASE
     if embedded:
         named = f'locate("{base}")'
@@ -204,12 +231,12 @@ def _format_metadata(card: ModelCard) -> str:
     measured = {name: x for name, x in card.metrics.items() if name.startswith("val/")}
     results = make_results(name_source(card.dataset), "validation", measured)
     metadata = ModelCardData(
-        library_name="peft",
+        library_name="transformers" if card.is_whole else "peft",
         pipeline_tag="text-generation",
         base_model=None if is_local(card.base_model) else card.base_model,
         datasets=None if is_local(card.dataset) else [card.dataset],
-        tags=list(TAGS),
-        model_name=f"A LoRA adapter of {name_source(card.base_model)}" if results else None,
+        tags=[tag for tag in TAGS if tag != "lora" or not card.is_whole],
+        model_name=_name_model(card) if results else None,
         eval_results=results or None,
     )
     return metadata.to_yaml().strip()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.export.card import (
+    SNIPPET_OF_MODEL,
     ModelCard,
     choose_figures,
     format_card,
@@ -18,18 +19,7 @@ from lit_sft.run.best_checkpoint import read_figures
 from lit_sft.run.origin import name_dataset
 
 USES = {
-    "merged": (
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'folder = "this repository or folder"\n'
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        'model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")\n\n'
-        'chat = [{"role": "user", "content": "What is 2 + 3?"}]\n'
-        "prompt = tokenizer.apply_chat_template(\n"
-        '    chat, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
-        'answer = model.generate(**prompt, max_new_tokens=256)[0, prompt["input_ids"].shape[1] :]\n'
-        "print(tokenizer.decode(answer, skip_special_tokens=True))\n```\n\n"
-        "or `vllm serve FOLDER`."
-    ),
+    "merged": (f"```python\n{SNIPPET_OF_MODEL.strip()}\n```\n\nor `vllm serve FOLDER`."),
     # The base's own tokenizer has another template or none, and its own end tokens.
     "vllm": (
         "```bash\nvllm serve {base} --tokenizer FOLDER --generation-config FOLDER \\\n"
@@ -54,6 +44,7 @@ def make_card(run: TrainedRun) -> ModelCard:
         steps_taken=run.steps_taken,
         monitor=run.best_by,
         config=run.folder.read_config(),
+        is_whole=run.lora is None,
     )
 
 

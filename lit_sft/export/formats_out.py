@@ -62,8 +62,23 @@ class Exported:
 
 def require_exportable(run: TrainedRun, to: Format) -> None:
     """Raise `InputError` if a run cannot be exported so; no weights of the base are read."""
+    require(
+        run.lora is not None or to not in ("adapter", "vllm"),
+        f"export --to {to}: the run trained all weights, and has no adapter; {run.folder.model} is "
+        "for transformers and vLLM as it is, or say --to merged",
+    )
     if to != "adapter":
         require_known_layers(run.base, run.weights)
+    require(
+        to != "vllm" or not run.weights.magnitudes,
+        "export --to vllm: vLLM refuses adapters of DoRA (model.lora.use_dora); it loads the "
+        "merged model: --to merged",
+    )
+    require(
+        to != "vllm" or not run.weights.whole,
+        "export --to vllm: vLLM refuses adapters that hold whole layers "
+        "(model.lora.modules_to_save); it loads the merged model: --to merged",
+    )
     if to == "vllm" and run.weights.rows:
         require_rank(run)
     if to == "gguf":

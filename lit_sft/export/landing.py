@@ -1,6 +1,8 @@
 """What lies beside weights, so that they answer where they land as they did in training."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,30 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from lit_sft.data.prompts import find_stop_ids
+from lit_sft.errors import SaveError
 from lit_sft.export.base_files import BaseFiles
 from lit_sft.export.card import ModelCard, describe_provenance
+from lit_sft.files import find_refusal
 from lit_sft.model.saved_adapter import PROVENANCE
+
+
+@contextmanager
+def saying_refusals(what: str) -> Iterator[None]:
+    """Raise `SaveError` for what the disk refuses, while a run's last files are written.
+
+    Args:
+        what: Is written, and where.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors and tokenizers have errors of their own
+        refusal = find_refusal(error)
+        if refusal is None:
+            raise
+        raise SaveError(
+            f"{what} could not be written ({refusal}); the checkpoint is whole, and --ckpt_path "
+            "last does what is left"
+        ) from error
 
 
 def make_generation_config(

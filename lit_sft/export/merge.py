@@ -38,6 +38,7 @@ def merge_tensors(run: TrainedRun, onto: Onto) -> Iterator[tuple[str, Tensor]]:
         tensor = run.base.read(name)
         if onto == "trained":
             tensor = rounding(name, tensor)
+        tensor = run.weights.whole.get(name, tensor)
         yield name, merge_one(name.removesuffix(".weight"), tensor, run.weights)
 
 
@@ -52,6 +53,9 @@ def merge_one(layer: str, tensor: Tensor, weights: AdapterWeights) -> Tensor:
     if layer in weights.pairs:
         a, b = weights.pairs[layer]
         tensor = torch.addmm(tensor.float(), b, a, alpha=weights.scale)
+    if layer in weights.magnitudes:
+        norm = torch.linalg.norm(tensor, dim=1)
+        tensor = tensor * (weights.magnitudes[layer] / norm)[:, None]
     if layer in weights.rows:
         tensor = tensor.to(torch.float32, copy=True)
         tensor[list(weights.token_ids)] = weights.rows[layer]
@@ -67,6 +71,11 @@ def require_known_layers(base: BaseFiles, weights: AdapterWeights) -> None:
         if known.get(layer) != (b.shape[0], a.shape[1])
     ]
     unlike += [layer for layer in weights.rows if layer not in known]
+    unlike += [
+        name
+        for name, tensor in weights.whole.items()
+        if name not in base.shards or base.shape(name) != tuple(tensor.shape)
+    ]
     require(
         not unlike,
         f"export: {base.base_model!r} has no plain weight for {len(unlike)} layers of the adapter, "

@@ -7,13 +7,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_sft.errors import require
+from lit_sft.errors import InputError, require
 from lit_sft.export.card import name_source
 from lit_sft.export.trained_run import TrainedRun
-from lit_sft.model.adapter import find_targets, name_token_layers
+from lit_sft.model.adapter import Lora, name_saved_layers, name_token_layers
 from lit_sft.model.saved_adapter import WEIGHTS
+from lit_sft.model.target_layers import find_targets
 
 PREFIX = "base_model.model."
+MAGNITUDE = "lora_magnitude_vector"
 
 
 def write_adapter(folder: Path, run: TrainedRun) -> None:
@@ -23,10 +25,11 @@ def write_adapter(folder: Path, run: TrainedRun) -> None:
         folder: That is being written.
         run: As `read_run` returns it.
     """
-    tensors = {
-        name.removeprefix("_model.").replace(".default", ""): tensor.contiguous()
-        for name, tensor in run.state.items()
-    }
+    tensors = {_name_on_disk(name): tensor.contiguous() for name, tensor in run.state.items()}
+    if run.weights.whole and run.base.config.tie_word_embeddings:  # PEFT writes both of a pair
+        (tensor,) = run.weights.whole.values()
+        layers: Any = run.base.layers
+        tensors[f"{PREFIX}{run.base.name_of(layers.get_output_embeddings())}"] = tensor.clone()
     rows = name_token_layers(run.base.layers, run.weights.token_ids) if run.weights.rows else None
     _write(folder, run, tensors, _find_targets(run), rows)
 
@@ -112,8 +115,21 @@ def _row_difference(run: TrainedRun, layer: str, kind: str) -> Tensor:
     return rows - frozen.to(run.dtype).float()
 
 
+def _name_on_disk(name: str) -> str:
+    """Return what PEFT calls a trained parameter in a file."""
+    name = name.removeprefix("_model.").replace(".default", "").replace(".modules_to_save", "")
+    return name.removesuffix(".weight") if name.endswith(f"{MAGNITUDE}.weight") else name
+
+
+def _lora_of(run: TrainedRun) -> Lora:
+    """Return the shape of a run's adapter."""
+    if run.lora is None:
+        raise InputError("export: the run trained all weights, and has no adapter")
+    return run.lora
+
+
 def _find_targets(run: TrainedRun) -> list[str] | str:
-    return find_targets(run.base.layers, run.lora.target_modules)
+    return find_targets(run.base.layers, _lora_of(run).target_modules)
 
 
 def _write(
@@ -125,12 +141,14 @@ def _write(
 ) -> None:
     from peft import LoraConfig
 
-    lora = run.lora
+    lora = _lora_of(run)
     config: Any = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        **name_saved_layers(run.base.layers, lora.modules_to_save),
         target_modules=targets,
         trainable_token_indices=rows,
         task_type="CAUSAL_LM",

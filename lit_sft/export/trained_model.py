@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def load_trained(
     run: str | Path, checkpoint: str | None = None, dtype: torch.dtype | None = None
-) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
+) -> "tuple[PeftModel | PreTrainedModel, PreTrainedTokenizerBase]":
     """Return a trained model that is ready to answer, and its tokenizer.
 
     The base is the one that was trained on: its linear layers hold the values of their four bits.
@@ -30,8 +30,8 @@ def load_trained(
         dtype: What to compute in; None takes that of training.
 
     Returns:
-        A `peft.PeftModel` in eval mode, on the CPU, and the tokenizer with the chat template of
-        training. `model.generate` stops where an answer ends.
+        A `peft.PeftModel`, or what all weights were trained of, in eval mode, on the CPU, and the
+        tokenizer with the chat template of training. `model.generate` stops where an answer ends.
 
     Raises:
         InputError: As `read_run`.
@@ -41,10 +41,12 @@ def load_trained(
 
 def build_trained(
     run: TrainedRun, dtype: torch.dtype | None = None
-) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
+) -> "tuple[PeftModel | PreTrainedModel, PreTrainedTokenizerBase]":
     """Return what `load_trained` does, of a run that was read."""
-    base = load_trained_base(run, dtype)
-    model = attach_lora(base, run.lora, run.weights.token_ids)
+    base: Any = load_trained_base(run, dtype)
+    model = attach_lora(base, run.lora, run.weights.token_ids) if run.lora else base
+    if run.lora is None:
+        model.requires_grad_(True)
     known = {f"_model.{name}": value for name, value in model.named_parameters()}
     require(
         {name for name, value in known.items() if value.requires_grad} == set(run.state),
@@ -53,8 +55,7 @@ def build_trained(
     with torch.no_grad():
         for name, tensor in run.state.items():
             known[name].copy_(tensor)
-    inner: Any = model.get_base_model()
-    inner.generation_config = run.generation_config
+    base.generation_config = run.generation_config
     return model.requires_grad_(False).eval(), run.tokenizer
 
 

@@ -12,12 +12,13 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from lit_sft.data.tokenizer import hash_template, load_tokenizer
 from lit_sft.errors import require
-from lit_sft.export.adapter_weights import AdapterWeights, split_weights
+from lit_sft.export.adapter_weights import AdapterWeights, split_weights, take_whole
 from lit_sft.export.base_files import BaseFiles, open_base
 from lit_sft.export.landing import make_generation_config
 from lit_sft.model.adapter import Lora
 from lit_sft.model.base_model import Quantization
 from lit_sft.model.device import compute_dtype
+from lit_sft.model.principal import double_rank, join_starts
 from lit_sft.run.best_checkpoint import find_best
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 from lit_sft.run.folder import RunFolder
@@ -37,7 +38,7 @@ class TrainedRun:
         steps_taken: Of the run by now.
         best_by: The figure that these weights are the best by; None for any others.
         base: What it was trained on.
-        lora: The shape of the adapter.
+        lora: The shape of the adapter; None where all weights were trained.
         quantization: How the base was stored.
         dtype: What the base was computed in.
         weights: Of the adapter.
@@ -52,7 +53,7 @@ class TrainedRun:
     steps_taken: int
     best_by: str | None
     base: BaseFiles
-    lora: Lora
+    lora: Lora | None
     quantization: Quantization
     dtype: torch.dtype
     weights: AdapterWeights
@@ -121,16 +122,19 @@ def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
     )
     dtype = compute_dtype(identity["trainer.precision"])
     token_ids = _find_token_ids(identity.get("model.trainable_tokens", ""), tokenizer)
-    # What decides numbers is the checkpoint's; a config may have been changed since.
-    shape = {x: identity[f"model.lora.{x}"] for x in ("r", "alpha", "dropout", "use_rslora")}
-    lora = Lora(**(model.get("lora") or {}) | shape)
-    alpha = lora.scaling * lora.r  # as rsLoRA scales otherwise
-    weights = split_weights(loaded["state_dict"], lora.r, alpha, token_ids, str(path))
+    lora, state = _read_lora(model.get("lora") or {}, identity), loaded["state_dict"]
+    if lora and "lora_starts" in loaded:  # from here on it is plain LoRA
+        starts = {f"_model.{name}": start for name, start in loaded["lora_starts"].items()}
+        lora, state = double_rank(lora), join_starts(state, starts)
+    if lora:
+        alpha = lora.scaling * lora.r  # as rsLoRA scales otherwise
+        weights = split_weights(state, lora.r, alpha, token_ids, str(path))
+    else:
+        weights = take_whole(state)
     stored = {x: identity[f"model.quantization.{x}"] for x in ("format", "double_quant")}
     quantization = Quantization(**stored)
-    step, state = loaded["global_step"], loaded["state_dict"]
     return TrainedRun(
-        folder, options, path, step, steps_taken, best_by,
+        folder, options, path, loaded["global_step"], steps_taken, best_by,
         base, lora, quantization, dtype, weights, tokenizer, state,
     )  # fmt: skip
 
@@ -170,6 +174,20 @@ def read_checkpoint(folder: RunFolder, wanted: str | None) -> ReadCheckpoint:
     return ReadCheckpoint(
         path, loaded, newest["global_step"], best.monitor if best and is_best else None
     )
+
+
+def _read_lora(options: Mapping[str, Any], identity: Mapping[str, Any]) -> Lora | None:
+    """Return the shape of an adapter; None where all weights were trained.
+
+    What decides numbers is the checkpoint's; a config may have been changed since.
+
+    Args:
+        options: `model.lora` of the config.
+        identity: What the checkpoint says of its run.
+    """
+    names = ("r", "alpha", "dropout", "use_rslora", "use_dora", "init_weights", "modules_to_save")
+    shape = {x: identity[f"model.lora.{x}"] for x in names}
+    return None if shape["r"] is None else Lora(**{**options, **shape})
 
 
 def _require_same_base(base: BaseFiles, identity: Mapping[str, Any]) -> None:

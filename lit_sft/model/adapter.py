@@ -4,22 +4,20 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from lit_sft.errors import InputError, require, suggest
+from lit_sft.errors import InputError, require
+from lit_sft.model.target_layers import find_targets
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
     from lit_sft.model.loss import CausalLM
 
-ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-"""In the name or the class of a module whose linear layers are q, k, v and o."""
+
+PISSA = re.compile(r"pissa(_niter_[1-9]\d*)?")
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,17 @@ class Lora:
             regular expression over full names.
         use_rslora: The update is scaled by `alpha / sqrt(r)` instead (rsLoRA, Kalajdzievski, 2023).
         loraplus_lr_ratio: The learning rate of the halves B is that of all others times this
-            (LoRA+, Hayou et al., 2024); 1 for the same.
+            (LoRA+, Hayou et al., 2024); 1 for the same. DoRA's magnitudes have it, too.
+        use_dora: A trained magnitude for each output of an adapted layer, whose weight is
+            normalised to it (DoRA, Liu et al., 2024). PEFT's own layers compute it, which is slower
+            and takes more memory.
+        init_weights: `pissa` begins with the principal part of each weight rather than with nothing
+            (PiSSA, Meng et al., 2024), `pissa_niter_16` with one that is found in 16 iterations
+            rather than by a whole decomposition; see `lit_sft.model.principal`. What a run leaves
+            is plain LoRA of twice the rank.
+        modules_to_save: The embedding and the head, by their names such as `embed_tokens` and
+            `lm_head`, that are trained as a whole and saved with the adapter. A tied pair is
+            trained as one, and one name will do.
     """
 
     r: int = 32
@@ -44,6 +52,9 @@ class Lora:
     target_modules: tuple[str, ...] | str = "attention"
     use_rslora: bool = False
     loraplus_lr_ratio: float = 1.0
+    use_dora: bool = False
+    init_weights: str = "default"
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.r > 0, f"lora.r must be positive, got {self.r}")
@@ -53,6 +64,16 @@ class Lora:
         require(
             self.loraplus_lr_ratio > 0,
             f"lora.loraplus_lr_ratio must be positive, got {self.loraplus_lr_ratio}",
+        )
+
+        require(
+            self.init_weights == "default" or bool(PISSA.fullmatch(self.init_weights)),
+            "lora.init_weights must be default, pissa, or pissa_niter_16 with any number, got "
+            f"{self.init_weights!r}",
+        )
+        require(
+            self.init_weights == "default" or not (self.use_dora or self.use_rslora),
+            "lora.init_weights: pissa goes with neither lora.use_dora nor lora.use_rslora",
         )
 
     @property
@@ -80,7 +101,9 @@ def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = (
         lora_dropout=lora.dropout,
         target_modules=find_targets(model, lora.target_modules),
         use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
         trainable_token_indices=name_token_layers(model, token_ids) if token_ids else None,
+        **name_saved_layers(model, lora.modules_to_save),
         task_type="CAUSAL_LM",
     )
     try:
@@ -91,6 +114,32 @@ def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = (
         if parameter.requires_grad:  # PEFT leaves the token rows in the dtype of the base
             parameter.data = parameter.data.float()
     return adapted
+
+
+def name_saved_layers(model: "CausalLM", wanted: Sequence[str]) -> dict[str, Any]:
+    """Return what PEFT is to be told of layers that are trained as a whole.
+
+    Args:
+        model: The base, with weights or without.
+        wanted: Names of its embedding and its head.
+
+    Raises:
+        InputError: If it names another layer.
+    """
+    if not wanted:
+        return {}
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+    known = [names[id(layer)] for layer in layers]
+    others = [name for name in wanted if name not in known]
+    require(
+        not others,
+        f"lora.modules_to_save: expected {' and '.join(known)}, the embedding and the head of the "
+        f"model, got {', '.join(others)}; lora.target_modules names other layers",
+    )
+    if model.config.tie_word_embeddings:
+        return {"modules_to_save": known[:1], "ensure_weight_tying": True}
+    return {"modules_to_save": sorted(set(wanted))}
 
 
 def name_token_layers(
@@ -108,126 +157,3 @@ def name_token_layers(
         layers.append(model.get_output_embeddings())
     names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
     return {names[id(layer)]: list(token_ids) for layer in layers}
-
-
-def find_targets(model: PreTrainedModel, wanted: str | Sequence[str]) -> list[str] | str:
-    """Return what PEFT is to be told, after a look at the layers that there are.
-
-    Args:
-        model: A model of transformers; its weights are not looked at.
-        wanted: `attention`, `all-linear`, names, or a regular expression over full names.
-
-    Returns:
-        Names, each as short as it may be without meaning other layers too; a regular expression is
-        returned as it is.
-
-    Raises:
-        InputError: If it names no linear layer.
-    """
-    layers = _list_linear_layers(model)
-    if wanted == "attention":
-        found = [name for name in layers if _is_in_attention(model, name)]
-    elif wanted == "all-linear":
-        found = [name for name in layers if not _is_read_by_a_kernel(model, name)]
-    elif isinstance(wanted, str):
-        return _require_match(wanted, layers)
-    else:
-        return _require_names(wanted, layers)
-    if not found:
-        raise InputError(
-            f"lora.target_modules: {type(model).__name__} has no layer for {wanted!r}; it has "
-            f"{_describe(layers)}"
-        )
-    return _shorten(found, layers)
-
-
-def list_adapted(
-    model: PreTrainedModel, targets: str | Sequence[str], **others: object
-) -> set[str]:
-    """Return the full names of the modules that PEFT adapts for what it is told, by its own rule.
-
-    Args:
-        model: A model of transformers.
-        targets: As `find_targets` returns it, or as `adapter_config.json` holds it.
-        others: `exclude_modules`, `layers_to_transform` and `layers_pattern`, likewise.
-    """
-    from peft import LoraConfig
-    from peft.tuners.tuners_utils import check_target_module_exists
-
-    config = LoraConfig(target_modules=targets, **others)  # type: ignore[arg-type]
-    names = (name for name, _ in model.named_modules() if name)
-    return {name for name in names if check_target_module_exists(config, name)}
-
-
-def _list_linear_layers(model: "CausalLM") -> list[str]:
-    """Return the full names of what LoRA can adapt, but for the head and for routers of experts."""
-    head = model.get_output_embeddings()
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and "router" not in name
-    ]
-
-
-def _is_in_attention(model: PreTrainedModel, name: str) -> bool:
-    """Return whether a layer stands in a module that is called attention, or whose class is."""
-    parent = name.rpartition(".")[0]
-    of_class = type(model.get_submodule(parent)).__name__
-    return bool(ATTENTION.search(parent.rpartition(".")[2]) or ATTENTION.search(of_class))
-
-
-def _is_read_by_a_kernel(model: PreTrainedModel, name: str) -> bool:
-    """Return whether the kernel of a state-space layer may read the weight, past an adapter."""
-    parent, _, own = name.rpartition(".")
-    layer = model.get_submodule(parent)
-    return own == "out_proj" and hasattr(layer, "A_log") and hasattr(layer, "D")
-
-
-def _require_match(expression: str, layers: Sequence[str]) -> str:
-    try:
-        matches = [name for name in layers if re.fullmatch(expression, name)]
-    except re.error as error:
-        raise InputError(
-            f"lora.target_modules: {expression!r} is no regular expression ({error}); use "
-            "attention, all-linear, or a list of names"
-        ) from error
-    if not matches:
-        names, example = ["attention", "all-linear"], next(iter(layers), "none")
-        raise InputError(
-            f"lora.target_modules: {expression!r} matches no linear layer; a regular expression "
-            f"has to match the full name, such as {example!r}.{suggest(expression, names)}"
-        )
-    return expression
-
-
-def _require_names(names: Sequence[str], layers: Sequence[str]) -> list[str]:
-    missing = [name for name in names if not _select(name, layers)]
-    if missing:
-        raise InputError(
-            f"lora.target_modules: the model has no linear layer {', '.join(missing)}; it has "
-            f"{_describe(layers)}"
-        )
-    return list(names)
-
-
-def _select(ending: str, layers: Sequence[str]) -> set[str]:
-    """Return the layers that PEFT takes for a name: those that end on it, by whole parts."""
-    return {name for name in layers if name == ending or name.endswith(f".{ending}")}
-
-
-def _shorten(found: Sequence[str], layers: Sequence[str]) -> list[str]:
-    """Return the shortest endings that select what was found and nothing else."""
-    chosen = set(found)
-    endings: set[str] = set()
-    for name in found:
-        parts = name.split(".")
-        for length in count(1):
-            ending = ".".join(parts[-length:])
-            if _select(ending, layers) <= chosen:
-                endings.add(ending)
-                break
-    return sorted(endings)
-
-
-def _describe(layers: Sequence[str]) -> str:
-    return ", ".join(sorted({name.rpartition(".")[2] for name in layers})) or "none"

@@ -19,13 +19,14 @@ from lit_sft.model.fast.memory import free_memory_bytes
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 BATCH_TOKENS = 2**15
 """Of a batch of answers at the least, where memory allows it."""
 
 
 def answer_greedily(
-    model: "PeftModel",
+    model: "PeftModel | PreTrainedModel",
     tokenizer: PreTrainedTokenizerBase | None,
     autocast: AbstractContextManager[None],
     prompts: Sequence[Sequence[int]],

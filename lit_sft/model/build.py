@@ -8,12 +8,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.errors import require
-from lit_sft.model.adapter import attach_lora, find_targets
-from lit_sft.model.base_model import load_base, outline
+from lit_sft.model.adapter import attach_lora, name_saved_layers
+from lit_sft.model.base_model import fingerprint_base, load_base, outline
 from lit_sft.model.fast.kernels import any_kernels, make_fast
 from lit_sft.model.fast.memory import cache_weights
 from lit_sft.model.fast.siblings import part_unused
 from lit_sft.model.noise import add_noise
+from lit_sft.model.optim import is_flat
+from lit_sft.model.principal import start_from_principal
 from lit_sft.model.probe import LONGEST, Probe, probe_model
 from lit_sft.model.saved_adapter import (
     load_adapter,
@@ -21,6 +23,7 @@ from lit_sft.model.saved_adapter import (
     read_adapter_tokens,
     require_same_lora,
 )
+from lit_sft.model.target_layers import find_targets
 from lit_sft.model.untrained_tokens import choose_tokens
 
 if TYPE_CHECKING:
@@ -32,12 +35,14 @@ if TYPE_CHECKING:
 class BuiltModel(NamedTuple):
     """A model that is ready to train."""
 
-    model: "PeftModel"
-    """In training mode; only the adapter asks for gradients."""
+    model: "PeftModel | PreTrainedModel"
+    """In training mode; only the adapter asks for gradients, or without one, all there is."""
     trained_tokens: dict[str, str]
     """Tokens whose rows are trained as well, and why."""
     cached_bytes: int
     """What the weights take that were dequantised for good."""
+    base_sha256: str
+    """Of the base as it was loaded, as `fingerprint_base` returns it."""
 
 
 def require_trainable(module: "SFTModule") -> None:
@@ -47,7 +52,22 @@ def require_trainable(module: "SFTModule") -> None:
         module: Whose options say what is asked.
     """
     base = outline(module.base_model, module.base_config)
+    if module.lora is None:
+        _require_whole(module, base)
+        return
     find_targets(base, module.lora.target_modules)
+    name_saved_layers(base, module.lora.modules_to_save)
+    require(
+        not module.lora.modules_to_save or module.trainable_tokens in ("auto", "none"),
+        "model.trainable_tokens: model.lora.modules_to_save trains whole layers, and no rows of "
+        "others; leave one of them out",
+    )
+    require(
+        not module.adapter or module.lora.init_weights == "default",
+        f"model.lora.init_weights: {module.lora.init_weights} begins anew, and model.adapter goes "
+        "on from what it holds; leave one of them out (of an adapter that began so, model.lora.r "
+        "and alpha are twice as large)",
+    )
     if module.adapter:
         config = read_adapter_config(module.adapter)
         require_same_lora(module.adapter, config, module.lora, base)
@@ -59,7 +79,10 @@ def build_model(
     dtype: torch.dtype,
     device: torch.device,
 ) -> BuiltModel:
-    """Load a base and attach an adapter to it.
+    """Load a base and attach an adapter to it, or let all of it be trained.
+
+    What is trained is float32, so that a small step is not rounded away; autocast computes with it
+    in the precision of the trainer. Only a frozen base is loaded in that.
 
     Args:
         module: Whose options say which. The adapter starts from its seed, whatever the global
@@ -71,23 +94,74 @@ def build_model(
     Raises:
         InputError: If the adapter does not fit, or a token that is asked for is unknown.
     """
+    if module.lora is None:
+        return _build_whole(module, device)
     base = load_base(module.base_model, module.quantization, dtype, device)
     cached_bytes = cache_weights(base, module.quantization.weight_cache, dtype, device)
-    tokens = _find_trained_rows(base, module.adapter, module.trainable_tokens, tokenizer)
+    base_sha256 = fingerprint_base(base)
+    wanted = "none" if module.lora.modules_to_save else module.trainable_tokens
+    tokens = _find_trained_rows(base, module.adapter, wanted, tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(module.seed)
         model = attach_lora(base, module.lora, list(tokens))
+        if module.lora.init_weights != "default":
+            start_from_principal(model, module.lora)
     if module.adapter:
-        load_adapter(model, module.adapter)
+        load_adapter(model, module.adapter, base_sha256)
     make_fast(model)
     if module.neftune_noise_alpha:
         add_noise(model, module.neftune_noise_alpha)
     name: Any = tokenizer.convert_ids_to_tokens if tokenizer else str
     named = {name(token): reason for token, reason in tokens.items()}
-    return BuiltModel(model, named, cached_bytes)
+    return BuiltModel(model, named, cached_bytes, base_sha256)
 
 
-def try_out(model: "PeftModel", trainer: pl.Trainer) -> Probe:
+def _build_whole(module: "SFTModule", device: torch.device) -> BuiltModel:
+    """Return a base whose weights are all trained."""
+    model = load_base(module.base_model, module.quantization, torch.float32, device)
+    base_sha256 = fingerprint_base(model)
+    model.requires_grad_(True).train()
+    if module.neftune_noise_alpha:
+        add_noise(model, module.neftune_noise_alpha)
+    return BuiltModel(model, {}, 0, base_sha256)
+
+
+def _require_whole(module: "SFTModule", base: PreTrainedModel) -> None:
+    """Raise `InputError` for options that go with an adapter alone.
+
+    Args:
+        module: Whose options say what is asked.
+        base: Without weights.
+    """
+    stored, option = module.quantization, "model.lora: null trains all weights, and "
+    require(
+        stored.format == "none",
+        f"{option}four bits cannot be trained: set model.quantization.format none, got "
+        f"{stored.format}",
+    )
+    require(
+        stored.weight_cache == "auto",
+        f"{option}model.quantization.weight_cache {stored.weight_cache} is of frozen ones; leave "
+        "it at auto",
+    )
+    require(
+        not module.adapter,
+        f"{option}model.adapter has its own: merge {module.adapter!r} into its base, and name that "
+        "as model.base_model",
+    )
+    require(
+        module.trainable_tokens in ("auto", "none"),
+        f"{option}the rows of all tokens are among them: leave model.trainable_tokens out",
+    )
+    count = base.num_parameters()
+    require(
+        count < 2**31 or not is_flat(module.optimizer_name) or module.optimizer_name == "adamw",
+        f"{option}bitsandbytes updates {2**31 - 1:,} of them at most, here are {count:,}: set "
+        "model.optimizer adamw",
+    )
+
+
+def try_out(model: "PeftModel | PreTrainedModel", trainer: pl.Trainer) -> Probe:
     """See that the loss here is the model's own, and say how its rows are to be run.
 
     A data module pads its rows where the model cannot keep packed ones apart.

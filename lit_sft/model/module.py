@@ -1,4 +1,4 @@
-"""The Lightning shell around the quantised model: one `training_step` is one optimizer step."""
+"""The Lightning shell around the model: one `training_step` is one optimizer step."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.errors import InputError, require
 from lit_sft.evaluation.generate import Generation
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class SFTModule(pl.LightningModule):
-    """A frozen, quantised base model with a LoRA adapter, trained on windows of chat rows.
+    """A base model, frozen and quantised, with a LoRA adapter, trained on windows of chat rows.
 
     A batch of the loader is a window: all the rows of one optimizer step, as micro-batches. Its
     loss is the sum over the supervised tokens divided by their number in the whole window, over all
@@ -52,15 +52,18 @@ class SFTModule(pl.LightningModule):
     Args:
         base_model: A Hub id or a folder.
         quantization: How the frozen base is stored.
-        lora: The shape of the adapter.
+        lora: The shape of the adapter; null trains all weights of a base that is not quantised, in
+            float32, whatever the precision of the arithmetic.
         adapter: The folder or Hub id of an adapter to go on from, or to evaluate.
         trainable_tokens: Tokens whose rows in embedding and head are trained too; `auto` takes
             those of the chat format that look untrained, see `lit_sft.model.untrained_tokens`.
         speed: What is done for speed alone.
         optimizer: `paged_adamw_32bit`, `paged_adamw_8bit`, `adamw_8bit` (bitsandbytes'), `adamw`
-            (torch's, fused), or a class path such as `torch.optim.Muon`, which is given the
-            matrices as they are.
-        optimizer_args: Of the optimizer's class, such as `betas`, besides rate and weight decay.
+            (torch's, fused), `muon` (torch's Muon for the matrices of hidden layers, AdamW for
+            embeddings, head and vectors), or a class path such as `torch.optim.NAdam`, which is
+            given the parameters one by one.
+        optimizer_args: Of the optimizer's class, such as `betas`, besides rate and weight decay;
+            with `muon`, those of Muon.
         learning_rate: The peak of the schedule.
         weight_decay: Decoupled, of every trained parameter.
         warmup_ratio: The share of all optimizer steps over which the learning rate rises from 0.
@@ -80,7 +83,7 @@ class SFTModule(pl.LightningModule):
         self,
         base_model: str,
         quantization: Quantization = Quantization(),  # noqa: B008 (it is frozen)
-        lora: Lora = Lora(),  # noqa: B008 (it is frozen)
+        lora: Lora | None = Lora(),  # noqa: B008 (it is frozen)
         adapter: str | None = None,
         trainable_tokens: Literal["auto", "none"] | list[str] = "auto",
         speed: Speed = Speed(),  # noqa: B008 (it is frozen)
@@ -107,6 +110,11 @@ class SFTModule(pl.LightningModule):
             f"model.neftune_noise_alpha must not be negative, got {neftune_noise_alpha}",
         )
         find_optimizer(optimizer)
+        require(
+            optimizer != "muon" or lora is None or lora.loraplus_lr_ratio == 1,
+            "model.lora.loraplus_lr_ratio: muon scales each step by the shape of the matrix; leave "
+            "it at 1, or take another model.optimizer",
+        )
         require(max_new_tokens > 0, f"model.max_new_tokens must be positive, got {max_new_tokens}")
         self.base_model, self.quantization, self.lora = base_model, quantization, lora
         self.adapter, self.trainable_tokens, self.speed = adapter, trainable_tokens, speed
@@ -122,15 +130,15 @@ class SFTModule(pl.LightningModule):
         self._clock = StepClock()
         self.accept_changes = accept_changes
         self.trained_tokens: dict[str, str] = {}
-        self.cached_bytes = 0
-        self.logit_scale, self.may_pack = LogitScale(), True
-        self._model: PeftModel | None = None
+        self.cached_bytes, self.base_sha256 = 0, ""
+        self.logit_scale, self.may_pack, self._is_probed = LogitScale(), True, False
+        self._model: PeftModel | PreTrainedModel | None = None
         self._flat: FlatParameters
         self._graphed: GraphedDecoder | None = None
 
     @property
-    def model(self) -> "PeftModel":
-        """The base with its adapter, once `configure_model` has built it."""
+    def model(self) -> "PeftModel | PreTrainedModel":
+        """The base with its adapter, if it has one, once `configure_model` has built it."""
         if self._model is None:
             raise RuntimeError("the model is not built yet; Trainer or configure_model() does it")
         return self._model
@@ -139,6 +147,11 @@ class SFTModule(pl.LightningModule):
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that ask for gradients, by name; a checkpoint holds these alone."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    @property
+    def loraplus_lr_ratio(self) -> float:
+        """Of the learning rates of the halves B and of all others; 1 without an adapter."""
+        return self.lora.loraplus_lr_ratio if self.lora else 1.0
 
     @cached_property
     def base_config(self) -> PretrainedConfig:
@@ -159,27 +172,27 @@ class SFTModule(pl.LightningModule):
         require_honoured(self.trainer, stage)
         if self._model is None:
             self.check_base()
-            data: Any = getattr(self.trainer, "datamodule", None)
-            if stage == "fit" and hasattr(data, "max_length"):
-                runs_alone = data.batching == "padded" and data.batch_size == 1
-                require_fixed_positions(self.base_config, data.max_length, runs_alone)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and hasattr(data, "max_length"):
+            runs_alone = data.batching == "padded" and data.batch_size == 1
+            require_fixed_positions(self.base_config, data.max_length, runs_alone)
 
     def configure_model(self) -> None:
         """Load the base and attach the adapter, once, and see that the loss here is its own."""
-        if self._model is not None:
-            return
-        dtype, device = compute_dtype(self.trainer.precision), self.trainer.strategy.root_device
-        built = build_model(self, self._tokenizer(), dtype, device)
-        self._model, self.trained_tokens, self.cached_bytes = built
-        if self.trainer.state.fn != "predict":
+        if self._model is None:
+            dtype, device = compute_dtype(self.trainer.precision), self.trainer.strategy.root_device
+            built = build_model(self, self._tokenizer(), dtype, device)
+            self._model, self.trained_tokens, self.cached_bytes, self.base_sha256 = built
+        if not self._is_probed and self.trainer.state.fn != "predict":
             probe = try_out(self._model, self.trainer)
             self.logit_scale, self.may_pack = probe.logit_scale, probe.packs
+            self._is_probed = True
         if self.trainer.state.fn == "fit":
             widen_passes(self)
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer. Its learning rate is a pure function of the step, set in each."""
-        groups = group_parameters(self.trained_parameters, self.lora.loraplus_lr_ratio)
+        groups = group_parameters(self)
         self._flat = FlatParameters(*groups)
         if is_flat(self.optimizer_name):
             groups = [[part] for part in self._flat.parts]
@@ -313,7 +326,7 @@ class SFTModule(pl.LightningModule):
         optimizer: Any = self.optimizers()
         factor = self.schedule.factor(self.global_step, self.warmup_ratio, self.total_steps())
         learning_rate = self.learning_rate * factor
-        ratios = 1.0, self.lora.loraplus_lr_ratio
+        ratios = 1.0, self.loraplus_lr_ratio
         for group, ratio in zip(optimizer.param_groups, ratios, strict=False):
             group["lr"] = learning_rate * ratio
             group["weight_decay"] = self.weight_decay  # a resumed optimizer remembers its old one

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
-def add_noise(model: "PeftModel", alpha: float) -> None:
+def add_noise(model: "PeftModel | PreTrainedModel", alpha: float) -> None:
     """Let a model's embeddings be noisy in training mode.
 
     To each number is added a draw between -m and m, with `m = alpha / sqrt(length * width)`. The
@@ -19,7 +20,7 @@ def add_noise(model: "PeftModel", alpha: float) -> None:
     that moment, as with dropout.
 
     Args:
-        model: Of transformers, with an adapter.
+        model: Of transformers, with an adapter or without.
         alpha: 5 in most of the paper's runs.
     """
     noise = _Noise(alpha)

@@ -3,15 +3,20 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from lit_sft.errors import InputError, require, suggest
+from lit_sft.model.muon import MuonAndAdamW, split_matrices
 
-OptimizerName = Literal["paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw"]
+if TYPE_CHECKING:
+    from lit_sft.model.module import SFTModule
+
+OptimizerName = Literal["paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw", "muon"]
+MUON = "muon"
 HALF_B = "lora_B"
 """In the names of the parameters that LoRA+ gives a rate of their own, by PEFT's rule."""
 
@@ -27,8 +32,9 @@ def build_optimizer(
 
     Args:
         name: `paged_*` and `*_8bit` are bitsandbytes' AdamW, whose pages exist on CUDA alone;
-            `adamw` is torch's, fused; otherwise a class path.
-        groups: The parameters to train, in groups that may differ in their rates.
+            `adamw` is torch's, fused; `muon` is `MuonAndAdamW`; otherwise a class path.
+        groups: The parameters to train, in groups that may differ in their rates; for `muon`, the
+            matrices and the rest.
         learning_rate: The peak, which a schedule scales.
         weight_decay: Decoupled in AdamW (Loshchilov and Hutter, 2019).
         arguments: Of the optimizer's class, besides these.
@@ -40,10 +46,13 @@ def build_optimizer(
     options: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
     if name == "adamw":
         options["fused"] = True
+    given: Any = [[{"params": list(group)} for group in groups]]
+    if name == MUON:
+        given = groups
     if not weight_decay and "weight_decay" not in inspect.signature(kind).parameters:
         del options["weight_decay"]
     try:
-        return kind([{"params": list(group)} for group in groups], **options, **(arguments or {}))
+        return kind(*given, **options, **(arguments or {}))
     except (TypeError, ValueError) as error:
         raise InputError(
             f"model.optimizer: {name} cannot be made with {_list(options | dict(arguments or {}))} "
@@ -61,8 +70,8 @@ def find_optimizer(name: str) -> Callable[..., Optimizer]:
         InputError: If there is none, or it wants to compute the loss itself.
     """
     if name in get_args(OptimizerName):
-        if name == "adamw":
-            return torch.optim.AdamW
+        if name in ("adamw", MUON):
+            return torch.optim.AdamW if name == "adamw" else MuonAndAdamW
         from bitsandbytes.optim import adamw
 
         kinds: dict[str, Callable[..., Optimizer]] = {
@@ -91,20 +100,24 @@ def find_optimizer(name: str) -> Callable[..., Optimizer]:
     return kind
 
 
-def group_parameters(
-    parameters: Mapping[str, nn.Parameter], loraplus_lr_ratio: float
-) -> list[list[nn.Parameter]]:
-    """Return the trained parameters in one group, or in two: without and with the halves B.
+def group_parameters(module: "SFTModule") -> list[list[nn.Parameter]]:
+    """Return the trained parameters of a module in one group, or in two.
+
+    LoRA+ has the halves B in the second; DoRA's magnitudes, which are vectors, go with them, as in
+    PEFT's. `muon` has what is not for Muon in the second.
 
     Args:
-        parameters: By name.
-        loraplus_lr_ratio: Of the rates of the second and the first group; 1 makes one group.
+        module: Whose model is built.
     """
-    if loraplus_lr_ratio == 1:
+    parameters = module.trained_parameters
+    if module.optimizer_name == MUON:
+        return list(split_matrices(module.model, list(parameters.values())))
+    if module.loraplus_lr_ratio == 1:
         return [list(parameters.values())]
-    second = [parameter for name, parameter in parameters.items() if HALF_B in name]
-    first = [parameter for name, parameter in parameters.items() if HALF_B not in name]
-    return [first, second]
+    groups: list[list[nn.Parameter]] = [[], []]
+    for name, parameter in parameters.items():
+        groups[HALF_B in name or parameter.ndim == 1].append(parameter)
+    return groups
 
 
 def is_flat(name: str) -> bool:
@@ -112,7 +125,7 @@ def is_flat(name: str) -> bool:
 
     One by class path may look at a parameter's shape, as Muon does.
     """
-    return name in get_args(OptimizerName)
+    return name in get_args(OptimizerName) and name != MUON
 
 
 def _list(options: Mapping[str, Any]) -> str:

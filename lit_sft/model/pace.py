@@ -96,7 +96,7 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | N
     is_on_cuda = module.device.type == "cuda"
     layers, steps = find_layers(module.model), module.total_steps() - module.global_step
     if module.speed.compile == "auto":
-        pays = is_on_cuda and does_compiling_pay(len(layers), steps)
+        pays = is_on_cuda and not _has_own_layers(module) and does_compiling_pay(len(layers), steps)
         module.speed = replace(module.speed, compile=pays)
         if pays:
             _say(
@@ -140,10 +140,23 @@ def _try_a_pass(module: "SFTModule") -> None:
 def _choose_decode(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | None:
     data = getattr(module.trainer, "datamodule", None)
     recomputes = any(layer.gradient_checkpointing for layer in find_layers(module.model))
-    if not isinstance(data, SizedData) or not _packs(module) or recomputes:
+    if not isinstance(data, SizedData) or not _packs(module) or _has_own_layers(module):
+        return None
+    if recomputes:
         return None  # a graph cannot hold what draws the same dropout again
     run = partial(decode, module.model)
     return GraphedDecoder(run, flat.members, flat.gradient, data.max_length)
+
+
+def _has_own_layers(module: "SFTModule") -> bool:
+    """Return whether layers compute that were never compiled or captured here.
+
+    These are PEFT's own, and those whose weights are trained, or begin with a part of the base's.
+    """
+    lora = module.lora
+    if lora is None or lora.use_dora or lora.modules_to_save:
+        return True
+    return lora.init_weights != "default"
 
 
 def _packs(module: "SFTModule") -> bool:

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
@@ -28,6 +28,7 @@ from lit_sft.types import IGNORE_INDEX, Batch, Example
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 ROW_TOKENS = (7, 18)
 """Lengths of the two rows: unequal, so that padding shows, and short, so that it takes no time."""
@@ -65,7 +66,10 @@ class Outcome(NamedTuple):
 
 
 def probe_model(
-    model: "PeftModel", packed: bool, fused: bool = True, max_length: int = LONGEST
+    model: "PeftModel | PreTrainedModel",
+    packed: bool,
+    fused: bool = True,
+    max_length: int = LONGEST,
 ) -> Probe:
     """Return how a model is to be run, so that it is trained on its own loss.
 
@@ -84,7 +88,8 @@ def probe_model(
         InputError: If padded rows are wrong, too; with both losses.
     """
     rows = _draw_rows(model, max_length)
-    name = type(model.get_base_model()).__name__
+    own_class: Any = getattr(model, "get_base_model", lambda: model)()
+    name = type(own_class).__name__
     try:
         with _with_gradients(model):
             own, logit_scale = _run_alone(model, rows)
@@ -108,7 +113,7 @@ def probe_model(
 
 
 def _find_fault(
-    model: "PeftModel",
+    model: "PeftModel | PreTrainedModel",
     rows: Sequence[list[int]],
     packed: bool,
     fused: bool,
@@ -143,7 +148,7 @@ def _find_fault(
 
 
 @contextmanager
-def _with_gradients(model: "PeftModel") -> Iterator[None]:
+def _with_gradients(model: "PeftModel | PreTrainedModel") -> Iterator[None]:
     """Turn off what is random, such as dropout, and leave no trace of it."""
     with evaluating(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         yield
@@ -156,7 +161,9 @@ def _keeping_random_states(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _run_alone(model: "PeftModel", rows: Sequence[list[int]]) -> tuple[Outcome, LogitScale]:
+def _run_alone(
+    model: "PeftModel | PreTrainedModel", rows: Sequence[list[int]]
+) -> tuple[Outcome, LogitScale]:
     """Run each row through the model's own forward; see what that makes of its head's output."""
     use_attention(model, packed=False)
     plain: list[Tensor] = []
@@ -178,7 +185,7 @@ def _run_alone(model: "PeftModel", rows: Sequence[list[int]]) -> tuple[Outcome, 
 
 
 def _run_together(
-    model: "PeftModel",
+    model: "PeftModel | PreTrainedModel",
     rows: Sequence[list[int]],
     packed: bool,
     fused: bool,
@@ -209,7 +216,7 @@ def _run_together(
 
 
 def _differentiate(
-    loss: Tensor, embedded: Tensor | None, model: "PeftModel"
+    loss: Tensor, embedded: Tensor | None, model: "PeftModel | PreTrainedModel"
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of some tokens, and of all that is trained as one float32 vector."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -219,7 +226,7 @@ def _differentiate(
     return gradients[-1], torch.cat(flat)
 
 
-def _draw_rows(model: "PeftModel", max_length: int) -> list[list[int]]:
+def _draw_rows(model: "PeftModel | PreTrainedModel", max_length: int) -> list[list[int]]:
     """Return two rows, the second beyond every window that a row of `max_length` may leave."""
     config = model.config.get_text_config()
     named = [value for name, value in vars(config).items() if WINDOWS.search(name)]
@@ -239,7 +246,7 @@ def _make_batch(
     return on_device
 
 
-def _device(model: "PeftModel") -> torch.device:
+def _device(model: "PeftModel | PreTrainedModel") -> torch.device:
     device: torch.device = next(model.parameters()).device
     return device
 

@@ -9,6 +9,7 @@ from lit_sft.errors import InputError, require
 from lit_sft.model.nonfinite import require_finite_weights
 from lit_sft.model.optim import group_parameters, is_flat
 from lit_sft.model.pace import keep_choices
+from lit_sft.model.principal import put_starts, read_starts
 from lit_sft.model.saved_adapter import require_same_shapes
 from lit_sft.run.identity import (
     describe_run,
@@ -39,6 +40,8 @@ def fill_checkpoint(checkpoint: dict[str, Any], module: "SFTModule") -> None:
         name: parameter.detach().clone() for name, parameter in module.trained_parameters.items()
     }
     require_finite_weights(checkpoint["state_dict"], module.global_step)
+    if starts := read_starts(module.model):
+        checkpoint["lora_starts"] = {name: start.clone() for name, start in starts.items()}
     checkpoint["nonfinite"] = module.nonfinite.state_dict()
     checkpoint["optimizer_parameters"] = list(module.trained_parameters)
     checkpoint["run"] = describe_run(module)
@@ -65,6 +68,7 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
         saved, now = only_what_answers_depend_on(saved), only_what_answers_depend_on(now)
     require_same_run(saved, now, module.accept_changes)
     require_same_shapes(trained, checkpoint["state_dict"], "the checkpoint")
+    put_starts(module.model, checkpoint.get("lora_starts", {}))
     if not fits:
         return
     if unknown := sorted(now.keys() - saved.keys()):
@@ -81,7 +85,7 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
 
 def count_tensors(module: "SFTModule") -> list[int]:
     """Return how many tensors the optimizer of a run knows, in each of its groups."""
-    groups = group_parameters(module.trained_parameters, module.lora.loraplus_lr_ratio)
+    groups = group_parameters(module)
     return [1 if is_flat(module.optimizer_name) else len(group) for group in groups]
 
 

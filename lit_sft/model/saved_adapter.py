@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_sft.errors import InputError, require
-from lit_sft.model.adapter import Lora, find_targets, list_adapted, name_token_layers
-from lit_sft.model.base_model import fingerprint_base
+from lit_sft.model.adapter import Lora, name_saved_layers, name_token_layers
+from lit_sft.model.target_layers import find_targets, list_adapted
 from lit_sft.paths import is_local, locate, require_folder
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "lit_sft.json"
 """In an adapter's folder: what the adapter was trained on, so that a wrong base is found out."""
-HONOURED = frozenset({"r", "lora_alpha", "use_rslora", "trainable_token_indices"})
+HONOURED = frozenset(
+    {"r", "lora_alpha", "use_rslora", "use_dora", "trainable_token_indices", "modules_to_save"}
+)
 """Fields that the adapter here is compared with, besides those of `TARGETING`."""
 TARGETING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 """Fields that say which layers are adapted, all four together."""
@@ -85,8 +87,13 @@ def read_adapter_tokens(adapter: str) -> list[int]:
     return list(next(iter(layers.values())) if isinstance(layers, dict) else layers)
 
 
-def load_adapter(model: "PeftModel", adapter: str) -> None:
+def load_adapter(model: "PeftModel", adapter: str, base_sha256: str) -> None:
     """Put the weights of an adapter's folder or Hub id into a `peft.PeftModel`.
+
+    Args:
+        model: Is changed in place.
+        adapter: The folder or Hub id.
+        base_sha256: Of the model's base, as `fingerprint_base` returns it.
 
     Raises:
         InputError: If the adapter was trained on another base, or its tensors are not exactly the
@@ -94,7 +101,7 @@ def load_adapter(model: "PeftModel", adapter: str) -> None:
     """
     from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
-    _require_same_base(model, adapter)
+    _require_same_base(base_sha256, adapter)
     weights = load_peft_weights(locate(adapter), device="cpu")
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     require_same_shapes(own, weights, f"model.adapter {adapter!r}")
@@ -177,13 +184,15 @@ def require_same_lora(
     """
     require_plain_lora(adapter, config)
     there = {"r": config.get("r", 8), "alpha": config.get("lora_alpha", 8)}  # PEFT's defaults
-    here = {"r": lora.r, "alpha": lora.alpha, "use_rslora": lora.use_rslora}
-    there["use_rslora"] = bool(config.get("use_rslora"))
+    here = {"r": lora.r, "alpha": lora.alpha}
+    for switch in ("use_rslora", "use_dora"):
+        here[switch], there[switch] = getattr(lora, switch), bool(config.get(switch))
     differing = [
         f"{key} is {there[key]}, model.lora says {here[key]}"
         for key in here
         if here[key] != there[key]
     ]
+    differing += _compare_saved(config, lora, base)
     targeting = {name: config[name] for name in TARGETING if config.get(name) not in (None, [], "")}
     own = find_targets(base, lora.target_modules)
     theirs, ours = _list_theirs(adapter, targeting, base), list_adapted(base, own)
@@ -195,6 +204,23 @@ def require_same_lora(
         )
     require(not differing, f"model.adapter: of {adapter!r} {'; '.join(differing)}")
     _require_same_token_layers(adapter, config.get("trainable_token_indices"), base)
+
+
+def name_saved(config: Mapping[str, Any]) -> set[str]:
+    """Return the layers that an adapter holds as a whole; PEFT writes some under two names."""
+    return {name.rpartition(".")[2] for name in config.get("modules_to_save") or ()}
+
+
+def _compare_saved(config: Mapping[str, Any], lora: Lora, base: PreTrainedModel) -> list[str]:
+    """Return, in words, how the layers differ that are trained as a whole."""
+    there, here = name_saved(config), set(lora.modules_to_save)
+    is_tied = bool(base.config.tie_word_embeddings)
+    if is_tied and there and not config.get("ensure_weight_tying"):
+        return [f"modules_to_save {sorted(there)} unties embedding and head, which are tied here"]
+    if (is_tied and bool(there) == bool(here)) or there == here:
+        name_saved_layers(base, sorted(there))
+        return []
+    return [f"modules_to_save is {sorted(there)}, model.lora says {sorted(here)}"]
 
 
 def _require_same_token_layers(adapter: str, given: Any, base: PreTrainedModel) -> None:
@@ -230,12 +256,11 @@ def _in_order(value: object) -> object:
     return sorted(value) if isinstance(value, list) else value
 
 
-def _require_same_base(model: "PeftModel", adapter: str) -> None:
+def _require_same_base(here: str, adapter: str) -> None:
     path = Path(locate(adapter)) / PROVENANCE
     if not path.is_file():
         return  # trained by another tool, or not on this machine: the shapes must do
     there = json.loads(path.read_text(encoding="utf-8"))
-    here = fingerprint_base(model)
     require(
         there.get("base_sha256") == here,
         f"model.adapter: {adapter!r} was trained on another base, {there.get('base_model')!r} "

@@ -1,4 +1,4 @@
-"""An adapter that answers as it did in training: found by its run, its own folder or its Hub id.
+"""What answers as it did in training: found by its run, its own folder or its Hub id.
 
 It is computed as in training, with all that makes that fast; `lit_sft.export.trained_model` loads a
 run's checkpoint as a plain model of PEFT.
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.data.prompts import find_stop_ids
 from lit_sft.data.tokenizer import load_tokenizer
@@ -22,7 +22,9 @@ from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.module import SFTModule
 from lit_sft.model.saved_adapter import (
     CONFIG,
+    PROVENANCE,
     TARGETING,
+    name_saved,
     read_adapter_config,
     read_adapter_tokens,
 )
@@ -36,10 +38,10 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-    """An adapter, and how its base was loaded."""
+    """An adapter, and how its base was loaded; or a model that was trained as a whole."""
 
-    adapter: str
-    """A folder or a Hub id."""
+    adapter: str | None
+    """A folder or a Hub id; None where there is none, and the base is what was trained."""
     base: str
     quantization: Quantization
     precision: str | None
@@ -49,7 +51,7 @@ class Source(NamedTuple):
 class Trained(NamedTuple):
     """A model that answers."""
 
-    model: "PeftModel"
+    model: "PeftModel | PreTrainedModel"
     """In eval mode, on its device."""
     tokenizer: PreTrainedTokenizerBase
     stop_ids: list[int]
@@ -80,6 +82,8 @@ def find_trained(place: str, base: str | None = None) -> Source:
         path = Path(place).expanduser()
         require(path.is_dir(), f"there is no folder {place!r} (a Hub id reads owner/name)")
         is_adapter = (path / CONFIG).is_file()
+        if whole := _find_whole(path):
+            return whole
         folder = find_run(path.resolve().parent) if is_adapter else RunFolder(path)
         adapter = str(path if is_adapter else RunFolder(path).adapter)
         require_adapter(path, "chat")
@@ -101,13 +105,7 @@ def load_source(source: Source, accelerator: str = "auto") -> Trained:
     Raises:
         InputError: If the base is another, or cannot be found, or the adapter is not plain LoRA.
     """
-    config = read_adapter_config(source.adapter)
-    lora = Lora(
-        r=config.get("r", 8),
-        alpha=config.get("lora_alpha", 8),
-        target_modules=_as_given(config.get(TARGETING[0])),
-        use_rslora=bool(config.get("use_rslora")),
-    )
+    lora = _read_lora(source.adapter) if source.adapter else None
     module = SFTModule(
         source.base, quantization=source.quantization, lora=lora, adapter=source.adapter
     )
@@ -117,13 +115,14 @@ def load_source(source: Source, accelerator: str = "auto") -> Trained:
         if not str(error).startswith("model.base_model"):
             raise
         raise InputError(f"{error}; name the base that is meant with --base") from error
-    tokens, rows = read_adapter_tokens(source.adapter), module.count_embeddings()
+    tokens = read_adapter_tokens(source.adapter) if source.adapter else []
+    rows = module.count_embeddings()
     require(
         rows is None or max(tokens, default=-1) < rows,
         f"the adapter {source.adapter!r} has trained a row of token {max(tokens, default=0)}, and "
         f"{source.base!r} has {rows} tokens: it is not the base that it was trained on",
     )
-    tokenizer = load_tokenizer(source.adapter)
+    tokenizer = load_tokenizer(source.adapter or source.base)
     device = find_device(accelerator)
     precision = choose_precision(describe_device(device))[0]
     if source.precision in ("32-true", "bf16-mixed") and describe_device(device).has_bf16:
@@ -135,6 +134,29 @@ def load_source(source: Source, accelerator: str = "auto") -> Trained:
     named: Any = model.generation_config
     stop_ids = find_stop_ids(tokenizer, model.config.get_text_config(), model.config, named)
     return Trained(model, tokenizer, stop_ids, dtype)
+
+
+def _read_lora(adapter: str) -> Lora:
+    """Return the shape that an adapter's config says, to compute it by."""
+    config = read_adapter_config(adapter)
+    return Lora(
+        r=config.get("r", 8),
+        alpha=config.get("lora_alpha", 8),
+        target_modules=_as_given(config.get(TARGETING[0])),
+        use_rslora=bool(config.get("use_rslora")),
+        use_dora=bool(config.get("use_dora")),
+        modules_to_save=tuple(sorted(name_saved(config))),
+    )
+
+
+def _find_whole(path: Path) -> Source | None:
+    """Return the model of a run that trained all weights, by the run's folder or its own."""
+    is_own = (path / PROVENANCE).is_file() and (path / "config.json").is_file()
+    model = path if is_own else RunFolder(path).model
+    if not model.is_dir():
+        return None
+    precision = (RunFolder(model.parent).read_config().get("trainer") or {}).get("precision")
+    return Source(None, str(model), Quantization("none"), precision)
 
 
 def find_run(place: Path) -> RunFolder | None:
@@ -151,7 +173,7 @@ def require_adapter(place: Path, who: str) -> None:
         who: Asks, for the error.
     """
     folder = RunFolder(place)
-    if any((x / CONFIG).is_file() for x in (place, folder.adapter)):
+    if folder.model.is_dir() or any((x / CONFIG).is_file() for x in (place, folder.adapter)):
         return
     if folder.last_checkpoint.is_file():
         raise InputError(

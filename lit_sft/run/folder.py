@@ -34,6 +34,8 @@ class RunFolder:
         """The one before, for the case that the last is damaged later."""
         self.adapter = self.root / "adapter"
         """For PEFT and the Hub."""
+        self.model = self.root / "model"
+        """For transformers, of a run that trained all weights; it has no `adapter`."""
         self.export = self.root / "export"
         """Of `lit-sft export`, a folder for a format."""
         self.predictions = self.root / "predictions.jsonl"
@@ -44,6 +46,11 @@ class RunFolder:
         """What `lit-sft test` came to, a file for the weights that were tested."""
         self.wandb_id = self.root / "wandb" / "run_id"
         """Of the run of W&B that goes on when this one does."""
+
+    @property
+    def trained(self) -> Path:
+        """What a run that has ended left for others: the whole model, or its adapter."""
+        return self.model if self.model.is_dir() else self.adapter
 
     @classmethod
     def of(cls, trainer: pl.Trainer) -> RunFolder:
@@ -57,7 +64,7 @@ class RunFolder:
     def results(self) -> list[Path]:
         """Return what a training run has left here."""
         paths = (
-            *(self.adapter, self.last_checkpoint),
+            *(self.adapter, self.model, self.last_checkpoint),
             *(self.metrics, self.generations, self.config),
         )
         return [path for path in paths if path.exists()]
@@ -76,7 +83,7 @@ class RunFolder:
             how: To go on with it, such as "--ckpt_path last".
         """
         require(
-            not any(path.exists() for path in (self.last_checkpoint, self.adapter)),
+            not any(path.exists() for path in (self.last_checkpoint, self.trained)),
             f"trainer.default_root_dir: {str(self.root)!r} holds a run already; go on with it "
             f"({how}), choose another folder, or delete it",
         )

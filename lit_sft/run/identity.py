@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_sft.errors import require
 from lit_sft.model.adapter import Lora
-from lit_sft.model.base_model import Quantization, fingerprint_base
+from lit_sft.model.base_model import Quantization
 from lit_sft.model.fast.kernels import Speed, is_deterministic
 from lit_sft.model.schedule import Schedule
 
@@ -58,7 +58,7 @@ def describe_run(module: SFTModule) -> dict[str, Any]:
         "version": VERSION,
         **about_data,
         **{name: _read_option(module, name) for name in _defaults()},
-        "model.base_model": fingerprint_base(module.model),
+        "model.base_model": module.base_sha256,
         "model.lora.target_modules": _find_targets(module),
         "model.trainable_tokens": ", ".join(module.trained_tokens),
         "model.optimizer": module.optimizer_name,
@@ -107,6 +107,9 @@ def only_what_answers_depend_on(run: Mapping[str, Any]) -> dict[str, Any]:
         "model.lora.r",
         "model.lora.alpha",
         "model.lora.use_rslora",
+        "model.lora.use_dora",
+        "model.lora.init_weights",
+        "model.lora.modules_to_save",
         "model.lora.target_modules",
         "model.trainable_tokens",
         "data.chat_template",
@@ -185,12 +188,18 @@ def _defaults() -> dict[str, Any]:
         for option, kind in OPTIONS.items()
         for field in fields(kind)
     }
-    return {name: value for name, value in defaults.items() if name not in NOT_AS_DECLARED}
+    return {name: _plain(x) for name, x in defaults.items() if name not in NOT_AS_DECLARED}
 
 
 def _read_option(module: SFTModule, name: str) -> Any:
+    """Return a field of an option; None where the option is, such as that of an adapter."""
     _, option, field = name.split(".")
-    return getattr(getattr(module, option), field)
+    return _plain(getattr(getattr(module, option), field, None))
+
+
+def _plain(value: Any) -> Any:
+    """Return names in order: two lists of the same are no difference."""
+    return sorted(value) if isinstance(value, list | tuple) else value
 
 
 def _read_first_version(saved: Mapping[str, Any]) -> dict[str, Any]:

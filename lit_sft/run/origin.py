@@ -26,7 +26,7 @@ def describe_origin(module: "SFTModule") -> dict[str, Any]:
         "model": {
             "base_model": module.base_model,
             "adapter": module.adapter,
-            "lora": _plain(asdict(module.lora)),
+            "lora": _plain(asdict(module.lora)) if module.lora else None,
             "quantization": asdict(module.quantization),
             "trainable_tokens": module.trainable_tokens,
             "max_new_tokens": module.max_new_tokens,

@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, BertConfig, BertLMHeadModel
 
 ROWS = [{"question": f"{i} + {i}?", "answer": f"{2 * i}\n#### {2 * i}"} for i in range(40)]
 
+WHOLE = ["--model.lora", "null", "--model.quantization.format", "none"]
+
 
 @pytest.fixture
 def data_folder(tmp_path) -> Path:
@@ -79,6 +81,30 @@ def corrupt(folder: Path, line: bytes, number: int = 5) -> None:
         (["--data.on_overlength", "trim"], "on_overlength"),
         (["--data.chat_template", "chatml"], "lacks <|im_start|>, <|im_end|>"),
         (["--data.chat_template", "nowhere.jinja"], "data.chat_template=nowhere.jinja: expected"),
+        (
+            ["--model.lora", "null"],
+            "four bits cannot be trained: set model.quantization.format none",
+        ),
+        ([*WHOLE, "--model.adapter", "a"], "model.adapter has its own: merge 'a' into its base"),
+        ([*WHOLE, "--model.trainable_tokens", "[a]"], "leave model.trainable_tokens out"),
+        ([*WHOLE, "--model.quantization.weight_cache", "bf16"], "is of frozen ones; leave it at"),
+        (
+            ["--model.lora.modules_to_save", "[norm]"],
+            "expected embed_tokens and lm_head, the embedding and the head of the model, got norm",
+        ),
+        (
+            ["--model.lora.modules_to_save", "[lm_head]", "--model.trainable_tokens", "[a]"],
+            "model.lora.modules_to_save trains whole layers, and no rows of others",
+        ),
+        (["--model.lora.init_weights", "pisa"], "lora.init_weights must be default, pissa, or"),
+        (
+            ["--model.lora.init_weights", "pissa", "--model.lora.use_dora", "true"],
+            "pissa goes with neither lora.use_dora nor lora.use_rslora",
+        ),
+        (
+            ["--model.lora.init_weights", "pissa", "--model.adapter", "a"],
+            "pissa begins anew, and model.adapter goes on from what it holds",
+        ),
         (["--model.lora.r", "0"], "lora.r must be positive, got 0"),
         (["--model.lora.target_modules", "[q_prj]"], "no linear layer q_prj; it has down_proj"),
         (["--trainer.accumulate_grad_batches", "4"], "data.accumulate_grad_batches"),

@@ -8,9 +8,15 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lit_sft.data.tokenizer import load_tokenizer
+from lit_sft.errors import InputError
 from lit_sft.export.adapter_weights import split_weights
 from lit_sft.export.base_files import TrainedRounding, open_base
-from lit_sft.export.formats_out import load_folder, load_on_published, write_export
+from lit_sft.export.formats_out import (
+    load_folder,
+    load_on_published,
+    require_exportable,
+    write_export,
+)
 from lit_sft.export.trained_model import build_trained
 from lit_sft.export.trained_run import TrainedRun
 from lit_sft.model.adapter import Lora, attach_lora
@@ -34,7 +40,9 @@ KINDS = {
 def make_run(tiny_tokenizer, tmp_path):
     """Return a run on a random base, with an adapter that changes much."""
 
-    def make(kind: str, quantization: Quantization, dtype: torch.dtype) -> TrainedRun:
+    def make(
+        kind: str, quantization: Quantization, dtype: torch.dtype, lora: Lora = LORA
+    ) -> TrainedRun:
         folder = tmp_path / "base"
         tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
         tokenizer.save_pretrained(folder)
@@ -51,17 +59,17 @@ def make_run(tiny_tokenizer, tmp_path):
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.3)
         model.to(torch.bfloat16).save_pretrained(folder)
-        ids = [len(tokenizer) - 1, 7, 9]
-        adapted = attach_lora(model.float(), LORA, ids)
+        ids = [] if lora.modules_to_save else [len(tokenizer) - 1, 7, 9]
+        adapted = attach_lora(model.float(), lora, ids)
         trained = [(n, p) for n, p in adapted.named_parameters() if p.requires_grad]
         state = {f"_model.{n}": torch.randn_like(p) * 0.1 for n, p in trained}
         options = {"model": {}, "data": {}}
-        weights = split_weights(state, LORA.r, LORA.alpha, tuple(ids), "here")
+        weights = split_weights(state, lora.r, lora.alpha, tuple(ids), "here")
         loaded = load_tokenizer(str(folder))
         base = open_base(str(folder))
         return TrainedRun(
             RunFolder(tmp_path / "run"), options, Path("x"), 1, 1, None,
-            base, LORA, quantization, dtype, weights, loaded, state,
+            base, lora, quantization, dtype, weights, loaded, state,
         )  # fmt: skip
 
     return make
@@ -108,6 +116,40 @@ def test_the_published_base_is_merged_onto_when_asked(make_run, tmp_path):
     expected = PeftModel.from_pretrained(published, str(tmp_path / "adapter")).eval()
     merged = load_folder(tmp_path / "out", torch.float32)
     assert differ(logits_of(merged, run), logits_of(expected, run)) < 1e-5
+
+
+@pytest.mark.parametrize("onto", ["trained", "original"])
+def test_dora_is_normalised_and_scaled_as_peft_does(make_run, onto, tmp_path):
+    run = make_run("llama", Quantization(), torch.bfloat16, Lora(r=4, alpha=8, use_dora=True))
+    assert len(run.weights.magnitudes) == 8
+    write_export(tmp_path / "out", run, "merged", onto, torch.float32, ())
+    write_export(tmp_path / "adapter", run, "adapter", onto, torch.float32, ())
+    if onto == "trained":
+        expected = build_trained(run, torch.float32)[0]
+    else:
+        expected = load_on_published(run, tmp_path / "adapter", torch.float32)
+    merged = load_folder(tmp_path / "out", torch.float32)
+    assert differ(logits_of(merged, run), logits_of(expected, run)) < 1e-5
+    with pytest.raises(InputError, match="vLLM refuses adapters of DoRA"):
+        require_exportable(run, "vllm")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("llama", ["lm_head"]), ("llama-untied", ["lm_head"]), ("qwen2", ["embed_tokens"])],
+)
+def test_layers_that_were_trained_as_a_whole_are_exported(make_run, kind, names, tmp_path):
+    lora = Lora(r=4, alpha=8, modules_to_save=names)
+    run = make_run(kind, Quantization("none"), torch.float32, lora)
+    assert len(run.weights.whole) == 1
+    write_export(tmp_path / "out", run, "merged", "trained", torch.float32, ())
+    write_export(tmp_path / "adapter", run, "adapter", "trained", torch.float32, ())
+    expected = logits_of(build_trained(run, torch.float32)[0], run)
+    adapted = load_on_published(run, tmp_path / "adapter", torch.float32)
+    assert differ(logits_of(adapted, run), expected) < 1e-5
+    assert differ(logits_of(load_folder(tmp_path / "out", torch.float32), run), expected) < 1e-5
+    with pytest.raises(InputError, match="vLLM refuses adapters that hold whole layers"):
+        require_exportable(run, "vllm")
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama-untied"])

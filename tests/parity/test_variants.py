@@ -10,6 +10,7 @@ from test_training import LEARNING_RATE, STEPS, WARMUP_STEPS, order_of_epochs, r
 from transformers import (
     AutoModelForCausalLM,
     get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
     get_cosine_with_min_lr_schedule_with_warmup,
     get_linear_schedule_with_warmup,
     get_wsd_schedule,
@@ -41,6 +42,18 @@ def make_sgd(model, parameters):
     return torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9)
 
 
+def make_muon_and_adamw(model, parameters):
+    """By hand: the matrices of the blocks, and what is around them."""
+    named = dict(model.named_parameters())
+    hidden = [p for name, p in named.items() if "_proj" in name]
+    others = [p for name, p in named.items() if "_proj" not in name]
+    assert len(hidden) == 14
+    assert len(others) == 6, "a tied embedding and five norms"
+    options = {"lr": LEARNING_RATE, "weight_decay": 0.1}
+    muon = torch.optim.Muon(hidden, momentum=0.9, adjust_lr_fn="match_rms_adamw", **options)
+    return muon, torch.optim.AdamW(others, **options)
+
+
 CASES = {
     "rsLoRA and LoRA+ on all layers, cosine with a floor": (
         {
@@ -52,6 +65,42 @@ CASES = {
         {"target_modules": "all-linear", "use_rslora": True},
         make_loraplus,
         partial(get_cosine_with_min_lr_schedule_with_warmup, min_lr_rate=0.1),
+    ),
+    "all weights": (
+        {"lora": None, "schedule": Schedule("linear")},
+        None,
+        make_adamw,
+        get_linear_schedule_with_warmup,
+    ),
+    "all weights, matrices by Muon": (
+        {
+            "lora": None,
+            "optimizer": "muon",
+            "optimizer_args": {"momentum": 0.9},
+            "weight_decay": 0.1,
+            "schedule": Schedule("linear"),
+        },
+        None,
+        make_muon_and_adamw,
+        get_linear_schedule_with_warmup,
+    ),
+    "DoRA and LoRA+": (
+        {"lora": Lora(**LORA, use_dora=True, loraplus_lr_ratio=4.0)},
+        {"use_dora": True},
+        make_loraplus,
+        get_cosine_schedule_with_warmup,
+    ),
+    "PiSSA on all layers": (
+        {"lora": Lora(**LORA, target_modules="all-linear", init_weights="pissa")},
+        {"target_modules": "all-linear", "init_lora_weights": "pissa"},
+        make_adamw,
+        get_cosine_schedule_with_warmup,
+    ),
+    "LoRA and a tied embedding": (
+        {"lora": Lora(**LORA, modules_to_save=("lm_head",))},
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        make_adamw,
+        get_cosine_schedule_with_warmup,
     ),
     "Muon, linear": (
         {
@@ -80,6 +129,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_variant_equals_a_plain_loop(tiny_base, tmp_path, name):
     ours, theirs, make_optimizer, make_schedule = CASES[name]
+    # Muon rounds gradients to bfloat16, so that last bits grow: `test_muon.py` has it to the bit.
+    limit = 1e-1 if ours.get("optimizer") == "muon" else 1e-3
     rows_at_once = 1 if "neftune_noise_alpha" in ours else 8
     recorder, module, data = train(
         tiny_base,
@@ -92,14 +143,17 @@ def test_a_variant_equals_a_plain_loop(tiny_base, tmp_path, name):
     )
     windows = order_of_epochs(data.prepared["train"].encoded, data, epochs=4)[:STEPS]
     base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
-    config = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ATTENTION} | theirs
-    torch.manual_seed(0)
-    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **config)).train()
+    model = base.train()
+    if theirs is not None:
+        config = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ATTENTION}
+        torch.manual_seed(0)
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **config | theirs)).train()
     if "neftune_noise_alpha" in ours:
         activate_neftune(model, ours["neftune_noise_alpha"])
     parameters = {k: p for k, p in model.named_parameters() if p.requires_grad}
-    optimizer = make_optimizer(model, list(parameters.values()))
-    schedule = make_schedule(optimizer, WARMUP_STEPS, STEPS)
+    made = make_optimizer(model, list(parameters.values()))
+    optimizers = made if isinstance(made, tuple) else (made,)
+    schedules = [make_schedule(optimizer, WARMUP_STEPS, STEPS) for optimizer in optimizers]
     assert len(windows) == STEPS
     for step, window in enumerate(windows):
         batch = pad_batch(window, pad_token_id=0)
@@ -109,17 +163,18 @@ def test_a_variant_equals_a_plain_loop(tiny_base, tmp_path, name):
         torch.manual_seed(seed_step(0, step, 0))
         output = model(batch["input_ids"], attention_mask=mask, labels=batch["labels"])
         output.loss.backward()
-        assert recorder.losses[step] == pytest.approx(output.loss.item(), rel=1e-4)
-        assert recorder.rates[step] == pytest.approx(schedule.get_last_lr()[0], rel=1e-6)
+        assert recorder.losses[step] == pytest.approx(output.loss.item(), rel=limit / 10)
+        assert recorder.rates[step] == pytest.approx(schedules[0].get_last_lr()[0], rel=1e-6)
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         for key, parameter in parameters.items():
             gradient = recorder.gradients[step][f"_model.{key}"]
-            assert relative_error(gradient, parameter.grad) < 1e-3, (step, key)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+            assert relative_error(gradient, parameter.grad) < limit, (step, key)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
     for key, parameter in parameters.items():
-        assert relative_error(module.trained_parameters[f"_model.{key}"], parameter) < 1e-3, key
+        assert relative_error(module.trained_parameters[f"_model.{key}"], parameter) < limit, key
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (10, 100)])

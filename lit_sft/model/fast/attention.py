@@ -73,6 +73,9 @@ def attend_packed(
     _require_nothing_unknown(kwargs)
     if cu_seq_lens_q is None or max_length_q is None or attention_mask is not None:
         raise RuntimeError(NO_BOUNDARIES)
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):
+        # Rotary positions of float32 weights, which are trained, leave query and key in float32.
+        query, key, value = (x.to(torch.get_autocast_dtype("cuda")) for x in (query, key, value))
     window = sliding_window if sliding_window and sliding_window < max_length_q else None
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
         bounds = cu_seq_lens_q, max_length_q

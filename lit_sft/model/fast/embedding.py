@@ -129,4 +129,5 @@ def match_tokens(tokens: Tensor, token_ids: tuple[int, ...]) -> Tensor:
 @lru_cache(maxsize=16)
 def _on_device(token_ids: tuple[int, ...], device: torch.device) -> Tensor:
     """Return int64 `[token_ids]`."""
-    return torch.tensor(token_ids, dtype=torch.int64, device=device)
+    with torch.inference_mode(False):  # what the first answers make is kept, and trained with
+        return torch.tensor(token_ids, dtype=torch.int64, device=device)

@@ -27,6 +27,7 @@ from lit_sft.types import Example
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 REFUSAL = "does not have a deterministic implementation"
 """What torch says of an operation."""
@@ -64,7 +65,7 @@ def make_fast(model: "PeftModel") -> None:
         fuse_siblings(model)
 
 
-def compile_layers(model: "PeftModel") -> None:
+def compile_layers(model: "PeftModel | PreTrainedModel") -> None:
     """Let `torch.compile` make the kernels of a model's layers, for any number of tokens.
 
     Under deterministic algorithms no kernel is chosen by how long it takes, which two processes
@@ -81,7 +82,7 @@ def compile_layers(model: "PeftModel") -> None:
         layer.compile(dynamic=True, options=options)
 
 
-def run_uncompiled(model: "PeftModel") -> None:
+def run_uncompiled(model: "PeftModel | PreTrainedModel") -> None:
     """Take `compile_layers` back; torch has no public way."""
     for layer in find_layers(model):
         layer._compiled_call_impl = None
@@ -122,7 +123,7 @@ def any_kernels() -> Iterator[None]:
         torch.set_deterministic_debug_mode(mode)
 
 
-def settle(model: "PeftModel", device: torch.device, packed: bool) -> None:
+def settle(model: "PeftModel | PreTrainedModel", device: torch.device, packed: bool) -> None:
     """Take a small forward and backward, and give determinism up if an operation lacks it.
 
     Compiled layers see this shape first in every run, also in one that is resumed: what is
@@ -146,7 +147,7 @@ def settle(model: "PeftModel", device: torch.device, packed: bool) -> None:
         )
 
 
-def _take_pass(model: "PeftModel", device: torch.device, packed: bool) -> None:
+def _take_pass(model: "PeftModel | PreTrainedModel", device: torch.device, packed: bool) -> None:
     ids = [1] * TRIED_TOKENS
     rows = [Example(ids, ids)]
     batch = pack_batch(rows) if packed else pad_batch(rows, pad_token_id=0)

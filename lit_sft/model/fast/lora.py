@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_sft.model.fast.swiglu import Gated, swiglu
+from lit_sft.model.principal import subtract_start
 
 DRAWS = 2**16
 """Steps in which the probability of dropout is counted; four draws are cut from 64 random bits."""
@@ -100,8 +101,14 @@ def run_adapted(
     """
     rows = x.reshape(-1, x.shape[-1])
     # Of rows, a layer with a bias returns no view either, of which autograd knows only one at once.
-    results = add_updates([layer.base_layer(rows) for layer in layers], rows, updates, gated)
+    results = add_updates([_run_base(layer, rows) for layer in layers], rows, updates, gated)
     return [result.view(*x.shape[:-1], -1) for result in results]
+
+
+def _run_base(layer: Any, rows: Tensor) -> Tensor:
+    """Return `[rows, out]` of `[rows, in]`, less what an adapter that starts from it has of it."""
+    result: Tensor = layer.base_layer(rows)
+    return subtract_start(layer, result, rows) if hasattr(layer, "start_A") else result
 
 
 def add_updates(

@@ -150,7 +150,9 @@ def choose_count(bytes_per_layer: float, layers: int, free: float) -> int:
     return 0 if fitting >= layers else min(layers, layers - fitting + 1)
 
 
-def count_bytes_per_token(model: "PeftModel", device: torch.device, packed: bool = True) -> float:
+def count_bytes_per_token(
+    model: "PeftModel | PreTrainedModel", device: torch.device, packed: bool = True
+) -> float:
     """Return what one token keeps for the backward pass in one layer, counted in a small forward.
 
     Args:

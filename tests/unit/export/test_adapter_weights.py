@@ -23,13 +23,20 @@ def test_pairs_and_rows_are_found_under_the_names_of_the_base():
     assert weights.scale == 4
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        f"{PLACE}.lora_magnitude_vector.default.weight",
-        f"{PLACE}.modules_to_save.default.weight",
-    ],
-)
+@pytest.mark.parametrize("end", ["", ".default.weight"])
+def test_magnitudes_are_found_in_a_checkpoint_and_in_a_folder(end):
+    state = {f"{PLACE}.lora_magnitude_vector{end}": torch.ones(4)}
+    weights = split_weights(state, 2, 8, (), "x.ckpt")
+    assert weights.magnitudes["model.layers.0.self_attn.q_proj"].shape == (4,)
+
+
+def test_a_whole_layer_is_found_under_the_name_of_the_base_s_tensor():
+    name = "_model.base_model.model.lm_head.modules_to_save.default.weight"
+    weights = split_weights({name: torch.ones(4, 2)}, 2, 8, (), "x.ckpt")
+    assert weights.whole["lm_head.weight"].shape == (4, 2)
+
+
+@pytest.mark.parametrize("name", [f"{PLACE}.lora_C.default.weight"])
 def test_more_than_lora_is_named(name):
-    with pytest.raises(InputError, match=r"x.ckpt' holds .*, which is no part of plain LoRA"):
+    with pytest.raises(InputError, match=r"x.ckpt' holds .*, which is no part of LoRA"):
         split_weights({name: torch.ones(4)}, 2, 8, (), "x.ckpt")

@@ -20,6 +20,7 @@ from lit_sft import (
 )
 from lit_sft.data.batching import pack_batch
 from lit_sft.errors import InputError, NonFiniteError
+from lit_sft.model.fast.embedding import _on_device
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.saved_adapter import require_same_shapes
 
@@ -71,6 +72,23 @@ def test_validation_leaves_the_gradient_alone(tiny_base, tmp_path, precision):
         after = gradient_of(module, batch)
     assert before.norm() > 0
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("what", ["predict", "validate"])
+def test_training_after_another_command_of_one_module_is_training_alone(tiny_base, tmp_path, what):
+    """What is asked of a model first runs in inference mode, whose tensors autograd refuses."""
+    weights = []
+    for before in (what, None):
+        _on_device.cache_clear()
+        module, data = make_run(tiny_base, trainable_tokens=["<|eot_id|>"], max_new_tokens=2)
+        if before:
+            first = make_trainer(tmp_path, limit_predict_batches=1, limit_val_batches=1)
+            data.predict_on = "val"
+            getattr(first, before)(module, data)
+        make_trainer(tmp_path, limit_val_batches=0).fit(module, data)
+        assert module._is_probed
+        weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    assert torch.equal(*weights)
 
 
 def test_validation_changes_no_step(tiny_base, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 
 import lightning.pytorch as pl
 import pytest
@@ -13,6 +14,7 @@ from lit_sft import Lora, Quantization, SFTDataModule, SFTModule, WordProblems
 from lit_sft.callbacks.save_adapter import SaveAdapter
 from lit_sft.errors import InputError
 from lit_sft.model.saved_adapter import require_plain_lora
+from lit_sft.model.trained import find_trained, load_source
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TOKENS = torch.arange(3, 40).reshape(1, -1)
@@ -20,7 +22,7 @@ TOKENS = torch.arange(3, 40).reshape(1, -1)
 
 def publish(base, folder, **fields):
     """What somebody leaves who trained an adapter with PEFT: every tensor of it is random."""
-    fields = {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION} | fields
+    fields = {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION} | deepcopy(fields)
     torch.manual_seed(1)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **fields)
@@ -45,8 +47,8 @@ def change(folder, target, **fields):
     return target
 
 
-def make_module(base, adapter, targets=ATTENTION, use_rslora=False):
-    lora = Lora(r=4, alpha=8, target_modules=targets, use_rslora=use_rslora)
+def make_module(base, adapter, targets=ATTENTION, **variant):
+    lora = Lora(r=4, alpha=8, target_modules=targets, **variant)
     return SFTModule(
         str(base), quantization=Quantization(format="none"), lora=lora, adapter=str(adapter)
     )
@@ -133,8 +135,8 @@ def test_every_field_of_the_installed_peft_is_refused_unless_it_is_known():
             continue
         accepted.add(name)
     assert accepted == {
-        *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules"),
-        "layers_to_transform",
+        *("r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "exclude_modules"),
+        *("layers_to_transform", "modules_to_save"),
         *("layers_pattern", "trainable_token_indices", "lora_dropout", "fan_in_fan_out"),
         *("base_model_name_or_path", "revision", "auto_mapping", "peft_version"),
         *("inference_mode", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
@@ -153,9 +155,11 @@ def test_every_field_of_the_installed_peft_is_refused_unless_it_is_known():
         ({"target_modules": "all-linear"}, "all-linear"),
         ({"target_modules": r".*\.(q|down)_proj"}, ["q_proj", "down_proj"]),
         ({"use_rslora": True}, ATTENTION),
+        ({"use_dora": True, "use_rslora": True}, ATTENTION),
         ({"init_lora_weights": "gaussian"}, ATTENTION),
         ({"init_lora_weights": "orthogonal"}, ATTENTION),
         ({"fan_in_fan_out": True}, ATTENTION),
+        ({"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, ATTENTION),
         ({"trainable_token_indices": [9, 4]}, ATTENTION),
         ({"trainable_token_indices": {"embed_tokens": [9, 4], "lm_head": [9, 4]}}, ATTENTION),
         ({"trainable_token_indices": [4], "ensure_weight_tying": True}, ATTENTION),
@@ -166,7 +170,9 @@ def test_every_field_of_the_installed_peft_is_refused_unless_it_is_known():
 def test_what_is_accepted_has_the_logits_of_plain_peft(tiny_base, tmp_path, fields, targets):
     adapter = publish(tiny_base, tmp_path / "adapter", **fields)
     targets = targets if isinstance(targets, str) else tuple(targets)
-    module = make_module(tiny_base, adapter, targets, fields.get("use_rslora", False))
+    variants = ("use_rslora", "use_dora", "modules_to_save")
+    variant = {name: fields[name] for name in variants if name in fields}
+    module = make_module(tiny_base, adapter, targets, **variant)
     make_trainer(tmp_path).validate(module, make_data(), verbose=False)
     module.model.config._attn_implementation = "sdpa"
     base = AutoModelForCausalLM.from_pretrained(tiny_base)
@@ -180,6 +186,38 @@ def test_other_layers_than_asked_for_are_named(tiny_base, tmp_path):
     adapter = publish(tiny_base, tmp_path / "adapter", layers_to_transform=[0])
     with pytest.raises(InputError, match=r"4 layers are adapted .*layers_to_transform \[0\].*8"):
         make_module(tiny_base, adapter).check_base()
+
+
+def test_other_whole_layers_than_asked_for_are_named(tiny_base, tmp_path):
+    tied = {"modules_to_save": ["lm_head"], "ensure_weight_tying": True}
+    adapter = publish(tiny_base, tmp_path / "adapter", **tied)
+    make_module(tiny_base, adapter, modules_to_save=("embed_tokens",)).check_base()
+    with pytest.raises(InputError, match=r"modules_to_save is \['embed_tokens'\], model.lora says"):
+        make_module(tiny_base, adapter).check_base()
+    untied = change(adapter, tmp_path / "untied", ensure_weight_tying=False)
+    with pytest.raises(InputError, match=r"unties embedding and head, which are tied here"):
+        make_module(tiny_base, untied, modules_to_save=("lm_head",)).check_base()
+
+
+@pytest.mark.parametrize(
+    "variant", [{"modules_to_save": ("lm_head",)}, {"use_dora": True}], ids=str
+)
+def test_plain_peft_loads_what_a_variant_leaves(tiny_base, tmp_path, variant):
+    lora = Lora(r=4, alpha=8, **variant)
+    module = SFTModule(
+        str(tiny_base), Quantization(format="none"), lora, learning_rate=1e-2, warmup_ratio=0.0
+    )
+    make_trainer(tmp_path, max_steps=2, limit_val_batches=0, callbacks=[SaveAdapter()]).fit(
+        module, make_data()
+    )
+    module.model.config._attn_implementation = "sdpa"
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    untouched = logits_of(base)
+    plain = logits_of(PeftModel.from_pretrained(base, tmp_path / "adapter"))
+    torch.testing.assert_close(logits_of(module.model), plain, rtol=1e-5, atol=1e-5)
+    assert (plain - untouched).abs().max() > 0.01
+    answering = load_source(find_trained(str(tmp_path / "adapter"), str(tiny_base)), "cpu")
+    assert answering.model.peft_config["default"].use_dora is lora.use_dora
 
 
 @pytest.mark.parametrize("targets", [r".*layers\.1\..*\.(q|up)_proj", ("up_proj", "q_proj")])

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lit_sft import Lora, Schedule, SFTDataModule, SFTModule, WordProblems
+from lit_sft import Lora, Quantization, Schedule, SFTDataModule, SFTModule, WordProblems
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.errors import InputError
 
@@ -201,6 +201,7 @@ def test_variants_go_on_to_the_same_bits(tiny_base, tmp_path):
     [
         {"lora": Lora(4, 8, use_rslora=True)},
         {"lora": Lora(4, 8, loraplus_lr_ratio=2.0)},
+        {"lora": Lora(4, 8, use_dora=True)},
         {"schedule": Schedule(warmup_steps=1)},
         {"neftune_noise_alpha": 5.0},
         {"optimizer_args": {"eps": 1e-6}},
@@ -208,7 +209,7 @@ def test_variants_go_on_to_the_same_bits(tiny_base, tmp_path):
     ids=str,
 )
 def test_a_variant_is_no_way_on_from_a_checkpoint_of_before(tiny_base, tmp_path, whole, options):
-    new = "use_rslora", "loraplus_lr_ratio"
+    new = "use_rslora", "loraplus_lr_ratio", "use_dora", "init_weights", "modules_to_save"
     names = [f"model.lora.{name}" for name in new]
     names += ["model.neftune_noise_alpha", "model.optimizer_args"]
     names += [name for name in whole[1]["run"] if name.startswith("model.schedule.")]
@@ -216,6 +217,49 @@ def test_a_variant_is_no_way_on_from_a_checkpoint_of_before(tiny_base, tmp_path,
     with pytest.raises(InputError, match="the checkpoint is of another run") as error:
         train(tiny_base, tmp_path, path, **options)
     assert str(error.value).count("\n  ") == 1
+
+
+def test_dora_goes_on_to_the_same_bits_and_from_no_other_checkpoint(tiny_base, tmp_path):
+    dora = {"lora": Lora(4, 8, use_dora=True, modules_to_save=("embed_tokens",))}
+    alone, path = (train(tiny_base, tmp_path, **dora), None), str(tmp_path / "new.ckpt")
+    assert is_whole(train(tiny_base, tmp_path, path, **dora), alone)
+    assert sum("magnitude" in name for name in alone[0].trained_parameters) == 8
+    with pytest.raises(InputError, match="use_dora: was True, is now False") as error:
+        train(tiny_base, tmp_path, path)
+    assert "modules_to_save: was ['embed_tokens'], is now []" in str(error.value)
+
+
+def test_a_principal_start_goes_on_to_the_same_bits(tiny_base, tmp_path, whole):
+    """By what the checkpoint began with: a decomposition may differ on another machine."""
+    pissa = {"lora": Lora(4, 8, init_weights="pissa_niter_4")}
+    alone, path = (train(tiny_base, tmp_path, **pissa), None), str(tmp_path / "new.ckpt")
+    assert is_whole(train(tiny_base, tmp_path, path, **pissa), alone)
+    saved = torch.load(path, weights_only=True)
+    assert len(saved["lora_starts"]) == 16
+    elsewhere = {name: 2 * start for name, start in saved["lora_starts"].items()}
+    other = train(
+        tiny_base, tmp_path, write(tmp_path / "x.ckpt", saved, lora_starts=elsewhere), **pissa
+    )
+    assert not is_whole(other, alone)
+    for lora in (Lora(4, 8), Lora(4, 8, init_weights="pissa")):
+        with pytest.raises(InputError, match="init_weights: was pissa_niter_4, is now "):
+            train(tiny_base, tmp_path, path, lora=lora)
+    with pytest.raises(InputError, match="init_weights: was default, is now pissa_niter_4"):
+        train(tiny_base, tmp_path, write(tmp_path / "y.ckpt", whole[1]), **pissa)
+
+
+def test_all_weights_go_on_to_the_same_bits_and_from_no_adapter(tiny_base, tmp_path, whole):
+    everything = {"lora": None, "quantization": Quantization("none"), "optimizer": "muon"}
+    alone, path = (train(tiny_base, tmp_path, **everything), None), str(tmp_path / "new.ckpt")
+    assert is_whole(train(tiny_base, tmp_path, path, **everything), alone)
+    base = alone[0].base_sha256
+    assert whole[1]["run"]["model.base_model"] == base, "of what was loaded, not of what became"
+    with pytest.raises(InputError, match=r"model\.lora\.r: was None, is now 4"):
+        train(tiny_base, tmp_path, path, quantization=Quantization("none"))
+    with pytest.raises(InputError, match=r"model\.optimizer: was muon, is now adamw"):
+        train(tiny_base, tmp_path, path, **everything | {"optimizer": "adamw"})
+    with pytest.raises(InputError, match=r"model\.lora\.r: was 4, is now None"):
+        train(tiny_base, tmp_path, write(tmp_path / "x.ckpt", whole[1]), **everything)
 
 
 def test_several_options_are_accepted_by_the_name_of_their_group(tiny_base, tmp_path, whole):

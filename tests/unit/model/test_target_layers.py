@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from lit_sft.errors import InputError
-from lit_sft.model.adapter import find_targets, list_adapted
+from lit_sft.model.target_layers import find_targets, list_adapted
 
 
 def adapted(name, wanted):
