@@ -65,9 +65,11 @@ def replace_folder(path: Path) -> Iterator[Path]:
         staged, old = folder / path.name, _old(folder, path)
         staged.mkdir()
         yield staged
+        allowed = staged.stat().st_mode & 0o666  # by the umask; libraries write for the owner alone
         for file in (*staged.rglob("*"), staged):
+            if file.is_file():
+                file.chmod(allowed)
             sync(file)
-        staged.chmod(0o755)
         if not _exchange(staged, path):
             try:
                 if path.exists():

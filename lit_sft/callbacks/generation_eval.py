@@ -211,7 +211,8 @@ class GenerationEval(pl.Callback):
             told = (source, trainer.global_step > 0)
             if text and told not in self._told:
                 self._told.add(told)
-                rank_zero_warn(f"GenerationEval, after step {trainer.global_step}: {text}")
+                when = f", after step {trainer.global_step}" if trainer.state.fn == "fit" else ""
+                rank_zero_warn(f"GenerationEval{when}: {text}")
         return figures
 
     def _compare(self, pl_module: SFTModule, answers: Sequence[Answer]) -> list[str]:

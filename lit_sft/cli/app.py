@@ -151,6 +151,11 @@ class SFTCommandLine(LightningCLI):
             "data.compare_with compares answers, which GenerationEval generates; add it to "
             "trainer.callbacks (--trainer.callbacks+=lit_sft.GenerationEval)",
         )
+        require(
+            self.subcommand != "validate" or bool(self.trainer.limit_val_batches),
+            "trainer.limit_val_batches is 0 here, and nothing would be measured: "
+            "--trainer.limit_val_batches 1.0 is all of val, the fraction of its rows",
+        )
         self.model.check_base()
         if self.trainer.strategy.root_device.type == "cpu":
             width = self.model.base_config.get_text_config().hidden_size

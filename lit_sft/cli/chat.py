@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,9 @@ def run(arguments: Sequence[str]) -> int:
         arguments: Those after the program's name, `chat` included.
     """
     options = make_parser().parse_args(list(arguments[1:]))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may know less than the model says
     try:
         source = find_trained(options.run, options.base)
         require_limits(options)
@@ -121,6 +125,8 @@ class Speaker:
         Raises:
             InputError: If the template refuses it, or it is too long; it is not kept then.
         """
+        lost = next((x for x in text if "\ud800" <= x <= "\udfff"), None)  # as Python reads bytes
+        require(lost is None, f"the text has bytes that are no {sys.stdin.encoding}: {lost!r}")
         trained, turn = self._trained, Message(role="user", content=text)
         prompt = encode_prompt(trained.tokenizer, [*self._said, turn])
         limit = min(self._limit, _count_left(trained, len(prompt)))

@@ -22,6 +22,7 @@ from lit_sft.run.folder import RunFolder
 from lit_sft.types import Prompt, Split
 
 HELD_OUT: tuple[Split, ...] = ("val", "test")
+MERGED: tuple[Format, ...] = ("merged", "gguf")
 
 
 class OneLine(argparse.ArgumentParser):
@@ -97,6 +98,11 @@ def export_run(
     require(
         prompts == 0 or prompts >= LEAST_PROMPTS,
         f"--prompts must be {LEAST_PROMPTS} or more, or 0 to compare nothing, got {prompts}",
+    )
+    require(
+        to in MERGED or (dtype == "auto" and (base == "trained" or to == "vllm")),
+        f"export: --base and --dtype are of merged weights, and --to {to} merges nothing; leave "
+        f"them out, or take --to {' or '.join(MERGED)}",
     )
     target = Path(output) if output else RunFolder(run).export / to
     require_empty(target)
@@ -178,6 +184,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _tell(result: ExportResult) -> None:
     print(f"wrote {result.folder}")
+    print(f"it is {result.source}")
     for one in result.certificates:
         print(f"{one.file or one.format}: {one.describe()}")
     for remark in result.remarks:

@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 import warnings
+from pathlib import Path
 
 WARNINGS = (
     # Lightning, about choices that this package makes on purpose
@@ -59,10 +60,29 @@ def silence_known_notices() -> None:
     """Drop the notices listed here, by their text; everything else is still shown."""
     for pattern in WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
+    _tell_own_warnings_in_a_line()
     for name, patterns in MESSAGES.items():
         logging.getLogger(name).addFilter(_Known(re.compile("|".join(patterns))))
     tell = sys.unraisablehook
     sys.unraisablehook = lambda x: None if SECOND_DEATH.match(str(x.exc_value)) else tell(x)
+
+
+def _tell_own_warnings_in_a_line() -> None:
+    """Leave out of this package's own warnings where in the code they come from."""
+    in_full, package = warnings.formatwarning, Path(__file__).parents[1]
+
+    def format_warning(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if Path(filename).is_relative_to(package):
+            return f"warning: {message}\n"
+        return in_full(message, category, filename, lineno, line)
+
+    warnings.formatwarning = format_warning
 
 
 class _Known(logging.Filter):

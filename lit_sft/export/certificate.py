@@ -59,6 +59,11 @@ class Bound:
     kl_mean: float = KL_MEAN
     exact_match: float = 1 / LEAST_PROMPTS
 
+    def __post_init__(self) -> None:
+        equal, kl = self.equal_tokens, self.kl_mean
+        require(0 <= equal <= 1, f"--min_equal must be a share from 0 to 1, got {equal}")
+        require(kl >= 0, f"--max_kl must be 0 or more, got {kl}")
+
 
 @dataclass(frozen=True)
 class Certificate:

@@ -60,6 +60,8 @@ class ExportResult(NamedTuple):
     """What merging onto the base that was trained on gives, where the published one fell short."""
     remarks: Sequence[str] = ()
     """What is to be known of the files."""
+    source: str = ""
+    """Which checkpoint they are of, in words."""
 
     @property
     def shortfalls(self) -> list[str]:
@@ -118,7 +120,7 @@ def export_read_run(
             f"the export {str(output)!r} could not be written ({refusal}); nothing is left of it: "
             "make room, or name another folder with --output"
         ) from error
-    return ExportResult(output, certificates, other, remarks)
+    return ExportResult(output, certificates, other, remarks, run.described)
 
 
 def merge_adapter(

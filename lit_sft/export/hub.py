@@ -96,7 +96,7 @@ def upload(folder: Path, target: Target, message: str, say: Callable[[str], Any]
     except Exception as error:  # whatever it is, what is in the folder must outlive it
         raise UploadError(
             f"the {folder.name} did not reach {target.repo_id} ({_first_line(error)}). It is safe "
-            f"in {folder}; push it with: hf upload {target.repo_id} {folder}"
+            f"in {folder}; send it with: lit-sft push {folder} {target.repo_id}"
         ) from error
 
 

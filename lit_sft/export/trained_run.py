@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ from lit_sft.model.adapter import Lora
 from lit_sft.model.base_model import Quantization
 from lit_sft.model.device import compute_dtype
 from lit_sft.model.principal import double_rank, join_starts
-from lit_sft.run.best_checkpoint import find_best
-from lit_sft.run.checkpoint_io import AtomicCheckpointIO
+from lit_sft.run.chosen_checkpoint import read_checkpoint
 from lit_sft.run.folder import RunFolder
 from lit_sft.run.identity import read_run as read_identity
 from lit_sft.run.origin import read_options
@@ -34,6 +33,7 @@ class TrainedRun:
         folder: Of the run.
         options: As its `config.yaml` has them, or its script had.
         checkpoint: The file that was read.
+        described: Which that is, in words.
         step: Optimizer steps that it had taken.
         steps_taken: Of the run by now.
         best_by: The figure that these weights are the best by; None for any others.
@@ -49,6 +49,7 @@ class TrainedRun:
     folder: RunFolder
     options: Mapping[str, Any]
     checkpoint: Path
+    described: str
     step: int
     steps_taken: int
     best_by: str | None
@@ -72,17 +73,6 @@ class TrainedRun:
         return list(ids)
 
 
-class ReadCheckpoint(NamedTuple):
-    """A checkpoint of a run."""
-
-    path: Path
-    content: dict[str, Any]
-    steps_taken: int
-    """Of the run by now."""
-    best_by: str | None
-    """The figure that it is the best by; None for any other."""
-
-
 def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
     """Read one of a run's checkpoints; of the base, its config and its fingerprint.
 
@@ -99,7 +89,8 @@ def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
     """
     folder = RunFolder(run)
     require(folder.root.is_dir(), f"export: there is no run folder {str(run)!r}")
-    path, loaded, steps_taken, best_by = read_checkpoint(folder, checkpoint)
+    chosen = read_checkpoint(folder, checkpoint)
+    path, loaded = chosen.path, chosen.content
     options = read_options(folder, loaded)
     require(
         "model" in options and "data" in options,
@@ -134,46 +125,9 @@ def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
     stored = {x: identity[f"model.quantization.{x}"] for x in ("format", "double_quant")}
     quantization = Quantization(**stored)
     return TrainedRun(
-        folder, options, path, loaded["global_step"], steps_taken, best_by,
-        base, lora, quantization, dtype, weights, tokenizer, state,
+        folder, options, path, chosen.describe(), loaded["global_step"], chosen.steps_taken,
+        chosen.best_by, base, lora, quantization, dtype, weights, tokenizer, state,
     )  # fmt: skip
-
-
-def read_checkpoint(folder: RunFolder, wanted: str | None) -> ReadCheckpoint:
-    """Return the checkpoint that is asked for, and what it is the best by, if it is.
-
-    Args:
-        folder: Of the run.
-        wanted: As `read_run` has it.
-
-    Raises:
-        InputError: If there is none.
-    """
-    io, last, best = AtomicCheckpointIO(), folder.last_checkpoint, None
-    is_path = wanted not in (None, "best", "last")
-    path = Path(str(wanted)) if is_path else last
-    require(path.is_file() or not is_path, f"--checkpoint: there is no file {wanted!r}")
-    require(
-        path.is_file(),
-        f"export: the run {str(folder.root)!r} has saved no checkpoint yet; train it with "
-        f"lit-sft fit --config {folder.config}",
-    )
-    newest = io.load_checkpoint(last if last.is_file() else path)
-    require("run" in newest, f"export: {str(path)!r} is no checkpoint of this trainer's")
-    best = find_best(folder, newest.get("callbacks", {}), newest["global_step"])
-    require(
-        best is not None or wanted != "best",
-        f"--checkpoint best: {str(folder.root)!r} kept none; lightning.pytorch.callbacks."
-        "ModelCheckpoint with a monitor keeps one. Use --checkpoint last",
-    )
-    if best and wanted in (None, "best"):
-        path = best.path
-    is_best = best is not None and path.resolve() == best.path.resolve()
-    loaded = newest if path == last else io.load_checkpoint(path)
-    require("run" in loaded, f"export: {str(path)!r} is no checkpoint of this trainer's")
-    return ReadCheckpoint(
-        path, loaded, newest["global_step"], best.monitor if best and is_best else None
-    )
 
 
 def _read_lora(options: Mapping[str, Any], identity: Mapping[str, Any]) -> Lora | None:

@@ -122,7 +122,7 @@ def load_source(source: Source, accelerator: str = "auto") -> Trained:
         f"the adapter {source.adapter!r} has trained a row of token {max(tokens, default=0)}, and "
         f"{source.base!r} has {rows} tokens: it is not the base that it was trained on",
     )
-    tokenizer = load_tokenizer(source.adapter or source.base)
+    tokenizer = load_tokenizer(_place_tokenizer(source))
     device = find_device(accelerator)
     precision = choose_precision(describe_device(device))[0]
     if source.precision in ("32-true", "bf16-mixed") and describe_device(device).has_bf16:
@@ -134,6 +134,13 @@ def load_source(source: Source, accelerator: str = "auto") -> Trained:
     named: Any = model.generation_config
     stop_ids = find_stop_ids(tokenizer, model.config.get_text_config(), model.config, named)
     return Trained(model, tokenizer, stop_ids, dtype)
+
+
+def _place_tokenizer(source: Source) -> str:
+    """Return where the tokenizer is: of an adapter that PEFT saved by itself, with its base."""
+    own = source.adapter
+    has_none = own and is_local(own) and not (Path(own).expanduser() / "tokenizer.json").is_file()
+    return source.base if own is None or has_none else own
 
 
 def _read_lora(adapter: str) -> Lora:

@@ -107,4 +107,5 @@ def _kept(folder: RunFolder, monitor: str, state: Mapping[str, Any]) -> list[Bes
 
 def _last(folder: RunFolder, monitor: str, step: int) -> list[Best]:
     value = read_metrics(folder.metrics)[1].get(step, {}).get(monitor)
-    return [Best(folder.last_checkpoint, monitor, float(value))] if value else []
+    path = folder.last_checkpoint
+    return [Best(path, monitor, float(value))] if value and path.is_file() else []

@@ -70,6 +70,21 @@ def hold_folder(folder: Path, command: str = "fit") -> Iterator[None]:
         os.close(handle)
 
 
+def is_held(folder: RunFolder, command: str = "fit") -> bool:
+    """Return whether another process runs a command in a run's folder now, so far as is known."""
+    path = folder.lock(command)
+    if not path.is_file() or path.stat().st_size == 0 or _identify(path) in _held:
+        return False  # who holds it has written who it is; a killed one may have left that
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, LOCKED_BYTE)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    finally:
+        os.close(handle)
+    return False
+
+
 def _lock(handle: int, folder: Path, command: str) -> bool:
     """Return whether it is locked now: False where there are no locks, which is said."""
     try:

@@ -65,6 +65,30 @@ def test_a_pipe_has_each_line_answered_and_nothing_else(short_run):
     assert "<|" not in one.stdout
 
 
+def test_what_is_no_text_is_a_line_and_what_cannot_be_shown_is_a_mark(endless_run):
+    command = [sys.executable, "-m", "lit_sft", "chat", endless_run, "--max_new_tokens", "64"]
+    told = subprocess.run(
+        command, cwd=ROOT, input=b"Gr\xfc\xdfe\n", capture_output=True, check=False
+    )
+    assert told.returncode == 2
+    assert told.stderr.startswith(b"error: the text has bytes that are no utf-8")
+    shown = subprocess.run(
+        [*command, "--prompt", "x", "--temperature", "5"], cwd=ROOT, capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False,
+    )  # fmt: skip
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert b"?" in shown.stdout
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base(short_run, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(short_run / "adapter", folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).unlink()
+    source = find_trained(str(folder), "lit_sft/tiny")
+    assert load_source(source, "cpu").tokenizer.convert_tokens_to_ids("<|eot_id|>")
+
+
 def test_answers_are_those_of_generation_in_turns_with_a_system_message(short_run, capsys):
     trained, speaker = load(short_run, system="Be brief.")
     messages = [{"role": "system", "content": "Be brief."}]

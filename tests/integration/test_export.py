@@ -252,6 +252,49 @@ def test_a_run_that_was_cut_off_has_its_adapter_from_an_export(short_run, tmp_pa
     assert load_source(find_trained(str(exported)), "cpu").stop_ids
 
 
+def test_a_run_that_was_killed_before_its_last_checkpoint_gives_its_best(short_run, tmp_path):
+    cut_off = copy_of(short_run, tmp_path / "run")
+    cut_off.last_checkpoint.unlink()
+    for words in ([], ["--checkpoint", "best"]):
+        shutil.rmtree(cut_off.export, ignore_errors=True)
+        outcome = export(cut_off.root, "--to", "adapter", *words)
+        assert outcome.status == 0, outcome
+        assert "b-step=2.ckpt, after 2 steps, the best by val/loss" in outcome.stdout
+    line = refused(export(cut_off.root, "--to", "merged", "--checkpoint", "last"))
+    assert "has no last.ckpt; it has b-step=2.ckpt" in line
+
+
+def test_another_run_s_checkpoint_is_refused(short_run, tmp_path):
+    """Its weights would be told with the figures of this one."""
+    elsewhere, other = tmp_path / "kept.ckpt", tmp_path / "other.ckpt"
+    shutil.copy(short_run.last_checkpoint.with_name("b-step=2.ckpt"), elsewhere)
+    io = AtomicCheckpointIO()
+    content = io.load_checkpoint(elsewhere)
+    content["run"]["model.seed"] = 7
+    io.save_checkpoint(content, other)
+    words = (short_run.root, "--to", "adapter", "--output")
+    assert export(*words, tmp_path / "a", "--checkpoint", elsewhere).status == 0
+    line = refused(export(*words, tmp_path / "b", "--checkpoint", other))
+    assert "is of another run than" in line
+
+
+def test_a_run_that_goes_on_is_exported_and_it_is_said(short_run, tmp_path):
+    running = copy_of(short_run, tmp_path / "run")
+    command = "import sys; from pathlib import Path; from lit_sft.run.lock import hold_folder\n"
+    command += "with hold_folder(Path(sys.argv[1])): print('holds', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", command, running.root],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == b"holds\n"
+        outcome = export(running.root, "--to", "adapter", "--checkpoint", "last")
+        process.kill()
+    assert "last.ckpt, after 4 steps: the run is still training" in outcome.stdout
+    shutil.rmtree(running.export)  # what the killed one has written of itself is there
+    outcome = export(running.root, "--to", "adapter", "--checkpoint", "last")
+    assert outcome.stdout.endswith("last.ckpt, after 4 steps\n")
+
+
 def test_an_export_that_falls_short_ends_with_1_and_is_there_to_be_looked_at(short_run, tmp_path):
     words = ("--to", "merged", "--base", "original", "--max_kl", 1e-9, "--output", tmp_path / "m")
     outcome = export(short_run.root, *words)
@@ -289,7 +332,13 @@ def test_what_cannot_be_exported_is_a_line(short_run, tmp_path):
     new = ("--output", tmp_path / "new", "--to")
     for words, says in {
         (tmp_path / "nowhere", *new, "adapter"): "there is no run folder",
-        (tmp_path / "empty", *new, "adapter"): "has saved no checkpoint yet",
+        (tmp_path / "empty", *new, "adapter"): "is no run's folder",
+        (short_run.adapter, *new, "merged"): "is an adapter's folder; name that of its run",
+        (short_run.root, *new, "adapter", "--dtype", "float16"): "merges nothing; leave them out",
+        (short_run.root, *new, "vllm", "--dtype", "float16"): "merges nothing; leave them out",
+        (short_run.root, *new, "adapter", "--base", "original"): "merges nothing; leave them out",
+        (short_run.root, *new, "merged", "--min_equal", 1.5): "a share from 0 to 1, got 1.5",
+        (short_run.root, *new, "merged", "--max_kl", "nan"): "--max_kl must be 0 or more, got nan",
         (unsaved.root, *new, "adapter"): "has saved no checkpoint yet; train it with lit-sft fit",
         (short_run.root, "--to", "adapter", "--output", tmp_path / "full"): "holds something",
         (short_run.root, *new, "adapter", "--checkpoint", "x.ckpt"): "there is no file 'x.ckpt'",

@@ -180,7 +180,7 @@ def test_failed_upload_keeps_the_adapter_and_says_what_to_do(
     folder, outcome = failed[repository]
     assert outcome.status == 1
     assert outcome.stderr.count("the upload failed") == retries, "a refusal is not worth a retry"
-    assert f"hf upload {repository} {folder / 'adapter'}" in outcome.stderr
+    assert f"lit-sft push {folder / 'adapter'} {repository}" in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert f"wrote {folder / 'adapter'}" in outcome.stdout
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), folder / "adapter")

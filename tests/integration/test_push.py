@@ -139,4 +139,4 @@ def test_what_cannot_be_pushed_is_a_line(hub, tested_run, tmp_path):
     }.items():
         assert says in refused(push(hub, tmp_path, *arguments))
     line = refused(push(hub, tmp_path, tested_run, "me/broken", "--retries", "1"), status=1)
-    assert f"hf upload me/broken {tested_run / 'adapter'}" in line
+    assert f"lit-sft push {tested_run / 'adapter'} me/broken" in line

@@ -68,7 +68,7 @@ def make_run(tiny_tokenizer, tmp_path):
         loaded = load_tokenizer(str(folder))
         base = open_base(str(folder))
         return TrainedRun(
-            RunFolder(tmp_path / "run"), options, Path("x"), 1, 1, None,
+            RunFolder(tmp_path / "run"), options, Path("x"), "x", 1, 1, None,
             base, lora, quantization, dtype, weights, loaded, state,
         )  # fmt: skip
 

@@ -60,7 +60,21 @@ def test_a_new_folder_holds_nothing_of_the_old_one(tmp_path):
         with replace_folder(path) as staged:
             (staged / name).write_text("")
     assert [file.name for file in path.iterdir()] == ["b"]
-    assert path.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize(
+    ("umask", "folder", "file"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600)]
+)
+def test_who_may_read_it_is_for_the_umask_to_say(tmp_path, umask, folder, file):
+    """A library may write a file for its owner alone."""
+    path, before = tmp_path / "folder", os.umask(umask)
+    try:
+        with replace_folder(path) as staged:
+            (staged / "weights").touch(0o600)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == folder
+    assert (path / "weights").stat().st_mode & 0o777 == file
 
 
 KILLED = """
