@@ -72,6 +72,11 @@ def require_known_layers(base: BaseFiles, weights: AdapterWeights) -> None:
     ]
     unlike += [layer for layer in weights.rows if layer not in known]
     unlike += [
+        layer
+        for layer, magnitude in weights.magnitudes.items()
+        if layer not in weights.pairs or known.get(layer, ())[:1] != magnitude.shape
+    ]
+    unlike += [
         name
         for name, tensor in weights.whole.items()
         if name not in base.shards or base.shape(name) != tuple(tensor.shape)

@@ -217,7 +217,8 @@ def fingerprint_base(model: nn.Module) -> str:
     what became of it by a LoRA on its attention layers, are taken for the same.
 
     Args:
-        model: With or without an adapter, which changes nothing: what is read is frozen.
+        model: As it was loaded, or with LoRA and token rows, which change nothing of what is read;
+            DoRA's magnitudes, and embeddings or norms that are trained, would.
     """
     digest = hashlib.sha256()
     embedding = find_frozen_layer(model.get_input_embeddings())  # type: ignore[operator]

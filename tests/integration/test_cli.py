@@ -186,6 +186,9 @@ def test_the_recipe_is_the_recipe():
         "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
         "use_rslora": False,
         "loraplus_lr_ratio": 1.0,
+        "use_dora": False,
+        "init_weights": "default",
+        "modules_to_save": [],
     }
     assert (model["optimizer"], model["learning_rate"]) == ("paged_adamw_32bit", 1e-4)
     assert (data["batch_size"], data["accumulate_grad_batches"]) == (4, 4)

@@ -383,10 +383,10 @@ def test_a_checkpoint_of_more_than_lora_is_a_line(short_run, tmp_path):
     for path in changed.last_checkpoint.parent.glob("*.ckpt"):
         saved = AtomicCheckpointIO().load_checkpoint(path)
         layer = "_model.base_model.model.model.layers.0.self_attn.q_proj"
-        saved["state_dict"][f"{layer}.lora_magnitude_vector.default.weight"] = torch.ones(4)
+        saved["state_dict"][f"{layer}.lora_C.default.weight"] = torch.ones(4)
         AtomicCheckpointIO().save_checkpoint(saved, path)
     line = refused(export(changed.root, "--to", "merged"))
-    assert "lora_magnitude_vector.default.weight', which is no part of plain LoRA (DoRA and" in line
+    assert "q_proj.lora_C.default.weight', which is no part of LoRA or DoRA; merge it with" in line
     damaged = changed.last_checkpoint
     damaged.write_bytes(damaged.read_bytes()[:-100])
     assert "is damaged" in refused(export(changed.root, "--to", "adapter"))

@@ -35,3 +35,15 @@ def test_a_layer_that_the_base_stores_otherwise_is_named(tiny_base):
     for wrong in ({name: (torch.ones(2, 8), torch.ones(64, 2))}, {"x": (torch.ones(2, 64),) * 2}):
         with pytest.raises(InputError, match="no plain weight for 1 layers of the adapter"):
             require_known_layers(base, AdapterWeights(2, 4, wrong))
+    pairs = {name: (torch.ones(2, 64), torch.ones(64, 2))}
+    for others in (
+        {"magnitudes": {name: torch.ones(8)}},
+        {"magnitudes": {"x": torch.ones(64)}},
+        {"whole": {"lm_head.weight": torch.ones(3, 64)}},  # tied to the embedding
+        {"whole": {"model.norm.weight": torch.ones(3)}},
+    ):
+        with pytest.raises(InputError, match="no plain weight for 1 layers of the adapter"):
+            require_known_layers(base, AdapterWeights(2, 4, pairs, **others))
+    require_known_layers(
+        base, AdapterWeights(2, 4, {}, whole={"model.norm.weight": torch.ones(64)})
+    )
