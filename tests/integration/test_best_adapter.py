@@ -12,6 +12,7 @@ from lit_sft.errors import InputError
 from lit_sft.run.best_checkpoint import best_of_folder, choose_best
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 from lit_sft.run.folder import RunFolder
+from lit_sft.run.metrics_file import read_metrics
 
 ROWS = 4
 RIGHT = (0, 1, 3, 2, 2, 2, 2)
@@ -140,4 +141,7 @@ def test_the_lowest_is_the_best_of_a_loss(tiny_base, tmp_path):
     train(tiny_base, tmp_path, [graded(), keep], max_steps=4)
     best = best_of_folder(RunFolder(tmp_path))
     assert best.monitor == "val/unfinished"
-    assert best.path.name == "best-step=2.ckpt"  # all are unfinished: the first is kept
+    _, rows = read_metrics(RunFolder(tmp_path).metrics)
+    unfinished = {step: float(rows[step]["val/unfinished"]) for step in (2, 4)}
+    lowest = min(unfinished, key=unfinished.get)  # of equal ones, the first is kept
+    assert (best.path.name, best.value) == (f"best-step={lowest}.ckpt", unfinished[lowest])

