@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lit_sft.data.batching import pack_batch, pad_batch
-from lit_sft.model.adapter import attach_lora
-from lit_sft.model.base_model import outline
+from lit_sft.model.adapter import Lora, attach_lora
 from lit_sft.model.fast.kernels import make_fast
 from lit_sft.types import Batch, Example
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-    from lit_sft.model.module import SFTModule
 
 
 class Weightless:
@@ -25,22 +23,27 @@ class Weightless:
     Operations on them take the ways of that device, and no memory.
 
     Args:
-        module: Whose options say what is trained.
+        base: As `outline` returns it; it is changed.
+        lora: The shape of the adapter.
         token_rows: Rows of the embedding that are trained as well.
         dtype: What the base is computed in.
         device: Where it would be.
     """
 
     def __init__(
-        self, module: "SFTModule", token_rows: int, dtype: torch.dtype, device: torch.device
+        self,
+        base: PreTrainedModel,
+        lora: Lora,
+        token_rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.device, self.mode = device, make_mode()
-        base = outline(module.base_model, module.base_config)
         base.requires_grad_(False)
         base.config.use_cache = False
         for parameter in base.parameters():
             parameter.data = parameter.data.to(dtype)
-        self.model: PeftModel = attach_lora(base, module.lora, range(token_rows))
+        self.model: PeftModel = attach_lora(base, lora, range(token_rows))
         self._replace_tensors()
         with self.mode:
             make_fast(self.model)

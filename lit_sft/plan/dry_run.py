@@ -1,0 +1,44 @@
+"""`lit-sft fit --dry_run`: tell what a run will take, and leave nothing behind."""
+
+import lightning.pytorch as pl
+
+from lit_sft.callbacks.generation_eval import GenerationEval
+from lit_sft.data.datamodule import SFTDataModule
+from lit_sft.model.module import SFTModule
+from lit_sft.plan.estimate import make_plan
+from lit_sft.plan.plan_text import describe_plan
+
+
+def tell_plan(
+    trainer: pl.Trainer, module: SFTModule, data: SFTDataModule, measured: bool = False
+) -> None:
+    """Print what a run would take in memory and in time.
+
+    Args:
+        trainer: As it would fit.
+        module: What it would fit.
+        data: On what.
+        measured: Whether the weights are loaded, and three steps taken of the longest rows.
+
+    Raises:
+        InputError: As the run would, before its weights are loaded.
+    """
+    attach(trainer, module, data)
+    plan = make_plan(trainer, module, data)
+    print(describe_plan(plan), flush=True)
+
+
+def attach(trainer: pl.Trainer, module: SFTModule, data: SFTDataModule) -> None:
+    """Introduce the three as `Trainer.fit` does, load the rows, and see what is wrong with them.
+
+    Callbacks that reach the Hub, and loggers, are not asked.
+    """
+    trainer.strategy.connect(module)
+    module.trainer = data.trainer = trainer
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    data.prepare_data()
+    data.setup("fit")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GenerationEval):
+            callback.setup(trainer, module, "fit")
+    module.setup("fit")

@@ -1,0 +1,307 @@
+"""What a run will take, worked out from shapes, the lengths of rows, and timed operations."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+
+from lit_sft.callbacks.generation_eval import GenerationEval
+from lit_sft.callbacks.gradient_checkpointing import GradientCheckpointing, count_pass_tokens
+from lit_sft.data.datamodule import SFTDataModule
+from lit_sft.data.prompts import find_chat_tokens
+from lit_sft.model.answering import count_cached_tokens
+from lit_sft.model.base_model import outline
+from lit_sft.model.device import compute_dtype
+from lit_sft.model.fast.memory import (
+    PROBED_TOKENS,
+    count_kept_bytes,
+    decide_cache,
+    find_layers,
+    free_memory_bytes,
+    recompute_layers,
+)
+from lit_sft.model.loss import decode
+from lit_sft.model.module import SFTModule
+from lit_sft.model.pace import choose_tokens
+from lit_sft.plan.memory_plan import MemoryPlan, count_batch_rows, measure_process
+from lit_sft.plan.operations import Operation, time_operations
+from lit_sft.plan.stored_bytes import (
+    StoredBase,
+    count_cache_bytes,
+    count_head_bytes,
+    count_state_bytes,
+    count_trained,
+    measure_base,
+)
+from lit_sft.plan.time_plan import (
+    Pass,
+    Reading,
+    note_pass,
+    time_dequantising,
+    time_head,
+    time_reading,
+    time_update,
+)
+from lit_sft.plan.weightless import Weightless
+from lit_sft.plan.workload import (
+    Answers,
+    Training,
+    Validations,
+    plan_answers,
+    plan_training,
+    plan_validations,
+)
+
+
+class Seconds(NamedTuple):
+    """Of the parts of a run, on this device."""
+
+    step: float
+    validation: float
+    readings: list[Reading]
+    """Of the first batch of answers of each `GenerationEval`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take."""
+
+    device: torch.device
+    dtype: torch.dtype
+    training: Training
+    validations: Validations
+    answers: list[Answers]
+    batch_rows: list[int]
+    """Of the first batch of each of `answers`."""
+    memory: MemoryPlan
+    layers: int
+    recomputed: int
+    """Layers that compute their forward again."""
+    token_rows: int
+    """Rows of the embedding that may be trained."""
+    flops: float
+    """Of an optimizer step, in its matrix products and its attention."""
+    seconds: Seconds
+
+    @property
+    def answer_seconds(self) -> float:
+        """Of all evaluations: the base answers to the limit, later ones as the rows do."""
+        total = 0.0
+        for answers, rows, reading in zip(
+            self.answers, self.batch_rows, self.seconds.readings, strict=True
+        ):
+            tokens = answers.max_new_tokens + (answers.count - 1) * answers.references
+            batch = answers.count * reading.seconds + tokens * reading.token_seconds
+            total += batch * len(answers.prompts) / rows
+        return total
+
+    @property
+    def job_seconds(self) -> float:
+        """Of all steps and evaluations; the start of the command is not in it."""
+        losses = self.validations.count * self.seconds.validation
+        return self.training.steps * self.seconds.step + losses + self.answer_seconds
+
+
+class Job(NamedTuple):
+    """What is to be planned, and on what."""
+
+    trainer: pl.Trainer
+    module: SFTModule
+    data: SFTDataModule
+    device: torch.device
+    dtype: torch.dtype
+    base: StoredBase
+    cached: int
+    """Bytes of the 4-bit weights, dequantised for good; 0 without."""
+    free: float
+    """Bytes that the device has left, once the base is there."""
+    weightless: Weightless
+
+    @property
+    def config(self) -> Any:
+        """Of the text model."""
+        return self.module.base_config.get_text_config()
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows lie end to end."""
+        return self.data.batching == "padding_free"
+
+    def autocast(self) -> Any:
+        """Return a new context of the run's precision."""
+        return self.trainer.precision_plugin.forward_context()
+
+
+def make_plan(trainer: pl.Trainer, module: SFTModule, data: SFTDataModule) -> Plan:
+    """Work out what a run will take; no weights are read.
+
+    Args:
+        trainer: As it would fit, with what it would fit attached.
+        module: Likewise.
+        data: With its splits loaded.
+
+    Raises:
+        InputError: As the run would, before its weights are loaded.
+    """
+    process = measure_process(trainer.strategy.root_device)
+    tokens = find_token_rows(module, data)
+    job = _outline(trainer, module, data, tokens)
+    per_token = _count_kept(job)
+    layers = len(find_layers(job.weightless.model))
+    if job.device.type == "cuda" and data.leaves_passes_open:
+        data.widen_passes(choose_tokens(data, per_token, layers, job.free))
+    recomputed = _count_recomputed(job, layers, per_token)
+    if recomputed:
+        recompute_layers(job.weightless.model, recomputed)
+    training = plan_training(data, trainer)
+    evaluations = _find_evaluations(trainer)
+    answers = [plan_answers(x, data, module.max_new_tokens, training) for x in evaluations]
+    rows = [_count_rows(job, *pair) for pair in zip(evaluations, answers, strict=True)]
+    validations = plan_validations(data, trainer, training)
+    passes = [note_pass(job.weightless, x, job.packed, job.autocast()) for x in training.typical]
+    seconds = _time_parts(job, training, validations, passes, list(zip(answers, rows, strict=True)))
+    return Plan(
+        job.device,
+        job.dtype,
+        training,
+        validations,
+        answers,
+        rows,
+        _add_up(job, process, training, answers, rows, seconds.readings),
+        layers,
+        recomputed,
+        tokens,
+        _count_flops(job, training, passes),
+        seconds,
+    )
+
+
+def find_token_rows(module: SFTModule, data: SFTDataModule) -> int:
+    """Return how many rows of the embedding may be trained; `auto` may find fewer untrained."""
+    if isinstance(module.trainable_tokens, list):
+        return len(module.trainable_tokens)
+    return 0 if module.trainable_tokens == "none" else len(set(find_chat_tokens(data.tokenizer)))
+
+
+def _outline(
+    trainer: pl.Trainer, module: SFTModule, data: SFTDataModule, tokens: int
+) -> Job:
+    device, dtype = trainer.strategy.root_device, compute_dtype(str(trainer.precision))
+    layers = outline(module.base_model, module.base_config)
+    base = measure_base(layers, module.quantization, dtype)
+    free, cached = free_memory_bytes(device), base.quantized * dtype.itemsize
+    packed = base.codes + base.scales
+    if not decide_cache(module.quantization.weight_cache, cached, dtype, device, free - packed):
+        cached = 0
+    free -= (cached or packed) + base.embeddings + base.others
+    weightless = Weightless(layers, module.lora, tokens, dtype, device)
+    return Job(trainer, module, data, device, dtype, base, cached, free, weightless)
+
+
+def _count_kept(job: Job) -> float:
+    """Return what `count_bytes_per_token` finds in the loaded model, but for its head."""
+    model, mode = job.weightless.model, job.weightless.mode
+    batch = job.weightless.make_batch([PROBED_TOKENS], job.packed)
+    with mode, job.autocast():
+        kept = count_kept_bytes(model, partial(decode, model, batch))
+    return kept / PROBED_TOKENS / len(find_layers(model))
+
+
+def _count_recomputed(job: Job, layers: int, per_token: float) -> int:
+    callbacks: list[pl.Callback] = job.trainer.callbacks  # type: ignore[attr-defined]
+    chosen = [x for x in callbacks if isinstance(x, GradientCheckpointing)]
+    kept = per_token * count_pass_tokens(job.data)
+    return max((x.count(layers, kept, job.free) for x in chosen), default=0)
+
+
+def _find_evaluations(trainer: pl.Trainer) -> list[GenerationEval]:
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [x for x in callbacks if isinstance(x, GenerationEval)]
+
+
+def _count_rows(job: Job, evaluation: GenerationEval, answers: Answers) -> int:
+    most = evaluation.max_batch_tokens
+    if most == "auto":
+        most = count_cached_tokens(job.config, job.device)
+    return count_batch_rows(answers.prompts, answers.max_new_tokens, most)
+
+
+def _time_parts(
+    job: Job,
+    training: Training,
+    validations: Validations,
+    passes: list[Pass],
+    batches: list[tuple[Answers, int]],
+) -> Seconds:
+    known: dict[Operation, float] = {}
+    device, config = job.device, job.config
+    tokens = sum(map(sum, training.typical))
+    whole, forward = (
+        sum(time_operations(counts, device, known) for counts in part) / tokens
+        for part in ([x.whole.counts for x in passes], [x.forward.counts for x in passes])
+    )
+    head = time_head(training.supervised, config.hidden_size, config.vocab_size, job.dtype, device)
+    head /= max(1.0, training.supervised)
+    again = 0.0
+    if job.base.quantized and not job.cached:
+        again = time_dequantising(job.base.quantized, job.dtype, device) * len(passes)
+    share = 2 + _share_recomputed(job)
+    update = time_update(job.module.optimizer_name, count_trained(job.weightless.model), device)
+    return Seconds(
+        whole * training.tokens + head * training.supervised + again * share + update,
+        forward * validations.tokens + head * validations.supervised,
+        [
+            time_reading(
+                *(job.weightless, config, answers.prompts[:rows], answers.max_new_tokens),
+                *(job.autocast, job.dtype, known),
+            )
+            for answers, rows in batches
+        ],
+    )
+
+
+def _share_recomputed(job: Job) -> float:
+    layers = find_layers(job.weightless.model)
+    return sum(layer.gradient_checkpointing for layer in layers) / max(1, len(layers))
+
+
+def _count_flops(job: Job, training: Training, passes: list[Pass]) -> float:
+    tokens = sum(map(sum, training.typical))
+    of_layers = sum(x.whole.flops for x in passes) / tokens * training.tokens
+    return of_layers + 4 * training.supervised * job.config.hidden_size * job.config.vocab_size
+
+
+def _add_up(
+    job: Job,
+    process: int,
+    training: Training,
+    answers: list[Answers],
+    rows: list[int],
+    readings: list[Reading],
+) -> MemoryPlan:
+    largest = note_pass(job.weightless, training.largest, job.packed, job.autocast())
+    config, trained = job.config, count_trained(job.weightless.model)
+    name = job.module.optimizer_name
+    caches = [
+        count_cache_bytes(config, count, x.prompts[0] + x.max_new_tokens, job.dtype)
+        for x, count in zip(answers, rows, strict=True)
+    ]
+    share = training.supervised / training.tokens
+    states = int(sum(training.largest) * share)
+    head = count_head_bytes(states, config.hidden_size, config.vocab_size, job.dtype, job.device)
+    return MemoryPlan(
+        process=process,
+        base=job.base,
+        cached=job.cached,
+        trained=4 * trained,
+        gradients=4 * trained,
+        states=count_state_bytes(name, trained),
+        paged=name.startswith("paged") and job.device.type == "cuda",
+        activations=largest.whole.peak_bytes,
+        kept=largest.forward.live_bytes,
+        head=head,
+        cache=max(caches, default=0),
+        answering=max((x.bytes for x in readings), default=0),
+    )

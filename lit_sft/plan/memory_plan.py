@@ -1,0 +1,71 @@
+"""The peak of memory of a run, by part, before its weights are loaded."""
+
+from typing import NamedTuple
+
+import psutil
+import torch
+
+from lit_sft.plan.stored_bytes import StoredBase
+
+
+class MemoryPlan(NamedTuple):
+    """Bytes by part. What is trained stands beside the base for all of the run."""
+
+    process: int
+    """On a CPU, what the process takes with its libraries and the rows."""
+    base: StoredBase
+    cached: int
+    """The 4-bit weights, dequantised for good; codes and scales are gone then. 0 without."""
+    trained: int
+    """Of the adapter and the trained rows, in float32."""
+    gradients: int
+    states: int
+    """Of the optimizer."""
+    paged: bool
+    """Whether these lie in pages that need not be on the device."""
+    activations: int
+    """Of the pass with the most tokens: what its layers hold at their peak."""
+    kept: int
+    """What they keep of it for the backward pass."""
+    head: int
+    """Of the loss of that pass, beside what its layers keep."""
+    cache: int
+    """Keys and values of the largest batch of answers."""
+    answering: int
+    """What reading its prompts takes besides."""
+
+    @property
+    def weights(self) -> int:
+        """Of the base."""
+        packed = self.cached or self.base.codes + self.base.scales
+        return packed + self.base.embeddings + self.base.others
+
+    @property
+    def lasting(self) -> int:
+        """What is there all the time, from the first step on."""
+        states = 0 if self.paged else self.states
+        return self.process + self.weights + self.trained + self.gradients + states
+
+    @property
+    def peak(self) -> int:
+        """The most at once: in a step, or while the model answers."""
+        step = max(self.activations, self.kept + self.head)
+        return self.lasting + max(step, self.cache + self.answering)
+
+
+def measure_process(device: torch.device) -> int:
+    """Return the bytes of this process, which count on a CPU alone."""
+    return int(psutil.Process().memory_info().rss) if device.type == "cpu" else 0
+
+
+def count_batch_rows(prompts: list[int], max_new_tokens: int, max_batch_tokens: int) -> int:
+    """Return the rows of the first batch of answers, as `generate_greedy` cuts it.
+
+    Args:
+        prompts: Tokens of each, the longest first.
+        max_new_tokens: Of an answer.
+        max_batch_tokens: Of the batch.
+    """
+    if not prompts:
+        return 0
+    return min(len(prompts), max(1, max_batch_tokens // (prompts[0] + max_new_tokens)))
