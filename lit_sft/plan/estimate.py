@@ -254,8 +254,8 @@ def _time_parts(
         forward * validations.tokens + head * validations.supervised,
         [
             time_reading(
-                *(job.weightless, config, answers.prompts[:rows], answers.max_new_tokens),
-                *(job.autocast, job.dtype, known),
+                *(job.weightless, answers.prompts[:rows], answers.max_new_tokens),
+                *(job.autocast, known),
             )
             for answers, rows in batches
         ],

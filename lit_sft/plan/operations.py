@@ -20,8 +20,10 @@ from torch.utils.flop_counter import flop_registry
 
 FREE = ("detach", "_unsafe_view", "lift_fresh", "empty", "empty_like", "_conj", "alias")
 """Operations besides views that touch no contents."""
-TIMED_SECONDS = 0.01
-"""For how long an operation is repeated, at least once behind the first time."""
+TIMED_SECONDS, ROUNDS = 0.005, 3
+"""For how long an operation is repeated, and how often at the least, behind the first time."""
+LONG_SECONDS = 0.2
+"""What takes longer is timed once."""
 ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
 
@@ -120,7 +122,21 @@ def _note(
     elif function.overloadpacket in flop_registry:
         noted.flops += flop_registry[function.overloadpacket](*args, **kwargs, out_val=out)
     named = tuple((key, _strip(value)) for key, value in kwargs.items())
-    noted.counts[Operation(function, _strip(tuple(args)), named)] += 1
+    noted.counts[_fold(Operation(function, _strip(tuple(args)), named))] += 1
+
+
+def _fold(operation: Operation) -> Operation:
+    """Return many products with one matrix as one, which is what torch makes of them on a device.
+
+    Tensors without contents have other strides, by which it decides.
+    """
+    if operation.function is not torch.ops.aten.bmm.default or operation.args[1].stride[0]:
+        return operation
+    left, right = operation.args
+    count, rows, inner = left.size
+    folded = Shape((count * rows, inner), (inner, 1), left.dtype)
+    matrix = Shape(right.size[1:], right.stride[1:], right.dtype)
+    return Operation(torch.ops.aten.mm.default, (folded, matrix), ())
 
 
 def _count_attention(args: tuple[Any, ...], is_backward: bool) -> int:
@@ -170,7 +186,7 @@ def _time(operation: Operation, device: torch.device) -> float:
 
 
 def time_call(call: Callable[[], object], device: torch.device) -> float:
-    """Return how many seconds a call takes, the first time left out.
+    """Return how many seconds a call takes at the least: others may take the core in between.
 
     Args:
         call: What is timed.
@@ -179,14 +195,16 @@ def time_call(call: Callable[[], object], device: torch.device) -> float:
     with torch.no_grad():
         call()
         _wait_for(device)
-        started, times = time.perf_counter(), 0
-        while True:
+        rounds: list[float] = []
+        started = time.perf_counter()
+        while len(rounds) < ROUNDS or time.perf_counter() - started < TIMED_SECONDS:
+            begun = time.perf_counter()
             call()
-            times += 1
-            if device.type != "cuda" or times % 8 == 0:
-                _wait_for(device)
-                if (spent := time.perf_counter() - started) >= TIMED_SECONDS:
-                    return spent / times
+            _wait_for(device)
+            rounds.append(time.perf_counter() - begun)
+            if rounds[0] > LONG_SECONDS:
+                break
+    return min(rounds)
 
 
 def _wait_for(device: torch.device) -> None:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from lit_sft.evaluation.evaluating import evaluating
+from lit_sft.evaluation.generate import Past, find_likeliest, take_step
+from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.cross_entropy import ROWS_AT_ONCE, fused_cross_entropy
 from lit_sft.model.fast.embedding import TokenRows
 from lit_sft.model.loss import decode
@@ -16,8 +18,6 @@ from lit_sft.model.optim import build_optimizer, is_flat
 from lit_sft.plan.operations import Noted, Operation, noting, time_call, time_operations
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from lit_sft.plan.weightless import Weightless
 
 TIMED_STATES = 1024
@@ -112,65 +112,42 @@ def time_dequantising(weights: int, dtype: torch.dtype, device: torch.device, ki
 
 def time_reading(
     weightless: "Weightless",
-    config: "PretrainedConfig",
     prompts: Sequence[int],
     new_tokens: float,
     autocast: Callable[[], AbstractContextManager[Any]],
-    dtype: torch.dtype,
     known: dict[Operation, float],
 ) -> Reading:
     """Return what a batch of answers takes.
 
     Args:
         weightless: The model.
-        config: Of its text model.
         prompts: Tokens of each.
         new_tokens: Of an answer.
         autocast: Makes a context of the precision.
-        dtype: Of keys and values.
         known: Seconds of operations, as `time_operations` has it.
     """
     device, model = weightless.device, weightless.model
     rows, longest = len(prompts), max(prompts)
     timed = min(rows, max(1, PREFILL_TOKENS // longest))
-    noted = []
-    for shape in ([longest] * timed, [1] * rows):
-        batch = weightless.make_batch(shape, packed=False)
-        with evaluating(model), noting(model, weightless.mode) as one, autocast():
-            decode(model, batch)
-        noted.append(one)
-    read = time_operations(noted[0].counts, device, known) * rows / timed
-    step = time_operations(noted[1].counts, device, known)
-    step += _time_cached_attention(config, rows, int(longest + new_tokens / 2), dtype, device)
-    step += _time_logits(rows, config, dtype, device)
-    return Reading(read, step, int(noted[0].peak_bytes * rows / timed))
+    use_attention(model, packed=False)
+    with evaluating(model), autocast():
+        reading, _ = _note_step(weightless, timed, longest, {})
+        _, past = _note_step(weightless, rows, int(longest + new_tokens / 2), {})
+        going_on, _ = _note_step(weightless, rows, int(longest + new_tokens / 2) + 1, past)
+    return Reading(
+        time_operations(reading.counts, device, known) * rows / timed,
+        time_operations(going_on.counts, device, known),
+        int((reading.peak_bytes - reading.live_bytes) * rows / timed),
+    )
 
 
-def _time_cached_attention(
-    config: "PretrainedConfig", rows: int, seen: int, dtype: torch.dtype, device: torch.device
-) -> float:
-    """Return the seconds of all layers that append a token to their cache, and attend to it."""
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    own = getattr(config, "num_key_value_heads", None) or heads
-    timed = max(1, min(rows, 2**25 // (heads * seen * width)))
-    cached = torch.randn(timed, own, seen, width, dtype=dtype, device=device)
-    new, query = cached[:, :, :1], torch.randn(timed, heads, 1, width, dtype=dtype, device=device)
-    mask = torch.ones(timed, 1, 1, seen + 1, dtype=torch.bool, device=device)
-
-    def attend() -> None:
-        key, value = torch.cat([cached, new], 2), torch.cat([cached, new], 2)
-        key, value = (x.repeat_interleave(heads // own, 1) for x in (key, value))
-        scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-    return time_call(attend, device) * rows / timed * config.num_hidden_layers
-
-
-def _time_logits(
-    rows: int, config: "PretrainedConfig", dtype: torch.dtype, device: torch.device
-) -> float:
-    vocabulary = min(config.vocab_size, ROWS_AT_ONCE)
-    hidden = torch.randn(rows, config.hidden_size, dtype=dtype, device=device)
-    weight = torch.randn(vocabulary, config.hidden_size, dtype=dtype, device=device)
-    seconds = time_call(lambda: (hidden @ weight.T).float().argmax(-1), device)
-    return seconds * config.vocab_size / vocabulary
+def _note_step(weightless: "Weightless", rows: int, seen: int, past: Past) -> tuple[Noted, Past]:
+    """Note how rows are read, or with a past are gone on with by a token."""
+    tokens = 1 if past else seen
+    with weightless.mode:
+        made = partial(torch.ones, dtype=torch.int64, device=weightless.device)
+        ids, mask, positions = made(rows, tokens), made(rows, seen), made(rows, tokens)
+    with noting(weightless.model, weightless.mode) as noted:
+        logits, past = take_step(weightless.model, ids, mask, positions, past)
+        find_likeliest(logits)
+    return noted, past
