@@ -24,7 +24,7 @@ def tell_plan(
         InputError: As the run would, before its weights are loaded.
     """
     attach(trainer, module, data)
-    plan = make_plan(trainer, module, data)
+    plan = make_plan(trainer, module, data, measured)
     print(describe_plan(plan), flush=True)
 
 

@@ -25,6 +25,7 @@ from lit_sft.model.fast.memory import (
 from lit_sft.model.loss import decode
 from lit_sft.model.module import SFTModule
 from lit_sft.model.pace import choose_tokens
+from lit_sft.plan.kernel_memory import measure_kernels
 from lit_sft.plan.memory_plan import MemoryPlan, count_batch_rows, measure_process
 from lit_sft.plan.operations import Operation, time_operations
 from lit_sft.plan.stored_bytes import (
@@ -44,11 +45,13 @@ from lit_sft.plan.time_plan import (
     time_reading,
     time_update,
 )
+from lit_sft.plan.trial import Trial, take_trial
 from lit_sft.plan.weightless import Weightless
 from lit_sft.plan.workload import (
     Answers,
     Training,
     Validations,
+    count_places,
     plan_answers,
     plan_training,
     plan_validations,
@@ -84,6 +87,16 @@ class Plan:
     flops: float
     """Of an optimizer step, in its matrix products and its attention."""
     seconds: Seconds
+    trial: Trial | None
+    """What was measured."""
+
+    @property
+    def peak(self) -> int:
+        """The most bytes at once; what was measured goes on growing by kernels and answers."""
+        memory = self.memory
+        if self.trial is None:
+            return memory.peak
+        return self.trial.peak + memory.kernels + max(0, memory.answers - memory.step)
 
     @property
     def answer_seconds(self) -> float:
@@ -134,16 +147,19 @@ class Job(NamedTuple):
         return self.trainer.precision_plugin.forward_context()
 
 
-def make_plan(trainer: pl.Trainer, module: SFTModule, data: SFTDataModule) -> Plan:
-    """Work out what a run will take; no weights are read.
+def make_plan(
+    trainer: pl.Trainer, module: SFTModule, data: SFTDataModule, measured: bool = False
+) -> Plan:
+    """Work out what a run will take.
 
     Args:
         trainer: As it would fit, with what it would fit attached.
         module: Likewise.
         data: With its splits loaded.
+        measured: Whether weights are loaded, for three real steps; otherwise none are read.
 
     Raises:
-        InputError: As the run would, before its weights are loaded.
+        InputError: As the run would.
     """
     process = measure_process(trainer.strategy.root_device)
     tokens = find_token_rows(module, data)
@@ -161,20 +177,23 @@ def make_plan(trainer: pl.Trainer, module: SFTModule, data: SFTDataModule) -> Pl
     rows = [_count_rows(job, *pair) for pair in zip(evaluations, answers, strict=True)]
     validations = plan_validations(data, trainer, training)
     passes = [note_pass(job.weightless, x, job.packed, job.autocast()) for x in training.typical]
-    seconds = _time_parts(job, training, validations, passes, list(zip(answers, rows, strict=True)))
-    return Plan(
+    batches = list(zip(answers, rows, strict=True))
+    # First of all that computes: what others leave behind would hide how the process grows.
+    kernels = measure_kernels(
+        passes[0].whole.counts,
+        count_places(training.typical[0], data),
+        training.sizes,
         job.device,
-        job.dtype,
-        training,
-        validations,
-        answers,
-        rows,
-        _add_up(job, process, training, answers, rows, seconds.readings),
-        layers,
-        recomputed,
-        tokens,
-        _count_flops(job, training, passes),
-        seconds,
+    )
+    trial = take_trial(trainer, module, data, batches, training.steps) if measured else None
+    if trial:
+        seconds = _read_trial(trial, training, validations)
+    else:
+        seconds = _time_parts(job, training, validations, passes, batches)
+    memory = _add_up(job, process, kernels, training, batches, seconds)
+    return Plan(
+        *(job.device, job.dtype, training, validations, answers, rows, memory),
+        *(layers, recomputed, tokens, _count_flops(job, training, passes), seconds, trial),
     )
 
 
@@ -185,9 +204,7 @@ def find_token_rows(module: SFTModule, data: SFTDataModule) -> int:
     return 0 if module.trainable_tokens == "none" else len(set(find_chat_tokens(data.tokenizer)))
 
 
-def _outline(
-    trainer: pl.Trainer, module: SFTModule, data: SFTDataModule, tokens: int
-) -> Job:
+def _outline(trainer: pl.Trainer, module: SFTModule, data: SFTDataModule, tokens: int) -> Job:
     device, dtype = trainer.strategy.root_device, compute_dtype(str(trainer.precision))
     layers = outline(module.base_model, module.base_config)
     base = measure_base(layers, module.quantization, dtype)
@@ -262,6 +279,13 @@ def _time_parts(
     )
 
 
+def _read_trial(trial: Trial, training: Training, validations: Validations) -> Seconds:
+    of_loss = trial.loss_seconds / trial.tokens[-1]
+    return Seconds(
+        trial.token_seconds * training.tokens, of_loss * validations.tokens, trial.readings
+    )
+
+
 def _share_recomputed(job: Job) -> float:
     layers = find_layers(job.weightless.model)
     return sum(layer.gradient_checkpointing for layer in layers) / max(1, len(layers))
@@ -276,21 +300,19 @@ def _count_flops(job: Job, training: Training, passes: list[Pass]) -> float:
 def _add_up(
     job: Job,
     process: int,
+    kernels: int,
     training: Training,
-    answers: list[Answers],
-    rows: list[int],
-    readings: list[Reading],
+    batches: list[tuple[Answers, int]],
+    seconds: Seconds,
 ) -> MemoryPlan:
     largest = note_pass(job.weightless, training.largest, job.packed, job.autocast())
     config, trained = job.config, count_trained(job.weightless.model)
     name = job.module.optimizer_name
     caches = [
         count_cache_bytes(config, count, x.prompts[0] + x.max_new_tokens, job.dtype)
-        for x, count in zip(answers, rows, strict=True)
+        for x, count in batches
     ]
-    share = training.supervised / training.tokens
-    states = int(sum(training.largest) * share)
-    head = count_head_bytes(states, config.hidden_size, config.vocab_size, job.dtype, job.device)
+    states = int(sum(training.largest) * training.supervised / training.tokens)
     return MemoryPlan(
         process=process,
         base=job.base,
@@ -301,7 +323,8 @@ def _add_up(
         paged=name.startswith("paged") and job.device.type == "cuda",
         activations=largest.whole.peak_bytes,
         kept=largest.forward.live_bytes,
-        head=head,
+        head=count_head_bytes(states, config.hidden_size, config.vocab_size, job.dtype, job.device),
         cache=max(caches, default=0),
-        answering=max((x.bytes for x in readings), default=0),
+        answering=max((x.bytes for x in seconds.readings), default=0),
+        kernels=kernels,
     )

@@ -33,6 +33,8 @@ class MemoryPlan(NamedTuple):
     """Keys and values of the largest batch of answers."""
     answering: int
     """What reading its prompts takes besides."""
+    kernels: int
+    """Of a CPU, generated for each shape."""
 
     @property
     def weights(self) -> int:
@@ -44,13 +46,22 @@ class MemoryPlan(NamedTuple):
     def lasting(self) -> int:
         """What is there all the time, from the first step on."""
         states = 0 if self.paged else self.states
-        return self.process + self.weights + self.trained + self.gradients + states
+        return self.process + self.weights + self.trained + self.gradients + states + self.kernels
+
+    @property
+    def step(self) -> int:
+        """The most that a step holds besides."""
+        return max(self.activations, self.kept + self.head)
+
+    @property
+    def answers(self) -> int:
+        """The most that an evaluation holds besides."""
+        return self.cache + self.answering
 
     @property
     def peak(self) -> int:
         """The most at once: in a step, or while the model answers."""
-        step = max(self.activations, self.kept + self.head)
-        return self.lasting + max(step, self.cache + self.answering)
+        return self.lasting + max(self.step, self.answers)
 
 
 def measure_process(device: torch.device) -> int:

@@ -97,7 +97,9 @@ def make_listener(
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Listener(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             kwargs = kwargs or {}
             out = func(*args, **kwargs)
             note(func, args, kwargs, out)
@@ -140,7 +142,7 @@ def _fold(operation: Operation) -> Operation:
 
 
 def _count_attention(args: tuple[Any, ...], is_backward: bool) -> int:
-    """Return the operations of causal attention within a row: half of the pairs, 2 products or 5."""
+    """Return the operations of causal attention within a row: half of the pairs, 2 or 5 products."""
     query, key = args[1:3] if is_backward else args[:2]
     rows, heads, tokens, width = query.shape
     return (5 if is_backward else 2) * rows * heads * tokens * int(key.shape[2]) * width
@@ -179,6 +181,13 @@ def time_operations(
     return sum(known[operation] * count for operation, count in counts.items())
 
 
+def run_once(operation: Operation, device: torch.device) -> None:
+    """Run an operation with random contents."""
+    args = [_fill(value, device) for value in operation.args]
+    with torch.no_grad():
+        operation.function(*args, **{name: _fill(x, device) for name, x in operation.kwargs})
+
+
 def _time(operation: Operation, device: torch.device) -> float:
     args = [_fill(value, device) for value in operation.args]
     kwargs = {name: _fill(value, device) for name, value in operation.kwargs}
@@ -194,20 +203,29 @@ def time_call(call: Callable[[], object], device: torch.device) -> float:
     """
     with torch.no_grad():
         call()
-        _wait_for(device)
+        wait_for(device)
         rounds: list[float] = []
-        started = time.perf_counter()
-        while len(rounds) < ROUNDS or time.perf_counter() - started < TIMED_SECONDS:
-            begun = time.perf_counter()
+        while len(rounds) < ROUNDS or sum(rounds) < TIMED_SECONDS:
+            begun = read_clock(device)
             call()
-            _wait_for(device)
-            rounds.append(time.perf_counter() - begun)
+            rounds.append(read_clock(device) - begun)
             if rounds[0] > LONG_SECONDS:
                 break
     return min(rounds)
 
 
-def _wait_for(device: torch.device) -> None:
+def read_clock(device: torch.device) -> float:
+    """Return the seconds of a clock, behind all that a device was given to do.
+
+    Of a CPU that computes with one thread, it stands while others have the core.
+    """
+    wait_for(device)
+    is_alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time() if is_alone else time.perf_counter()
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -29,10 +29,11 @@ def _list_memory(plan: Plan) -> list[str]:
         ("head, at the end of a forward", memory.head),
         *[(f"keys and values of {rows} answers", memory.cache) for rows in plan.batch_rows[:1]],
         ("reading their prompts", memory.answering),
+        (f"kernels of passes of {training.sizes:,} sizes", memory.kernels),
     ]  # fmt: skip
     lines = [f"  {name:<66}{format_bytes(size):>10}" for name, size in parts if size]
     place = "the process" if plan.device.type == "cpu" else str(plan.device)
-    return [f"memory of {place}", *lines, f"  {'at the peak':<66}{format_bytes(memory.peak):>10}"]
+    return [f"memory of {place}", *lines, f"  {'at the peak':<66}{format_bytes(plan.peak):>10}"]
 
 
 def _list_left(plan: Plan) -> list[str]:

@@ -118,9 +118,7 @@ def count_head_bytes(
     return gradients + 2 * 4 * min(CHUNK_LOGITS, max(vocabulary, states * vocabulary))
 
 
-def count_cache_bytes(
-    config: PretrainedConfig, rows: int, tokens: int, dtype: torch.dtype
-) -> int:
+def count_cache_bytes(config: PretrainedConfig, rows: int, tokens: int, dtype: torch.dtype) -> int:
     """Return what the keys and values of a batch of answers take, in all layers.
 
     Args:

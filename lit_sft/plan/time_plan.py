@@ -1,4 +1,4 @@
-"""How long the parts of a run take on this device: its operations are timed, none of its weights."""
+"""How long the parts of a run take on this device, by its operations; no weights are read."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -71,7 +71,9 @@ def note_pass(
     return Pass(forward, whole)
 
 
-def time_head(states: float, width: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> float:
+def time_head(
+    states: float, width: int, vocabulary: int, dtype: torch.dtype, device: torch.device
+) -> float:
     """Return the seconds of loss and gradient of some hidden states, from a part of the head."""
     rows = min(vocabulary, ROWS_AT_ONCE)
     count = int(min(states, TIMED_STATES)) or 1

@@ -30,6 +30,8 @@ class Training(NamedTuple):
     """The lengths of the rows of each pass, in a step of about as many tokens."""
     largest: list[int]
     """The lengths of the rows of the pass with the most tokens, padding included."""
+    sizes: int
+    """How many numbers of tokens the passes have, padding included."""
 
 
 class Validations(NamedTuple):
@@ -72,6 +74,7 @@ def plan_training(data: SFTDataModule, trainer: pl.Trainer) -> Training:
     mean = sum(tokens) / len(tokens)
     passes = [cut_window([lengths[row] for row in window], data) for window in drawn]
     typical = min(range(len(drawn)), key=lambda window: abs(tokens[window] - mean))
+    places = {count_places(rows, data) for window in passes for rows in window}
     return Training(
         steps,
         per_epoch,
@@ -79,6 +82,7 @@ def plan_training(data: SFTDataModule, trainer: pl.Trainer) -> Training:
         sum(int(supervised[window].sum()) for window in drawn) / len(drawn),
         passes[typical],
         max((rows for window in passes for rows in window), key=lambda x: count_places(x, data)),
+        len(places),
     )
 
 

@@ -1,0 +1,176 @@
+"""Real steps of the longest rows, in memory: what a plan is measured by."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import psutil
+import torch
+
+from lit_sft.callbacks.gradient_checkpointing import GradientCheckpointing
+from lit_sft.data.datamodule import SFTDataModule
+from lit_sft.evaluation.decode import decode_batch
+from lit_sft.evaluation.evaluating import evaluating
+from lit_sft.evaluation.generate import generate_greedy
+from lit_sft.model.fast.attention import use_attention
+from lit_sft.model.figures import GIB, peak_memory_gib
+from lit_sft.model.module import SFTModule
+from lit_sft.model.pace import does_compiling_pay
+from lit_sft.plan.operations import read_clock
+from lit_sft.plan.time_plan import Reading
+from lit_sft.plan.workload import Answers, find_longest
+
+STEPS = 3
+NEW_TOKENS = 16
+"""Of the answers that are timed."""
+PROMPT_TOKENS = 2**12
+"""Of the prompts that are read at once; a batch may have more, and takes as much longer."""
+
+
+class Trial(NamedTuple):
+    """What a few steps took."""
+
+    tokens: list[int]
+    """Of each step."""
+    seconds: list[float]
+    """Of each."""
+    peak: int
+    """The most bytes that were held, from the loading of the weights on."""
+    held: int
+    """Bytes that are held between two steps."""
+    loss_seconds: float
+    """Of the loss alone, without gradients, of the last step's rows."""
+    readings: list[Reading]
+
+    @property
+    def token_seconds(self) -> float:
+        """Of a step, by its tokens; the first one also makes what the others find."""
+        return sum(self.seconds[1:] or self.seconds) / sum(self.tokens[1:] or self.tokens)
+
+
+def take_trial(
+    trainer: pl.Trainer,
+    module: SFTModule,
+    data: SFTDataModule,
+    batches: list[tuple[Answers, int]],
+    steps: int,
+) -> Trial:
+    """Load the weights, and take three optimizer steps of the longest rows.
+
+    Args:
+        trainer: Of the run; another one takes the steps, which has no folder and no loggers.
+        module: What is trained; it is not to be trained on.
+        data: With `train` loaded.
+        batches: The answers of each evaluation, and the rows of their first batch.
+        steps: Of the run, which decide whether compiled layers pay.
+    """
+    device = trainer.strategy.root_device
+    rows = data.batch_size * data.accumulate_grad_batches
+    data.train_on(find_longest(data.prepared["train"].encoded, STEPS * rows))
+    if module.speed.compile == "auto" and device.type == "cuda":
+        layers = module.base_config.get_text_config().num_hidden_layers
+        module.speed = replace(module.speed, compile=does_compiling_pay(layers, steps))
+    clock = _Clock(batches)
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    kept = [callback for callback in callbacks if isinstance(callback, GradientCheckpointing)]
+    reset_peak(device)
+    options: Any = {"precision": trainer.precision}
+    pl.Trainer(
+        accelerator=device.type,
+        devices=1,
+        max_steps=STEPS,
+        limit_val_batches=0,
+        callbacks=[*kept, clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        **options,
+    ).fit(module, datamodule=data)
+    return Trial(
+        clock.tokens, clock.seconds, clock.peak, clock.held, clock.loss_seconds, clock.readings
+    )
+
+
+class _Clock(pl.Callback):
+    """Times the steps, and what comes between them in a run."""
+
+    def __init__(self, batches: list[tuple[Answers, int]]) -> None:
+        self.batches = batches
+        self.tokens: list[int] = []
+        self.seconds: list[float] = []
+        self.readings: list[Reading] = []
+        self.peak = self.held = 0
+        self.loss_seconds = self._begun_at = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
+        self._begun_at = read_clock(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: SFTModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.seconds.append(read_clock(pl_module.device) - self._begun_at)
+        self.tokens.append(sum(part["num_tokens"] for part in batch))
+        self._window = batch
+        self._begun_at = read_clock(pl_module.device)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
+        device = pl_module.device
+        self.peak, self.held = int(peak_memory_gib(device) * GIB), count_held(device)
+        begun = read_clock(device)
+        with torch.no_grad():
+            pl_module.validation_step(self._window, 0)
+        self.loss_seconds = read_clock(device) - begun
+        pl_module.eval_loss.take("val/loss", [])
+        for answers, rows in self.batches:
+            self.readings.append(time_answers(trainer, pl_module, answers, rows))
+
+
+def time_answers(trainer: pl.Trainer, module: SFTModule, answers: Answers, rows: int) -> Reading:
+    """Time a part of a batch of answers, whose prompts are as long as those and half an answer.
+
+    Args:
+        trainer: In `fit`.
+        module: Likewise.
+        answers: What an evaluation generates.
+        rows: Of its first batch.
+    """
+    model, device = module.model, module.device
+    middle = answers.max_new_tokens // 2
+    lengths = [length + middle for length in answers.prompts[:rows]]
+    timed = max(1, min(rows, PROMPT_TOKENS // lengths[0]))
+    prompts = [[1] * length for length in lengths[:timed]]
+    generate = decode_batch if device.type == "cuda" else None
+    use_attention(model, packed=False)
+    seconds = []
+    with evaluating(model), trainer.precision_plugin.forward_context():
+        for tokens in (1, 1, 1 + NEW_TOKENS):  # the first makes what the others find
+            begun = read_clock(device)
+            most = timed * (lengths[0] + tokens)
+            generate_greedy(model, prompts, [], 0, tokens, most, generate)
+            seconds.append(read_clock(device) - begun)
+    _, read, whole = seconds
+    share = rows / timed
+    read_tokens = sum(answers.prompts[:rows]) / sum(lengths[:rows])
+    return Reading(read * share * read_tokens, max(0.0, whole - read) / NEW_TOKENS * share, 0)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let the peak of memory begin anew, where the system has a way."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not on Linux, or not allowed
+        return
+
+
+def count_held(device: torch.device) -> int:
+    """Return the bytes that are held now: the device's on CUDA, else the process's."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
