@@ -14,6 +14,7 @@ from lit_sft.data.prompts import find_chat_tokens
 from lit_sft.model.answering import count_cached_tokens
 from lit_sft.model.base_model import outline
 from lit_sft.model.device import compute_dtype
+from lit_sft.model.fast.cross_entropy import ROWS_AT_ONCE
 from lit_sft.model.fast.memory import (
     PROBED_TOKENS,
     count_kept_bytes,
@@ -39,6 +40,7 @@ from lit_sft.plan.stored_bytes import (
 from lit_sft.plan.time_plan import (
     Pass,
     Reading,
+    make_head,
     note_pass,
     time_dequantising,
     time_head,
@@ -99,21 +101,27 @@ class Plan:
         return self.trial.peak + memory.kernels + max(0, memory.answers - memory.step)
 
     @property
+    def first_tokens(self) -> list[float]:
+        """Of the base's own answers, on average: as measured, or up to their limit."""
+        limits: list[float] = [answers.max_new_tokens for answers in self.answers]
+        return self.trial.answer_tokens if self.trial else limits
+
+    @property
     def answer_seconds(self) -> float:
-        """Of all evaluations: the base answers to the limit, later ones as the rows do."""
+        """Of all evaluations; later answers are taken to be as long as those of the rows."""
         total = 0.0
-        for answers, rows, reading in zip(
-            self.answers, self.batch_rows, self.seconds.readings, strict=True
+        for answers, rows, reading, first in zip(
+            self.answers, self.batch_rows, self.seconds.readings, self.first_tokens, strict=True
         ):
-            tokens = answers.max_new_tokens + (answers.count - 1) * answers.references
-            batch = answers.count * reading.seconds + tokens * reading.token_seconds
+            tokens = first + (answers.times - 1) * answers.references
+            batch = answers.times * reading.seconds + tokens * reading.token_seconds
             total += batch * len(answers.prompts) / rows
         return total
 
     @property
     def job_seconds(self) -> float:
         """Of all steps and evaluations; the start of the command is not in it."""
-        losses = self.validations.count * self.seconds.validation
+        losses = self.validations.times * self.seconds.validation
         return self.training.steps * self.seconds.step + losses + self.answer_seconds
 
 
@@ -161,6 +169,8 @@ def make_plan(
     Raises:
         InputError: As the run would.
     """
+    import peft  # noqa: F401 (a part of the process that is measured)
+
     process = measure_process(trainer.strategy.root_device)
     tokens = find_token_rows(module, data)
     job = _outline(trainer, module, data, tokens)
@@ -179,12 +189,7 @@ def make_plan(
     passes = [note_pass(job.weightless, x, job.packed, job.autocast()) for x in training.typical]
     batches = list(zip(answers, rows, strict=True))
     # First of all that computes: what others leave behind would hide how the process grows.
-    kernels = measure_kernels(
-        passes[0].whole.counts,
-        count_places(training.typical[0], data),
-        training.sizes,
-        job.device,
-    )
+    kernels = _measure_kernels(job, training, passes[0])
     trial = take_trial(trainer, module, data, batches, training.steps) if measured else None
     if trial:
         seconds = _read_trial(trial, training, validations)
@@ -279,6 +284,19 @@ def _time_parts(
     )
 
 
+def _measure_kernels(job: Job, training: Training, one: Pass) -> int:
+    rows, width = min(job.config.vocab_size, ROWS_AT_ONCE), job.config.hidden_size
+    head = make_head(rows, width, job.dtype, job.device)
+    states = int(sum(training.typical[0]) * training.supervised / training.tokens)
+    return measure_kernels(
+        one.whole.counts,
+        count_places(training.typical[0], job.data),
+        training.sizes,
+        lambda less: head(max(1, states - less)),
+        job.device,
+    )
+
+
 def _read_trial(trial: Trial, training: Training, validations: Validations) -> Seconds:
     of_loss = trial.loss_seconds / trial.tokens[-1]
     return Seconds(
@@ -294,7 +312,8 @@ def _share_recomputed(job: Job) -> float:
 def _count_flops(job: Job, training: Training, passes: list[Pass]) -> float:
     tokens = sum(map(sum, training.typical))
     of_layers = sum(x.whole.flops for x in passes) / tokens * training.tokens
-    return of_layers + 4 * training.supervised * job.config.hidden_size * job.config.vocab_size
+    weights: int = job.config.hidden_size * job.config.vocab_size
+    return of_layers + 4 * training.supervised * weights
 
 
 def _add_up(

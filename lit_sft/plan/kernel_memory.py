@@ -1,11 +1,12 @@
 """What a CPU's kernels take: they are generated for each shape, and most of them kept.
 
 In bfloat16, on a CPU that has it, this is more than the activations of a small model: oneDNN keeps
-up to 1,024 kernels of matrix products (`ONEDNN_PRIMITIVE_CACHE_CAPACITY`). Passes of packed rows hardly ever have the same number of tokens twice.
+1,024 matrix products (`ONEDNN_PRIMITIVE_CACHE_CAPACITY`), and torch all those within attention, by
+which the head is computed, too. Passes of packed rows hardly ever have as many tokens as another.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import psutil
@@ -14,10 +15,10 @@ import torch
 from lit_sft.plan.operations import Operation, Shape, run_once
 
 CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-TRIED = 4
-"""Shapes that are tried, behind a first one."""
+TRIED, STRIDE = 8, 7
+"""Sizes that are tried behind a first one, and how far they are from each other, in tokens."""
 BEYOND = 1.25
-"""Sizes of passes from which on a process grows no more, by those that fill oneDNN's cache: 76 by 60
+"""Sizes of passes from which on products take no more, by those that fill oneDNN's cache: 76 by 60
 on an EPYC with AVX512-BF16. Some kernels are never given back."""
 PRODUCTS = ("mm", "addmm", "addmm_")
 
@@ -26,6 +27,7 @@ def measure_kernels(
     operations: Iterable[Operation],
     tokens: int,
     sizes: int,
+    head: Callable[[int], object],
     device: torch.device,
 ) -> int:
     """Return the bytes of the kernels that a run will have generated at its end.
@@ -34,25 +36,29 @@ def measure_kernels(
         operations: Of a pass.
         tokens: Of that pass.
         sizes: How many passes with other numbers of tokens there will be.
+        head: Computes the loss of a pass with so many tokens less.
         device: Only a CPU's kernels count.
     """
     if device.type != "cpu":
         return 0
     products = [x for x in operations if x.function.overloadpacket.__name__ in PRODUCTS]
     most = int(os.environ.get(CAPACITY, "1024")) / max(1, len(products)) * BEYOND
-    made = min(sizes, most) * _measure_growth(products, tokens)
-    return int(made)
+
+    def multiply(less: int) -> None:
+        for operation in products:
+            run_once(_resize(operation, tokens, tokens - less), device)
+
+    return int(min(sizes, most) * _measure_growth(multiply) + sizes * _measure_growth(head))
 
 
-def _measure_growth(operations: list[Operation], size: int) -> float:
-    """Return the bytes by which a process grows with each new size of some operations."""
-    before = 0
-    for step in range(TRIED + 1):
-        for operation in operations:
-            run_once(_resize(operation, size, size - 1 - step), torch.device("cpu"))
-        if step == 0:
-            before = psutil.Process().memory_info().rss
-    return max(0, psutil.Process().memory_info().rss - before) / TRIED
+def _measure_growth(compute: Callable[[int], object]) -> float:
+    """Return the bytes by which a process grows with each new size that it computes with."""
+    compute(1)
+    before: int = psutil.Process().memory_info().rss
+    for step in range(1, TRIED + 1):
+        compute(1 + STRIDE * step)
+    grown: int = psutil.Process().memory_info().rss - before
+    return max(0, grown) / TRIED
 
 
 def _resize(operation: Operation, size: int, other: int) -> Operation:

@@ -94,9 +94,11 @@ def make_listener(
     Args:
         note: Is given the operation, its arguments and what it has returned.
     """
-    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils import _python_dispatch
 
-    class Listener(TorchDispatchMode):
+    mode: Any = _python_dispatch.TorchDispatchMode
+
+    class Listener(mode):  # type: ignore[misc]
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
@@ -142,10 +144,12 @@ def _fold(operation: Operation) -> Operation:
 
 
 def _count_attention(args: tuple[Any, ...], is_backward: bool) -> int:
-    """Return the operations of causal attention within a row: half of the pairs, 2 or 5 products."""
+    """Return the operations of causal attention, half of all pairs: 2 products, or 5."""
     query, key = args[1:3] if is_backward else args[:2]
     rows, heads, tokens, width = query.shape
-    return (5 if is_backward else 2) * rows * heads * tokens * int(key.shape[2]) * width
+    pairs: int = rows * heads * tokens * key.shape[2]
+    flops: int = (5 if is_backward else 2) * pairs * width
+    return flops
 
 
 def _list_tensors(value: Any) -> Iterator[Tensor]:

@@ -50,17 +50,16 @@ def _list_time(plan: Plan) -> list[str]:
         f"{training.steps:,} steps of {training.tokens:,.0f} tokens, {seconds.step:.2f} s each "
         f"({plan.flops / 1e12:.2f} TFLOP, {plan.flops / 1e9 / seconds.step:,.0f} GFLOP/s)",
     ]
-    if plan.validations.count:
+    if plan.validations.times:
         lines.append(
-            f"{plan.validations.count} validations of {plan.validations.tokens:,} tokens, "
+            f"{plan.validations.times} validations of {plan.validations.tokens:,} tokens, "
             f"{seconds.validation:.1f} s each"
         )
-    for answers in plan.answers:
+    for answers, first in zip(plan.answers, plan.first_tokens, strict=True):
         lines.append(
-            f"{answers.count} evaluations of {len(answers.prompts)} answers: "
-            f"{format_seconds(plan.answer_seconds)}, if later answers are as long as those of "
-            f"the rows ({answers.references:.0f} tokens) and the first at the limit of "
-            f"{answers.max_new_tokens}"
+            f"{answers.times} evaluations of {len(answers.prompts)} answers, "
+            f"{format_seconds(plan.answer_seconds)}: {first:.0f} tokens each of the base, later "
+            f"{answers.references:.0f} as in the rows"
         )
     return ["time", *(f"  {line}" for line in lines),
             f"  in all {format_seconds(plan.job_seconds)}, behind the start"]  # fmt: skip

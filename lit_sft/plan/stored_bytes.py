@@ -55,7 +55,8 @@ def measure_base(
     names = find_quantized(layers, quantization)
     codes = scales = quantized = embeddings = others = 0
     left: dict[str, int] = defaultdict(int)
-    ends = {id(x.weight) for x in (layers.get_input_embeddings(), layers.get_output_embeddings())}
+    model: Any = layers
+    ends = {id(x.weight) for x in (model.get_input_embeddings(), model.get_output_embeddings())}
     for name, parameter in layers.named_parameters():  # tied ones come once
         count = parameter.numel()
         if name in names:

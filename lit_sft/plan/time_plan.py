@@ -64,7 +64,7 @@ def note_pass(
     with noting(model, weightless.mode) as whole, autocast:
         hidden = decode(model, batch)
         forward = Noted(whole.counts.copy(), whole.flops, whole.live_bytes, whole.peak_bytes)
-        hidden.backward(torch.ones_like(hidden))
+        torch.autograd.backward(hidden, torch.ones_like(hidden))
         del hidden
     for parameter in model.parameters():
         parameter.grad = None
@@ -75,14 +75,23 @@ def time_head(
     states: float, width: int, vocabulary: int, dtype: torch.dtype, device: torch.device
 ) -> float:
     """Return the seconds of loss and gradient of some hidden states, from a part of the head."""
-    rows = min(vocabulary, ROWS_AT_ONCE)
-    count = int(min(states, TIMED_STATES)) or 1
-    hidden = torch.randn(count, width, device=device, dtype=dtype)
-    weight = torch.randn(rows, width, device=device, dtype=dtype)
-    targets = torch.zeros(count, dtype=torch.int64, device=device)
+    rows, count = min(vocabulary, ROWS_AT_ONCE), int(min(states, TIMED_STATES)) or 1
+    head = make_head(rows, width, dtype, device)
+    return time_call(lambda: head(count), device) * states / count * vocabulary / rows
+
+
+def make_head(
+    vocabulary: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[int], object]:
+    """Return what computes the loss of so many random states, by a random head."""
+    weight = torch.randn(vocabulary, width, device=device, dtype=dtype)
     table = TokenRows(weight, (), weight[:0])
-    seconds = time_call(lambda: fused_cross_entropy(hidden, targets, table), device)
-    return seconds * states / count * vocabulary / rows
+
+    def compute(states: int) -> object:
+        hidden = torch.randn(states, width, device=device, dtype=dtype)
+        return fused_cross_entropy(hidden, hidden.new_zeros(states, dtype=torch.int64), table)
+
+    return compute
 
 
 def time_update(optimizer: str, elements: int, device: torch.device) -> float:
@@ -102,12 +111,12 @@ def time_update(optimizer: str, elements: int, device: torch.device) -> float:
     return time_call(update, device) * elements / part
 
 
-def time_dequantising(weights: int, dtype: torch.dtype, device: torch.device, kind: str) -> float:
-    """Return the seconds in which all 4-bit weights are dequantised once."""
+def time_dequantising(weights: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Return the seconds in which so many 4-bit weights are dequantised once."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     matrix = torch.randn(1024, 1024, dtype=dtype, device=device)
-    packed, state = quantize_4bit(matrix, quant_type=kind, compress_statistics=True)
+    packed, state = quantize_4bit(matrix, quant_type="nf4", compress_statistics=True)
     seconds = time_call(lambda: dequantize_4bit(packed, state), device)
     return seconds * weights / matrix.numel()
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-import psutil
 import torch
 
 from lit_sft.callbacks.gradient_checkpointing import GradientCheckpointing
@@ -24,8 +23,8 @@ from lit_sft.plan.workload import Answers, find_longest
 STEPS = 3
 NEW_TOKENS = 16
 """Of the answers that are timed."""
-PROMPT_TOKENS = 2**12
-"""Of the prompts that are read at once; a batch may have more, and takes as much longer."""
+READ_SECONDS = 1.5
+"""For which prompts are read at once; a whole batch may have more, and takes as much longer."""
 
 
 class Trial(NamedTuple):
@@ -37,11 +36,11 @@ class Trial(NamedTuple):
     """Of each."""
     peak: int
     """The most bytes that were held, from the loading of the weights on."""
-    held: int
-    """Bytes that are held between two steps."""
     loss_seconds: float
     """Of the loss alone, without gradients, of the last step's rows."""
     readings: list[Reading]
+    answer_tokens: list[float]
+    """Of the base's answers to some prompts, on average, for each of these."""
 
     @property
     def token_seconds(self) -> float:
@@ -91,7 +90,8 @@ def take_trial(
         **options,
     ).fit(module, datamodule=data)
     return Trial(
-        clock.tokens, clock.seconds, clock.peak, clock.held, clock.loss_seconds, clock.readings
+        *(clock.tokens, clock.seconds, clock.peak, clock.loss_seconds),
+        *(clock.readings, clock.answer_tokens),
     )
 
 
@@ -103,8 +103,8 @@ class _Clock(pl.Callback):
         self.tokens: list[int] = []
         self.seconds: list[float] = []
         self.readings: list[Reading] = []
-        self.peak = self.held = 0
-        self.loss_seconds = self._begun_at = 0.0
+        self.answer_tokens: list[float] = []
+        self.peak, self.loss_seconds, self._begun_at = 0, 0.0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         self._begun_at = read_clock(pl_module.device)
@@ -119,17 +119,22 @@ class _Clock(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         device = pl_module.device
-        self.peak, self.held = int(peak_memory_gib(device) * GIB), count_held(device)
+        self.peak = int(peak_memory_gib(device) * GIB)
         begun = read_clock(device)
         with torch.no_grad():
             pl_module.validation_step(self._window, 0)
         self.loss_seconds = read_clock(device) - begun
         pl_module.eval_loss.take("val/loss", [])
         for answers, rows in self.batches:
-            self.readings.append(time_answers(trainer, pl_module, answers, rows))
+            affordable = int(READ_SECONDS / self.loss_seconds * self.tokens[-1])
+            self.readings.append(time_answers(trainer, pl_module, answers, rows, affordable))
+            said = pl_module.generate(answers.sample, answers.max_new_tokens)
+            self.answer_tokens.append(sum(len(x.token_ids) + 1 for x in said) / len(said))
 
 
-def time_answers(trainer: pl.Trainer, module: SFTModule, answers: Answers, rows: int) -> Reading:
+def time_answers(
+    trainer: pl.Trainer, module: SFTModule, answers: Answers, rows: int, affordable: int
+) -> Reading:
     """Time a part of a batch of answers, whose prompts are as long as those and half an answer.
 
     Args:
@@ -137,11 +142,12 @@ def time_answers(trainer: pl.Trainer, module: SFTModule, answers: Answers, rows:
         module: Likewise.
         answers: What an evaluation generates.
         rows: Of its first batch.
+        affordable: Tokens of the prompts that are read at once.
     """
     model, device = module.model, module.device
     middle = answers.max_new_tokens // 2
     lengths = [length + middle for length in answers.prompts[:rows]]
-    timed = max(1, min(rows, PROMPT_TOKENS // lengths[0]))
+    timed = max(1, min(rows, affordable // lengths[0]))
     prompts = [[1] * length for length in lengths[:timed]]
     generate = decode_batch if device.type == "cuda" else None
     use_attention(model, packed=False)
@@ -167,10 +173,3 @@ def reset_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:  # not on Linux, or not allowed
         return
-
-
-def count_held(device: torch.device) -> int:
-    """Return the bytes that are held now: the device's on CUDA, else the process's."""
-    if device.type == "cuda":
-        return int(torch.cuda.memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)

@@ -17,6 +17,10 @@ SEEN_WINDOWS = 2000
 """Windows that are looked at, from the first on."""
 
 
+SAMPLED_PROMPTS = 8
+"""Of an evaluation, to see how long the base answers."""
+
+
 class Training(NamedTuple):
     """The optimizer steps of a rank."""
 
@@ -37,7 +41,7 @@ class Training(NamedTuple):
 class Validations(NamedTuple):
     """The losses of the held-out rows."""
 
-    count: int
+    times: int
     tokens: int
     """Of one, on a rank."""
     supervised: int
@@ -46,13 +50,15 @@ class Validations(NamedTuple):
 class Answers(NamedTuple):
     """What a `GenerationEval` generates in an evaluation, on a rank."""
 
-    count: int
+    times: int
     """Evaluations; the first is of the base as it is."""
     prompts: list[int]
     """Tokens of each, the longest first."""
     references: float
     """Tokens of an answer as the rows have them, on average."""
     max_new_tokens: int
+    sample: list[list[int]]
+    """The tokens of some prompts."""
 
 
 def plan_training(data: SFTDataModule, trainer: pl.Trainer) -> Training:
@@ -118,16 +124,17 @@ def plan_answers(
         training: Of the run.
     """
     every = evaluation.every_n_steps or training.steps_per_epoch
-    tokenizer = data.tokenizer
-    said = [str(prompt.messages[-1].get("content", "")) for prompt in evaluation.prompts]
+    tokenizer, prompts = data.tokenizer, evaluation.prompts
+    said = [str(prompt.messages[-1].get("content", "")) for prompt in prompts]
     limit = evaluation.max_new_tokens or max_new_tokens
     tokens = [min(len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1, limit)
               for text in said]  # fmt: skip
     return Answers(
         1 + -(-training.steps // every),
-        sorted((len(prompt.input_ids) for prompt in evaluation.prompts), reverse=True),
+        sorted((len(prompt.input_ids) for prompt in prompts), reverse=True),
         sum(tokens) / max(1, len(tokens)),
         limit,
+        [prompt.input_ids for prompt in prompts[:: -(-len(prompts) // SAMPLED_PROMPTS)]],
     )
 
 
