@@ -27,7 +27,12 @@ from lit_sft.model.loss import decode
 from lit_sft.model.module import SFTModule
 from lit_sft.model.pace import choose_tokens
 from lit_sft.plan.kernel_memory import measure_kernels
-from lit_sft.plan.memory_plan import MemoryPlan, count_batch_rows, measure_process
+from lit_sft.plan.memory_plan import (
+    MemoryPlan,
+    count_batch_rows,
+    measure_process,
+    repeat_history,
+)
 from lit_sft.plan.operations import Operation, time_operations
 from lit_sft.plan.stored_bytes import (
     StoredBase,
@@ -36,6 +41,7 @@ from lit_sft.plan.stored_bytes import (
     count_state_bytes,
     count_trained,
     measure_base,
+    read_stored_size,
 )
 from lit_sft.plan.time_plan import (
     Pass,
@@ -98,7 +104,7 @@ class Plan:
         memory = self.memory
         if self.trial is None:
             return memory.peak
-        return self.trial.peak + memory.kernels + max(0, memory.answers - memory.step)
+        return self.trial.peak + memory.kernels + memory.beside_step
 
     @property
     def first_tokens(self) -> list[float]:
@@ -189,13 +195,16 @@ def make_plan(
     passes = [note_pass(job.weightless, x, job.packed, job.autocast()) for x in training.typical]
     batches = list(zip(answers, rows, strict=True))
     # First of all that computes: what others leave behind would hide how the process grows.
+    largest = note_pass(job.weightless, training.largest, job.packed, job.autocast())
+    repeated = [x.whole.history for x in (largest, *passes)] * 2
+    held = repeat_history(repeated, job.device)
     kernels = _measure_kernels(job, training, passes[0])
     trial = take_trial(trainer, module, data, batches, training.steps) if measured else None
     if trial:
         seconds = _read_trial(trial, training, validations)
     else:
         seconds = _time_parts(job, training, validations, passes, batches)
-    memory = _add_up(job, process, kernels, training, batches, seconds)
+    memory = _add_up(job, process, training, batches, largest, held, kernels, seconds.readings)
     return Plan(
         *(job.device, job.dtype, training, validations, answers, rows, memory),
         *(layers, recomputed, tokens, _count_flops(job, training, passes), seconds, trial),
@@ -316,15 +325,23 @@ def _count_flops(job: Job, training: Training, passes: list[Pass]) -> float:
     return of_layers + 4 * training.supervised * weights
 
 
+def _count_pages(job: Job) -> int:
+    """Return what stays of the files of the weights, but for tensors that are used as they are."""
+    if job.device.type != "cpu":
+        return 0
+    return max(0, (read_stored_size(job.module.base_model) or 0) - job.base.embeddings)
+
+
 def _add_up(
     job: Job,
     process: int,
-    kernels: int,
     training: Training,
     batches: list[tuple[Answers, int]],
-    seconds: Seconds,
+    largest: Pass,
+    held: int,
+    kernels: int,
+    readings: list[Reading],
 ) -> MemoryPlan:
-    largest = note_pass(job.weightless, training.largest, job.packed, job.autocast())
     config, trained = job.config, count_trained(job.weightless.model)
     name = job.module.optimizer_name
     caches = [
@@ -341,9 +358,12 @@ def _add_up(
         states=count_state_bytes(name, trained),
         paged=name.startswith("paged") and job.device.type == "cuda",
         activations=largest.whole.peak_bytes,
+        pages=_count_pages(job),
         kept=largest.forward.live_bytes,
+        scattered=max(0, held - largest.whole.peak_bytes),
         head=count_head_bytes(states, config.hidden_size, config.vocab_size, job.dtype, job.device),
         cache=max(caches, default=0),
-        answering=max((x.bytes for x in seconds.readings), default=0),
+        answering=max((x.bytes for x in readings), default=0),
         kernels=kernels,
+        adds_up=job.device.type == "cpu",
     )

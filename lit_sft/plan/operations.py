@@ -54,6 +54,8 @@ class Noted:
     """Of all tensors that the pass has made and still holds."""
     peak_bytes: int = 0
     """The most that they had."""
+    history: list[tuple[int, int]] = field(default_factory=list)
+    """The number of a tensor and its bytes where it is made, and -1 where it is given back."""
     alive: dict[int, Any] = field(default_factory=dict)
 
     def hold(self, tensor: Tensor) -> None:
@@ -61,13 +63,16 @@ class Noted:
         storage = tensor.untyped_storage()
         if id(storage) in self.alive:
             return
-        size = storage.nbytes()
-        self.alive[id(storage)] = weakref.ref(storage, partial(self._give_back, id(storage), size))
+        number, size = len(self.history), storage.nbytes()
+        self.history.append((number, size))
+        give_back = partial(self._give_back, id(storage), number, size)
+        self.alive[id(storage)] = weakref.ref(storage, give_back)
         self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
-    def _give_back(self, key: int, size: int, reference: object) -> None:
+    def _give_back(self, key: int, number: int, size: int, reference: object) -> None:
         del self.alive[key]
+        self.history.append((number, -1))
         self.live_bytes -= size
 
 

@@ -23,8 +23,8 @@ from lit_sft.plan.workload import Answers, find_longest
 STEPS = 3
 NEW_TOKENS = 16
 """Of the answers that are timed."""
-READ_SECONDS = 1.5
-"""For which prompts are read at once; a whole batch may have more, and takes as much longer."""
+READ_SECONDS, SHORTEST = 2.0, 8
+"""For how long prompts are read, which are cut for it, and their tokens at the least."""
 
 
 class Trial(NamedTuple):
@@ -146,22 +146,21 @@ def time_answers(
     """
     model, device = module.model, module.device
     middle = answers.max_new_tokens // 2
-    lengths = [length + middle for length in answers.prompts[:rows]]
-    timed = max(1, min(rows, affordable // lengths[0]))
-    prompts = [[1] * length for length in lengths[:timed]]
+    most = max(SHORTEST, affordable // rows)
+    lengths = [min(length + middle, most) for length in answers.prompts[:rows]]
+    prompts = [[1] * length for length in lengths]
     generate = decode_batch if device.type == "cuda" else None
     use_attention(model, packed=False)
     seconds = []
     with evaluating(model), trainer.precision_plugin.forward_context():
         for tokens in (1, 1, 1 + NEW_TOKENS):  # the first makes what the others find
             begun = read_clock(device)
-            most = timed * (lengths[0] + tokens)
-            generate_greedy(model, prompts, [], 0, tokens, most, generate)
+            whole_batch = rows * (lengths[0] + tokens)
+            generate_greedy(model, prompts, [], 0, tokens, whole_batch, generate)
             seconds.append(read_clock(device) - begun)
     _, read, whole = seconds
-    share = rows / timed
-    read_tokens = sum(answers.prompts[:rows]) / sum(lengths[:rows])
-    return Reading(read * share * read_tokens, max(0.0, whole - read) / NEW_TOKENS * share, 0)
+    share = sum(answers.prompts[:rows]) / sum(lengths)
+    return Reading(read * share, max(0.0, whole - read) / NEW_TOKENS, 0)
 
 
 def reset_peak(device: torch.device) -> None:
