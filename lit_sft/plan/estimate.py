@@ -1,46 +1,40 @@
 """What a run will take, worked out from shapes, the lengths of rows, and timed operations."""
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import torch
 
-from lit_sft.callbacks.generation_eval import GenerationEval
-from lit_sft.callbacks.gradient_checkpointing import GradientCheckpointing, count_pass_tokens
 from lit_sft.data.datamodule import SFTDataModule
-from lit_sft.data.prompts import find_chat_tokens
-from lit_sft.model.answering import count_cached_tokens
-from lit_sft.model.base_model import outline
-from lit_sft.model.device import compute_dtype
 from lit_sft.model.fast.cross_entropy import ROWS_AT_ONCE
 from lit_sft.model.fast.memory import (
-    PROBED_TOKENS,
-    count_kept_bytes,
-    decide_cache,
     find_layers,
-    free_memory_bytes,
     recompute_layers,
 )
-from lit_sft.model.loss import decode
 from lit_sft.model.module import SFTModule
 from lit_sft.model.pace import choose_tokens
 from lit_sft.plan.kernel_memory import measure_kernels
 from lit_sft.plan.memory_plan import (
     MemoryPlan,
-    count_batch_rows,
     measure_process,
     repeat_history,
 )
 from lit_sft.plan.operations import Operation, time_operations
+from lit_sft.plan.outlined_job import (
+    Job,
+    count_kept,
+    count_recomputed,
+    count_rows,
+    find_evaluations,
+    find_token_rows,
+    outline_job,
+)
 from lit_sft.plan.stored_bytes import (
-    StoredBase,
     count_cache_bytes,
     count_head_bytes,
     count_state_bytes,
     count_trained,
-    measure_base,
     read_stored_size,
 )
 from lit_sft.plan.time_plan import (
@@ -54,7 +48,6 @@ from lit_sft.plan.time_plan import (
     time_update,
 )
 from lit_sft.plan.trial import Trial, take_trial
-from lit_sft.plan.weightless import Weightless
 from lit_sft.plan.workload import (
     Answers,
     Training,
@@ -131,36 +124,6 @@ class Plan:
         return self.training.steps * self.seconds.step + losses + self.answer_seconds
 
 
-class Job(NamedTuple):
-    """What is to be planned, and on what."""
-
-    trainer: pl.Trainer
-    module: SFTModule
-    data: SFTDataModule
-    device: torch.device
-    dtype: torch.dtype
-    base: StoredBase
-    cached: int
-    """Bytes of the 4-bit weights, dequantised for good; 0 without."""
-    free: float
-    """Bytes that the device has left, once the base is there."""
-    weightless: Weightless
-
-    @property
-    def config(self) -> Any:
-        """Of the text model."""
-        return self.module.base_config.get_text_config()
-
-    @property
-    def packed(self) -> bool:
-        """Whether rows lie end to end."""
-        return self.data.batching == "padding_free"
-
-    def autocast(self) -> Any:
-        """Return a new context of the run's precision."""
-        return self.trainer.precision_plugin.forward_context()
-
-
 def make_plan(
     trainer: pl.Trainer, module: SFTModule, data: SFTDataModule, measured: bool = False
 ) -> Plan:
@@ -179,18 +142,18 @@ def make_plan(
 
     process = measure_process(trainer.strategy.root_device)
     tokens = find_token_rows(module, data)
-    job = _outline(trainer, module, data, tokens)
-    per_token = _count_kept(job)
+    job = outline_job(trainer, module, data, tokens)
+    per_token = count_kept(job)
     layers = len(find_layers(job.weightless.model))
     if job.device.type == "cuda" and data.leaves_passes_open:
         data.widen_passes(choose_tokens(data, per_token, layers, job.free))
-    recomputed = _count_recomputed(job, layers, per_token)
+    recomputed = count_recomputed(job, layers, per_token)
     if recomputed:
         recompute_layers(job.weightless.model, recomputed)
     training = plan_training(data, trainer)
-    evaluations = _find_evaluations(trainer)
+    evaluations = find_evaluations(trainer)
     answers = [plan_answers(x, data, module.max_new_tokens, training) for x in evaluations]
-    rows = [_count_rows(job, *pair) for pair in zip(evaluations, answers, strict=True)]
+    rows = [count_rows(job, *pair) for pair in zip(evaluations, answers, strict=True)]
     validations = plan_validations(data, trainer, training)
     passes = [note_pass(job.weightless, x, job.packed, job.autocast()) for x in training.typical]
     batches = list(zip(answers, rows, strict=True))
@@ -209,54 +172,6 @@ def make_plan(
         *(job.device, job.dtype, training, validations, answers, rows, memory),
         *(layers, recomputed, tokens, _count_flops(job, training, passes), seconds, trial),
     )
-
-
-def find_token_rows(module: SFTModule, data: SFTDataModule) -> int:
-    """Return how many rows of the embedding may be trained; `auto` may find fewer untrained."""
-    if isinstance(module.trainable_tokens, list):
-        return len(module.trainable_tokens)
-    return 0 if module.trainable_tokens == "none" else len(set(find_chat_tokens(data.tokenizer)))
-
-
-def _outline(trainer: pl.Trainer, module: SFTModule, data: SFTDataModule, tokens: int) -> Job:
-    device, dtype = trainer.strategy.root_device, compute_dtype(str(trainer.precision))
-    layers = outline(module.base_model, module.base_config)
-    base = measure_base(layers, module.quantization, dtype)
-    free, cached = free_memory_bytes(device), base.quantized * dtype.itemsize
-    packed = base.codes + base.scales
-    if not decide_cache(module.quantization.weight_cache, cached, dtype, device, free - packed):
-        cached = 0
-    free -= (cached or packed) + base.embeddings + base.others
-    weightless = Weightless(layers, module.lora, tokens, dtype, device)
-    return Job(trainer, module, data, device, dtype, base, cached, free, weightless)
-
-
-def _count_kept(job: Job) -> float:
-    """Return what `count_bytes_per_token` finds in the loaded model, but for its head."""
-    model, mode = job.weightless.model, job.weightless.mode
-    batch = job.weightless.make_batch([PROBED_TOKENS], job.packed)
-    with mode, job.autocast():
-        kept = count_kept_bytes(model, partial(decode, model, batch))
-    return kept / PROBED_TOKENS / len(find_layers(model))
-
-
-def _count_recomputed(job: Job, layers: int, per_token: float) -> int:
-    callbacks: list[pl.Callback] = job.trainer.callbacks  # type: ignore[attr-defined]
-    chosen = [x for x in callbacks if isinstance(x, GradientCheckpointing)]
-    kept = per_token * count_pass_tokens(job.data)
-    return max((x.count(layers, kept, job.free) for x in chosen), default=0)
-
-
-def _find_evaluations(trainer: pl.Trainer) -> list[GenerationEval]:
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [x for x in callbacks if isinstance(x, GenerationEval)]
-
-
-def _count_rows(job: Job, evaluation: GenerationEval, answers: Answers) -> int:
-    most = evaluation.max_batch_tokens
-    if most == "auto":
-        most = count_cached_tokens(job.config, job.device)
-    return count_batch_rows(answers.prompts, answers.max_new_tokens, most)
 
 
 def _time_parts(
