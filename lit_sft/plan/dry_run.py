@@ -4,9 +4,13 @@ import lightning.pytorch as pl
 
 from lit_sft.callbacks.generation_eval import GenerationEval
 from lit_sft.data.datamodule import SFTDataModule
+from lit_sft.model.base_model import outline
+from lit_sft.model.device import compute_dtype
 from lit_sft.model.module import SFTModule
 from lit_sft.plan.estimate import make_plan
-from lit_sft.plan.plan_text import describe_plan
+from lit_sft.plan.outlined_job import UnknownPassError
+from lit_sft.plan.plan_text import describe_base, describe_plan
+from lit_sft.plan.stored_bytes import measure_base
 
 
 def tell_plan(
@@ -24,8 +28,13 @@ def tell_plan(
         InputError: As the run would, before its weights are loaded.
     """
     attach(trainer, module, data)
-    plan = make_plan(trainer, module, data, measured)
-    print(describe_plan(plan), flush=True)
+    dtype = compute_dtype(str(trainer.precision))
+    layers = outline(module.base_model, module.base_config)
+    print(describe_base(measure_base(layers, module.quantization, dtype), dtype), flush=True)
+    try:
+        print(describe_plan(make_plan(trainer, module, data, measured)), flush=True)
+    except UnknownPassError as error:
+        print(f"the rest is not known: {error}; a few steps tell it (trainer.max_steps)")
 
 
 def attach(trainer: pl.Trainer, module: SFTModule, data: SFTDataModule) -> None:

@@ -160,8 +160,8 @@ def make_plan(
     # First of all that computes: what others leave behind would hide how the process grows.
     largest = note_pass(job.weightless, training.largest, job.packed, job.autocast())
     repeated = [x.whole.history for x in (largest, *passes)] * 2
-    held = repeat_history(repeated, job.device)
     kernels = _measure_kernels(job, training, passes[0])
+    held = repeat_history(repeated, job.device)
     trial = take_trial(trainer, module, data, batches, training.steps) if measured else None
     if trial:
         seconds = _read_trial(trial, training, validations)

@@ -10,7 +10,6 @@ from lit_sft.callbacks.generation_eval import GenerationEval
 from lit_sft.callbacks.gradient_checkpointing import GradientCheckpointing, count_pass_tokens
 from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.data.prompts import find_chat_tokens
-from lit_sft.errors import InputError
 from lit_sft.model.answering import count_cached_tokens
 from lit_sft.model.base_model import outline
 from lit_sft.model.device import compute_dtype
@@ -27,6 +26,10 @@ from lit_sft.plan.memory_plan import count_batch_rows
 from lit_sft.plan.stored_bytes import StoredBase, measure_base
 from lit_sft.plan.weightless import Weightless
 from lit_sft.plan.workload import Answers
+
+
+class UnknownPassError(Exception):
+    """A model that asks for the contents of its tensors; such are some mixtures of experts."""
 
 
 class Job(NamedTuple):
@@ -96,7 +99,7 @@ def count_kept(job: Job) -> float:
     Rows are padded from here on where packed ones cannot be run.
 
     Raises:
-        InputError: If padded ones cannot be either.
+        UnknownPassError: If padded ones cannot be either.
     """
     try:
         return _count_kept(job)
@@ -104,11 +107,9 @@ def count_kept(job: Job) -> float:
         if job.packed:
             job.data.pad_rows()
             return count_kept(job)
-        name, reason = job.module.base_model, next(iter(str(error).splitlines()), "")
-        raise InputError(
-            f"--dry_run: {name} cannot be run without its weights ({type(error).__name__}: "
-            f"{reason:.150}); what it takes is seen in a short run (trainer.max_steps)"
-        ) from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        text = f"{job.module.base_model} cannot be run without weights ({reason:.150})"
+        raise UnknownPassError(text) from error
 
 
 def _count_kept(job: Job) -> float:

@@ -1,5 +1,6 @@
 """A model with its adapter and without contents: what is run on it is only noted."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -93,8 +94,12 @@ class _Boundaries:
 
 
 def make_mode() -> AbstractContextManager[Any]:
-    """Return torch's own mode of tensors without contents, for which it has no public name."""
+    """Return torch's own mode of tensors without contents, for which it has no public name.
+
+    What cannot be run in it is an error, of which it would print a second traceback.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     mode: AbstractContextManager[Any] = FakeTensorMode(allow_non_fake_inputs=True)
     return mode
