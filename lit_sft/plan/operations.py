@@ -128,8 +128,9 @@ def _note(
         return
     if name.startswith(ATTENTION):
         noted.flops += _count_attention(args, is_backward=name.endswith("backward"))
-    elif function.overloadpacket in flop_registry:
-        noted.flops += flop_registry[function.overloadpacket](*args, **kwargs, out_val=out)
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)  # one in place counts likewise
+    if packet in flop_registry:
+        noted.flops += flop_registry[packet](*args, **kwargs, out_val=out)
     named = tuple((key, _strip(value)) for key, value in kwargs.items())
     noted.counts[_fold(Operation(function, _strip(tuple(args)), named))] += 1
 
