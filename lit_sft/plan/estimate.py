@@ -14,7 +14,7 @@ from lit_sft.model.fast.memory import (
 )
 from lit_sft.model.module import SFTModule
 from lit_sft.model.pace import choose_tokens
-from lit_sft.plan.kernel_memory import measure_kernels
+from lit_sft.plan.kernel_memory import Kernels, measure_kernels
 from lit_sft.plan.memory_plan import (
     MemoryPlan,
     measure_process,
@@ -167,7 +167,11 @@ def make_plan(
         seconds = _read_trial(trial, training, validations)
     else:
         seconds = _time_parts(job, training, validations, passes, batches)
-    memory = _add_up(job, process, training, batches, largest, held, kernels, seconds.readings)
+        new = min(len(training.typical), training.sizes / training.steps)
+        seconds = seconds._replace(step=seconds.step + new * kernels.seconds)
+    memory = _add_up(
+        job, process, training, batches, largest, held, kernels.bytes, seconds.readings
+    )
     return Plan(
         *(job.device, job.dtype, training, validations, answers, rows, memory),
         *(layers, recomputed, tokens, _count_flops(job, training, passes), seconds, trial),
@@ -208,7 +212,7 @@ def _time_parts(
     )
 
 
-def _measure_kernels(job: Job, training: Training, one: Pass) -> int:
+def _measure_kernels(job: Job, training: Training, one: Pass) -> Kernels:
     rows, width = min(job.config.vocab_size, ROWS_AT_ONCE), job.config.hidden_size
     head = make_head(rows, width, job.dtype, job.device)
     states = int(sum(training.typical[0]) * training.supervised / training.tokens)

@@ -7,12 +7,12 @@ which the head is computed, too. Passes of packed rows hardly ever have as many 
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 
-from lit_sft.plan.operations import Operation, Shape, run_once
+from lit_sft.plan.operations import Operation, Shape, read_clock, run_once
 
 CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 TRIED, STRIDE = 8, 7
@@ -23,14 +23,23 @@ on an EPYC with AVX512-BF16. Some kernels are never given back."""
 PRODUCTS = ("mm", "addmm", "addmm_")
 
 
+class Kernels(NamedTuple):
+    """What kernels take that are generated for a shape."""
+
+    bytes: int
+    """Of all that are kept at the end."""
+    seconds: float
+    """To generate those of a pass, of a size that has not been seen."""
+
+
 def measure_kernels(
     operations: Iterable[Operation],
     tokens: int,
     sizes: int,
     head: Callable[[int], object],
     device: torch.device,
-) -> int:
-    """Return the bytes of the kernels that a run will have generated at its end.
+) -> Kernels:
+    """Return what the kernels take that a run will have generated at its end.
 
     Args:
         operations: Of a pass.
@@ -40,7 +49,7 @@ def measure_kernels(
         device: Only a CPU's kernels count.
     """
     if device.type != "cpu":
-        return 0
+        return Kernels(0, 0.0)
     products = [x for x in operations if x.function.overloadpacket.__name__ in PRODUCTS]
     most = int(os.environ.get(CAPACITY, "1024")) / max(1, len(products)) * BEYOND
 
@@ -48,17 +57,24 @@ def measure_kernels(
         for operation in products:
             run_once(_resize(operation, tokens, tokens - less), device)
 
-    return int(min(sizes, most) * _measure_growth(multiply) + sizes * _measure_growth(head))
+    of_products, of_head = _measure_growth(multiply, device), _measure_growth(head, device)
+    taken = min(sizes, most) * of_products.bytes + sizes * of_head.bytes
+    return Kernels(int(taken), of_products.seconds + of_head.seconds)
 
 
-def _measure_growth(compute: Callable[[int], object]) -> float:
-    """Return the bytes by which a process grows with each new size that it computes with."""
+def _measure_growth(compute: Callable[[int], object], device: torch.device) -> Kernels:
+    """Return what a process takes more for each new size that it computes with."""
     compute(1)
     before: int = psutil.Process().memory_info().rss
+    seconds = 0.0
     for step in range(1, TRIED + 1):
+        begun = read_clock(device)
         compute(1 + STRIDE * step)
+        once = read_clock(device)
+        compute(1 + STRIDE * step)
+        seconds += (once - begun) - (read_clock(device) - once)
     grown: int = psutil.Process().memory_info().rss - before
-    return max(0, grown) / TRIED
+    return Kernels(max(0, grown) // TRIED, max(0.0, seconds) / TRIED)
 
 
 def _resize(operation: Operation, size: int, other: int) -> Operation:
