@@ -168,7 +168,7 @@ def make_plan(
     else:
         seconds = _time_parts(job, training, validations, passes, batches)
         new = min(len(training.typical), training.sizes / training.steps)
-        seconds = seconds._replace(step=seconds.step + new * kernels.seconds)
+        seconds = Seconds(seconds.step + new * kernels.seconds, *seconds[1:])
     memory = _add_up(
         job, process, training, batches, largest, held, kernels.bytes, seconds.readings
     )
