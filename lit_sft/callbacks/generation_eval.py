@@ -92,7 +92,7 @@ class GenerationEval(pl.Callback):
         )
         self._rows = Counter(sources)
         mine = slice(trainer.global_rank, None, trainer.world_size)
-        self._prompts = prompts[mine]
+        self.prompts = prompts[mine]
         self._compare_with = getattr(data, "compare_with", None) if split == "test" else None
         if self._compare_with:
             path = Path(self._compare_with).expanduser()
@@ -179,13 +179,13 @@ class GenerationEval(pl.Callback):
     def _answer(self, trainer: pl.Trainer, pl_module: SFTModule) -> list[Answer]:
         """Return this rank's answers."""
         generations = pl_module.generate(
-            [prompt.input_ids for prompt in self._prompts],
+            [prompt.input_ids for prompt in self.prompts],
             max_new_tokens=self.max_new_tokens,
             max_batch_tokens=self.max_batch_tokens,
         )
         tokenizer = run_data(trainer).tokenizer
         answers = []
-        for prompt, generation in zip(self._prompts, generations, strict=True):
+        for prompt, generation in zip(self.prompts, generations, strict=True):
             output = decode_answer(tokenizer, generation.token_ids)
             grade = self._task.grade(prompt.record, output)
             source = self._task.source_of(prompt.record)
@@ -222,7 +222,7 @@ class GenerationEval(pl.Callback):
         """
         graded = [
             (answer.source, self._task.grade(prompt.record, earlier), answer.grade)
-            for prompt, earlier, answer in zip(self._prompts, self._earlier, answers, strict=True)
+            for prompt, earlier, answer in zip(self.prompts, self._earlier, answers, strict=True)
             if earlier is not None
         ]
         names, lines = [*self._graders], []

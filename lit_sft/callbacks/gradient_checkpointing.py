@@ -4,6 +4,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lit_sft.data.protocol import SizedData
 from lit_sft.errors import require
 from lit_sft.model.fast.memory import (
     Policy,
@@ -37,12 +38,27 @@ class GradientCheckpointing(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Turn it on; transformers applies it in training mode alone."""
         layers = len(find_layers(pl_module.model))
-        if self.policy == "auto":
-            count = self._choose(trainer, pl_module, layers)
+        data: Any = getattr(trainer, "datamodule", None)
+        if self.policy != "auto" or not hasattr(data, "max_tokens_per_pass"):
+            count = self.count(layers)
         else:
-            count = {"all": layers, "none": 0, "every_n": layers // self.n}[self.policy]
+            count = self._choose(trainer, pl_module, layers)
         if count:
             recompute_layers(pl_module.model, count)
+
+    def count(
+        self, layers: int, bytes_per_layer: float = float("inf"), free: float = float("inf")
+    ) -> int:
+        """Return how many layers are to be recomputed.
+
+        Args:
+            layers: Of the model.
+            bytes_per_layer: What one keeps for a whole pass, which `auto` looks at.
+            free: In bytes, before the first step; likewise.
+        """
+        if self.policy == "auto":
+            return choose_count(bytes_per_layer, layers, free) if free < float("inf") else layers
+        return {"all": layers, "none": 0, "every_n": layers // self.n}[self.policy]
 
     def advise_less_memory(self) -> str:
         """Return what would recompute more; nothing where all layers are."""
@@ -50,14 +66,11 @@ class GradientCheckpointing(pl.Callback):
 
     def _choose(self, trainer: pl.Trainer, pl_module: SFTModule, layers: int) -> int:
         data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(data, "max_tokens_per_pass"):
-            return layers
-        packed = data.batching == "padding_free"
-        tokens = data.max_tokens_per_pass if packed else data.batch_size * data.max_length
+        packed, tokens = data.batching == "padding_free", count_pass_tokens(data)
         with trainer.precision_plugin.forward_context():
             per_token = count_bytes_per_token(pl_module.model, pl_module.device, packed)
         free = free_memory_bytes(pl_module.device)
-        count = choose_count(per_token * tokens, layers, free)
+        count = self.count(layers, per_token * tokens, free)
         if trainer.is_global_zero:
             print(
                 f"recomputing {count} of {layers} layers: all activations of {tokens:,} tokens "
@@ -66,3 +79,9 @@ class GradientCheckpointing(pl.Callback):
                 flush=True,
             )
         return count
+
+
+def count_pass_tokens(data: SizedData) -> int:
+    """Return the most tokens that a pass of some data may have, padding included."""
+    packed = data.batching == "padding_free"
+    return data.max_tokens_per_pass if packed else data.batch_size * data.max_length

@@ -98,6 +98,14 @@ class SFTCommandLine(LightningCLI):
             default="strict",
             help="Whether --ckpt_path last may take the checkpoint before where it is damaged.",
         )
+        parser.add_argument(
+            "--dry_run",
+            type=bool | Literal["measure"],
+            default=False,
+            nargs="?",
+            const=True,
+            help="Tell the memory and the time of the run, and stop; measure takes three steps.",
+        )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         for retired in RETIRED:
             parser.add_argument(f"--{retired}", type=bool, default=SUPPRESS, help=SUPPRESS)
@@ -110,6 +118,11 @@ class SFTCommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse, before any class is built, what Lightning would refuse late or not at all."""
         config = self.config[self.subcommand]
+        self._dry_run = config.pop("dry_run", False)
+        require(
+            not self._dry_run or self.subcommand == "fit",
+            f"--dry_run is of fit; {self.subcommand} takes none",
+        )
         trainer, folder = config.trainer, RunFolder(config.trainer.default_root_dir)
         for retired in RETIRED:
             require_retired_on(retired, config.pop(retired, True))
@@ -119,6 +132,9 @@ class SFTCommandLine(LightningCLI):
         if config.ckpt_path not in (None, "last", "auto", "best"):
             path = config.ckpt_path
             require(Path(path).is_file(), f"ckpt_path: there is no checkpoint {path!r}")
+        if self._dry_run:  # it plans the whole run, and touches no folder
+            config.ckpt_path = None
+            return
         self._hold_folder(config)
         is_asked_to_go_on = config.ckpt_path is not None
         if config.ckpt_path == "auto" and not folder.last_checkpoint.exists():
@@ -163,8 +179,18 @@ class SFTCommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer; what is no training run logs nothing, and leaves its figures alone."""
-        silent: dict[str, Any] = {} if self.subcommand == "fit" else {"logger": []}
+        trains = self.subcommand == "fit" and not self._dry_run
+        silent: dict[str, Any] = {} if trains else {"logger": []}
         return super().instantiate_trainer(**silent, **kwargs)
+
+    def fit(self, **arguments: Any) -> None:
+        """Train, or tell what that would take."""
+        if not self._dry_run:
+            self.trainer.fit(**arguments)
+            return
+        from lit_sft.plan.dry_run import tell_plan
+
+        tell_plan(self.trainer, self.model, self.datamodule, self._dry_run == "measure")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ to be wrong passes; the parser, which imports what it checks, has the last word.
 """
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -155,9 +156,10 @@ class _Names:
         choices = find_choices(parameter)
         if choices and isinstance(value, str | int):
             known = ", ".join(choices)
+            word = json.dumps(value) if isinstance(value, bool) else str(value)
             require(
-                str(value) in choices,
-                f"{where} must be one of {known}, got {value!r}.{suggest(str(value), choices)}",
+                word in choices,
+                f"{where} must be one of {known}, got {value!r}.{suggest(word, choices)}",
             )
         classes, types = find_classes(parameter), find_type_names(parameter)
         if not classes:

@@ -121,10 +121,17 @@ def find_choices(parameter: Parameter) -> list[str] | None:
         kind = ast.unparse(annotation.value)
     if kind == "Literal":
         return [str(item.value) for item in inner if isinstance(item, ast.Constant)]
-    found = [find_choices(Parameter(item, module)) for item in inner]
+    found = [_list_words(item, module) for item in inner]
     if kind not in ("Optional", "Union") or None in found:
         return None
     return list(dict.fromkeys(word for words in found for word in words or ()))
+
+
+def _list_words(part: ast.expr, module: str) -> list[str] | None:
+    """Return the words that a part of a union allows; of truth values, those of YAML."""
+    if isinstance(part, ast.Name) and part.id == "bool":
+        return ["true", "false"]
+    return find_choices(Parameter(part, module))
 
 
 def find_type_names(parameter: Parameter) -> set[str]:

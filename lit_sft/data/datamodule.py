@@ -1,6 +1,6 @@
 """The Lightning shell around encoding and batching."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -26,7 +26,7 @@ from lit_sft.errors import require
 from lit_sft.files import remove_leftovers
 from lit_sft.paths import default_cache_dir
 from lit_sft.tasks.base import list_chosen_graders
-from lit_sft.types import Prompt, Split, Window
+from lit_sft.types import Example, Prompt, Split, Window
 
 PREDICTED_ROWS = 256
 """Prompts handed out at once; generation makes its own batches of them."""
@@ -39,6 +39,7 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
     """
 
     _announced: frozenset[Split] = frozenset()
+    _chosen: "Subset[Example] | None" = None
 
     @cached_property
     def prepared(self) -> dict[Split, PreparedSplit]:
@@ -78,7 +79,7 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Window]:
         """Return shuffled windows; the last one may be short, and no row is dropped."""
-        return self._loader("train", self._rows_to_train_on())
+        return self._loader("train", self._chosen or self._rows_to_train_on())
 
     def val_dataloader(self) -> DataLoader[Window] | list[DataLoader[Window]]:
         """Return the held-out rows in order, by source; no loader at all with `val_rows=0`."""
@@ -174,6 +175,11 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
     def widen_passes(self, tokens: int) -> None:
         """Run up to so many packed tokens at once from now on."""
         self.max_tokens_per_pass = tokens
+
+    def train_on(self, numbers: Sequence[int]) -> None:
+        """Hand out these of the loaded rows of `train` alone from now on, by their positions."""
+        rows: Any = self.prepared["train"].encoded
+        self._chosen = Subset(rows, numbers)
 
     def load_splits(self, splits: Iterable[Split]) -> None:
         """Prepare splits, unless they are already.

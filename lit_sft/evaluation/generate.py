@@ -172,7 +172,7 @@ def _generate_batch(
     for step in range(max_new_tokens):
         seen = longest + step
         positions = position_ids[:, seen - tokens.shape[1] : seen]
-        logits, past = _step(model, tokens, attention_mask[:, :seen], positions, past)
+        logits, past = take_step(model, tokens, attention_mask[:, :seen], positions, past)
         likeliest, is_finite = find_likeliest(logits)
         require_finite((is_finite | ~running).all())
         answers[rows, step] = likeliest
@@ -213,7 +213,7 @@ def _pad_left(
     return input_ids.to(device), attention_mask.to(device)
 
 
-def _step(
+def take_step(
     model: nn.Module, tokens: Tensor, attention_mask: Tensor, positions: Tensor, past: Past
 ) -> tuple[Tensor, Past]:
     """Run the model over int64 `[rows, new]` tokens, the first time without a past.

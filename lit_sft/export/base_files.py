@@ -124,7 +124,7 @@ class TrainedRounding:
 
     def __init__(self, base: BaseFiles, quantization: Quantization, dtype: torch.dtype) -> None:
         self.quantization, self.dtype = quantization, dtype
-        self.quantized = find_quantized(base, quantization)
+        self.quantized = find_quantized(base.layers, quantization)
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         """Return a tensor of any shape as training computes with it, in its dtype."""
@@ -142,18 +142,23 @@ class TrainedRounding:
         return rounded
 
 
-def find_quantized(base: BaseFiles, quantization: Quantization) -> frozenset[str]:
-    """Return the names of the weights that are stored in four bits, by transformers' own rule."""
+def find_quantized(layers: PreTrainedModel, quantization: Quantization) -> frozenset[str]:
+    """Return the names of the weights that are stored in four bits, by transformers' own rule.
+
+    Args:
+        layers: A model of transformers, with weights or without.
+        quantization: As asked for.
+    """
     if quantization.format == "none":
         return frozenset()
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    kept = get_keys_to_not_convert(base.layers)
-    kept += list(getattr(base.layers, "_keep_in_fp32_modules", None) or [])
+    kept = get_keys_to_not_convert(layers)
+    kept += list(getattr(layers, "_keep_in_fp32_modules", None) or [])
     return frozenset(
         f"{name}.weight"
-        for name, module in base.layers.named_modules()
+        for name, module in layers.named_modules()
         if type(module) is nn.Linear and should_convert_module(name, kept)
     )
 

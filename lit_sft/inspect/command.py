@@ -19,7 +19,7 @@ from lit_sft.inspect.report import Report
 from lit_sft.inspect.writers import print_report, render_page
 
 OTHER_SECTIONS = ("model", "trainer", "checkpoint")
-OTHER_OPTIONS = ("seed_everything", "ckpt_path", "resume_policy", "weights_only")
+OTHER_OPTIONS = ("seed_everything", "ckpt_path", "resume_policy", "dry_run", "weights_only")
 
 
 class Options(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "lit_sft"
 LAYERS = [
     ("cli", "inspect", "__main__"),
-    ("trainer",),
+    ("trainer", "plan"),
     ("callbacks",),
     ("model", "run", "export"),
     ("data",),

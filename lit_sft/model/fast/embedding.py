@@ -67,14 +67,14 @@ def read_rows(layer: nn.Module) -> TokenRows | None:
 
 
 def fuse_token_rows(model: "PeftModel") -> None:
-    """Let a `peft.PeftModel` take its trained rows by `embed` and by `project`.
+    """Let a `peft.PeftModel` take its trained rows by `embed`, and its head by `project`.
 
     Args:
         model: Its parameters and their names stay what they are.
     """
     ways = {embed: model.get_input_embeddings(), project: model.get_output_embeddings()}
     for forward, layer in ways.items():
-        if _find_token_adapter(layer) is not None:
+        if _find_token_adapter(layer) is not None or (forward is project and read_rows(layer)):
             layer.forward = MethodType(forward, layer)
 
 
@@ -104,7 +104,8 @@ def project(layer: nn.Module, hidden: Tensor) -> Tensor:
         layer: An `nn.Linear`, or PEFT's wrapper of one.
         hidden: `[..., hidden]`, of the dtype of the head.
     """
-    head = read_rows(layer)
+    # Of the last tokens of rows that lie apart, a CPU would copy the head for every row.
+    hidden, head = hidden.contiguous(), read_rows(layer)
     if head is None or not head.token_ids:
         projected: Tensor = type(layer).forward(layer, hidden)
         return projected

@@ -7,6 +7,8 @@ tokens of a decoding step on CUDA it has a kernel that rounds otherwise. Which l
 activations, and which compute them again (Chen et al., 2016), changes no number at all.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,12 +76,31 @@ def cache_weights(
         InputError: If `bf16` is asked for and there is no memory for it, or another dtype.
     """
     layers = find_quantized_layers(base)
-    if cache == "none" or not layers:
-        return 0
     needed = sum(layer.in_features * layer.out_features for _, _, layer in layers) * dtype.itemsize
-    free = free_memory_bytes(device)
-    if cache == "auto" and needed > AFFORDABLE * free:
+    if not decide_cache(cache, needed, dtype, device, free_memory_bytes(device)):
         return 0
+    for parent, name, layer in layers:
+        setattr(parent, name, _dequantize(layer, dtype))
+    return needed
+
+
+def decide_cache(
+    cache: WeightCache, needed: int, dtype: torch.dtype, device: torch.device, free: float
+) -> bool:
+    """Return whether weights are dequantised for good.
+
+    Args:
+        cache: As `cache_weights` takes it, and the next two.
+        needed: Bytes that they would take; 0 where there are none.
+        dtype: What the base is computed in.
+        device: Where it is.
+        free: Bytes there.
+
+    Raises:
+        InputError: As `cache_weights`.
+    """
+    if cache == "none" or not needed or (cache == "auto" and needed > AFFORDABLE * free):
+        return False
     if cache == "bf16" and dtype != torch.bfloat16:
         raise InputError(
             "model.quantization.weight_cache: bf16 goes with trainer.precision bf16-mixed; auto "
@@ -90,9 +111,7 @@ def cache_weights(
             f"model.quantization.weight_cache: bf16 takes {needed / GIB:.1f} GiB, and "
             f"{free / GIB:.1f} GiB are free on {device}; use auto or none"
         )
-    for parent, name, layer in layers:
-        setattr(parent, name, _dequantize(layer, dtype))
-    return needed
+    return True
 
 
 def find_quantized_layers(base: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
@@ -164,22 +183,32 @@ def count_bytes_per_token(
     row = [Example(ids, ids)]
     batch = pack_batch(row) if packed else pad_batch(row, pad_token_id=0)
     on_device = move_data_to_device(batch, device)
-    weights = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        kept = count_kept_bytes(model, partial(sum_supervised_loss, model, on_device))
+    return kept / PROBED_TOKENS / len(find_layers(model))
 
-    def count(tensor: Tensor) -> Tensor:
-        """Note what a node keeps for the backward pass, of any shape."""
+
+def count_kept_bytes(model: nn.Module, run: Callable[[], object]) -> int:
+    """Return what a forward keeps for the backward pass, besides the tensors of the model.
+
+    Args:
+        model: Whose forward it is; its tensors may be without contents.
+        run: The forward. What it returns holds the graph, so that no memory is used twice.
+    """
+    own = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+    weights = {id(storage) for storage in own}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        """Hold what a node keeps, of any shape, by its storage."""
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if id(storage) not in weights:
+            kept[id(storage)] = storage
         # With its history, the output of a node would hold that node, and the whole graph for good.
         return tensor.detach()
 
-    devices = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices),
-        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-    ):
-        loss = sum_supervised_loss(model, on_device)  # holds the graph, so that no memory is reused
-    del loss
-    return sum(kept.values()) / PROBED_TOKENS / len(find_layers(model))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        graph = run()
+    del graph
+    return sum(storage.nbytes() for storage in kept.values())

@@ -111,7 +111,7 @@ def test_all_rows_some_rows_and_another_task(tiny_base, tmp_path):
     for rows, expected in ((0, 12), (5, 5)):
         callback = GenerationEval(eval_rows=rows)
         train(tiny_base, tmp_path / str(rows), [callback], steps=1)
-        assert len(callback._prompts) == expected
+        assert len(callback.prompts) == expected
     train(tiny_base, tmp_path / "other", [GenerationEval(task=Echo())], steps=1, task=Ungraded())
 
 
@@ -119,7 +119,7 @@ def test_test_gives_an_interval(tiny_base, tmp_path):
     callback = GenerationEval()
     trainer, module, data = train(tiny_base, tmp_path, [callback], steps=1, logger=False)
     (figures,) = trainer.test(module, data, verbose=False)
-    assert len(callback._prompts) == 48
+    assert len(callback.prompts) == 48
     assert (
         figures["test/exact_match_low"]
         <= figures["test/exact_match"]

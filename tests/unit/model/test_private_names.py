@@ -15,7 +15,8 @@ from lit_sft import Lora
 from lit_sft.model.adapter import attach_lora
 
 ROOT = Path(__file__).parents[3] / "lit_sft"
-FILES = [*sorted((ROOT / "model").rglob("*.py")), *sorted((ROOT / "evaluation").rglob("*.py"))]
+ROOMS = ("model", "evaluation", "plan")
+FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 PRIVATE = {
     "torch:_inductor.config.deterministic": "lit_sft.model.fast.kernels._inductor_has",
     "torch:nn.Module._compiled_call_impl": "lit_sft.model.fast.kernels.run_uncompiled",
@@ -23,6 +24,8 @@ PRIVATE = {
         "lit_sft.model.fast.cross_entropy._attend"
     ),
     "torch:ops.mkldnn._is_mkldnn_bf16_supported": "lit_sft.model.device._cpu_has_bf16",
+    "torch:_subclasses.fake_tensor.FakeTensorMode": "lit_sft.plan.weightless.make_mode",
+    "torch:utils._python_dispatch.TorchDispatchMode": "lit_sft.plan.operations.make_listener",
     "torch:cpu._is_avx512_bf16_supported": "lit_sft.model.device._cpu_has_bf16",
     "torch:cpu._is_amx_tile_supported": "lit_sft.model.device._cpu_has_bf16",
     "transformers:PretrainedConfig._attn_implementation": (
@@ -39,6 +42,7 @@ UNDOCUMENTED = [
     "torch.utils.deterministic:fill_uninitialized_memory",
     "torch.nn.attention.varlen:varlen_attn",
     "bitsandbytes.functional:dequantize_4bit",
+    "torch.utils.flop_counter:flop_registry",
     "bitsandbytes.optim.adamw:PagedAdamW8bit",
 ]
 """Names without one that no documentation promises."""

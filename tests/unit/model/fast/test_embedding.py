@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_sft import Lora
 from lit_sft.model.adapter import attach_lora
+from lit_sft.model.base_model import Quantization, load_base
 from lit_sft.model.fast.embedding import fuse_token_rows
+from lit_sft.model.fast.kernels import make_fast
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -66,3 +69,16 @@ def test_no_copy_of_the_matrix_is_made(models):
         fused(input_ids=torch.tensor([[3, 7]]))
     copies = [x for x in kept if x.shape == weight.shape and x.data_ptr() != weight.data_ptr()]
     assert not copies
+
+
+@pytest.mark.parametrize("token_ids", [[], [3, 4]])
+def test_a_head_is_not_copied_for_each_row(tiny_base, token_ids):
+    """The last states of rows lie apart, and torch would copy the head for each on a CPU."""
+    base = load_base(str(tiny_base), Quantization(), torch.bfloat16, torch.device("cpu"))
+    model = attach_lora(base, Lora(), token_ids).eval()
+    make_fast(model)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        hidden = torch.randn(3, 5, model.config.hidden_size, dtype=torch.bfloat16)[:, -1:]
+        logits = model.get_output_embeddings()(hidden)
+    assert logits.shape == (3, 1, model.config.vocab_size)
+    assert torch.ops.aten.bmm not in counted.get_flop_counts()["Global"]

@@ -1,0 +1,1 @@
+"""What a run will take, in memory and in time, before it is started."""
