@@ -15,8 +15,9 @@ from lit_sft.errors import require
 from lit_sft.evaluation.exact_match import SHARES, Answer, ExactMatch
 from lit_sft.files import replace_file
 from lit_sft.model.answering import BATCH_TOKENS
-from lit_sft.model.distributed import max_over_ranks
+from lit_sft.model.distributed import gather_over_ranks, max_over_ranks
 from lit_sft.model.module import SFTModule
+from lit_sft.run.answer_file import keep_answers
 from lit_sft.run.early_stopping import Stoppers, require_same_rhythm
 from lit_sft.run.folder import RunFolder, is_trial
 from lit_sft.run.metrics_file import publish
@@ -163,8 +164,11 @@ class GenerationEval(pl.Callback):
         publish(trainer, figures)
         if trainer.global_step:  # the base as it is sets no mark
             self._stoppers.look(trainer)
+        everyone = gather_over_ranks([describe(answer) for answer in answers])
         if trainer.is_global_zero and not is_trial(trainer):
             self._keep_samples(trainer, answers[: self.samples])
+            ranked = sorted(everyone, key=lambda answer: answer["row"])
+            keep_answers(RunFolder.of(trainer).answers, trainer.global_step, ranked)
 
     def _answer(self, trainer: pl.Trainer, pl_module: SFTModule) -> list[Answer]:
         """Return this rank's answers."""

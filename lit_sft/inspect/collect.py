@@ -12,7 +12,7 @@ from lit_sft.data.prepare import Findings, PreparedSplit, prepare_splits
 from lit_sft.data.splits import Conversation
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.errors import InputError, require
-from lit_sft.inspect.report import (
+from lit_sft.inspect.row_report import (
     LISTED,
     FailedRow,
     Report,

@@ -70,6 +70,24 @@ def hold_folder(folder: Path, command: str = "fit") -> Iterator[None]:
         os.close(handle)
 
 
+def is_held(folder: Path, command: str = "fit") -> bool:
+    """Return whether a process runs a command in a folder now, as far as its system has locks."""
+    path = RunFolder(folder).lock(command)
+    if _identify(path) in _held:
+        return True
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, LOCKED_BYTE)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    finally:
+        os.close(handle)  # which gives back what it has got
+    return False
+
+
 def _lock(handle: int, folder: Path, command: str) -> bool:
     """Return whether it is locked now: False where there are no locks, which is said."""
     try:
