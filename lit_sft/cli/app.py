@@ -28,6 +28,7 @@ from lit_sft.files import replace_file, require_writable
 from lit_sft.model.device import PrecisionName, limit_threads
 from lit_sft.model.module import SFTModule
 from lit_sft.model.trainer_options import require_limits
+from lit_sft.report.report_page import write_report
 from lit_sft.run.best_checkpoint import choose_best
 from lit_sft.run.checkpoint_io import choose_checkpoint
 from lit_sft.run.folder import RunFolder
@@ -97,6 +98,12 @@ class SFTCommandLine(LightningCLI):
             default="strict",
             help="Whether --ckpt_path last may take the checkpoint before where it is damaged.",
         )
+        parser.add_argument(
+            "--report",
+            type=bool,
+            default=True,
+            help="Whether fit writes report.html into the run's folder at its end.",
+        )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         for retired in RETIRED:
             parser.add_argument(f"--{retired}", type=bool, default=SUPPRESS, help=SUPPRESS)
@@ -146,6 +153,16 @@ class SFTCommandLine(LightningCLI):
         if self.trainer.strategy.root_device.type == "cpu":
             width = self.model.base_config.get_text_config().hidden_size
             limit_threads(width, self.trainer.num_devices)
+
+    def after_fit(self) -> None:
+        """Write the page about the run; that it could not be written is no failure of the run."""
+        trainer = self.trainer
+        if not self.config.fit.report or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        try:
+            print(f"wrote {write_report([trainer.default_root_dir])}", flush=True)
+        except Exception as error:
+            print(f"report.html could not be written: {error}", file=sys.stderr)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer; what is no training run logs nothing, and leaves its figures alone."""

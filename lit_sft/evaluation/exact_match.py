@@ -9,9 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_sft.errors import InputError
-
-Z_95 = 1.959963984540054
-"""The 97.5 % quantile of the standard normal distribution."""
+from lit_sft.evaluation.proportions import wilson_interval
 
 SHARES = ("exact_match", "no_answer", "unfinished")
 """What is told of answers, each a share of all."""
@@ -100,34 +98,6 @@ class ExactMatch(Metric):
             low, high = wilson_interval(right, total) if total else (math.nan, math.nan)
             shares |= {"exact_match_low": low, "exact_match_high": high}
         return shares
-
-
-def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a proportion (Wilson, 1927).
-
-    Unlike the textbook `p +- 1.96 s`, it stays within [0, 1] and does not shrink to a point when
-    all answers are right or all are wrong (Brown, Cai and DasGupta, 2001).
-
-    Args:
-        correct: Of the graded answers, how many are right.
-        total: How many answers were graded.
-
-    Returns:
-        The lower and the upper bound, shares between 0 and 1.
-
-    Raises:
-        InputError: Unless `0 <= correct <= total` and `total > 0`.
-    """
-    if not (0 <= correct <= total and total > 0):
-        raise InputError(
-            f"an interval needs 0 <= correct <= total and a total above 0, got {correct} of {total}"
-        )
-    share, z2 = correct / total, Z_95**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    spread = math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    half = Z_95 / (1 + z2 / total) * spread
-    # With none or all right a bound is the share itself, which rounding must not push it past.
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def format_table(columns: Mapping[str, Mapping[str, float]]) -> str:

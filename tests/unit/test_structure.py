@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "lit_sft"
 LAYERS = [
-    ("cli", "inspect", "__main__"),
+    ("cli", "inspect", "report", "__main__"),
     ("trainer",),
     ("callbacks",),
     ("model", "run", "export"),

@@ -1,0 +1,143 @@
+"""The page: one file that loads nothing, in which whatever rows say is text."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from lit_sft.files import replace_file
+from lit_sft.report.answer_table import make_answers
+from lit_sft.report.config_table import compare_settings, list_settings
+from lit_sft.report.curves import make_charts, make_marks
+from lit_sft.report.facts import NONE, RunFacts
+from lit_sft.report.read_run import read_run
+from lit_sft.report.run_comparison import compare_runs, name_tasks
+from lit_sft.report.verdict import format_seconds, list_worries, tell_state, tell_verdict
+from lit_sft.run.folder import RunFolder
+
+UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+"""Characters that show nothing, or turn the order of what follows."""
+
+KNOWN_LANGUAGE = """\
+try { new Intl.NumberFormat(navigator.language); }
+catch { Object.defineProperty(navigator, "language", { value: "en" }); }
+"""
+"""Before uPlot, which asks for it at once: where `LANG` is C, Chromium names one that is none."""
+
+
+def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
+    """Write the page of one run, or of several beside each other, and return where it is.
+
+    Args:
+        runs: Their folders.
+        output: The file; None is `report.html` in the folder of the first.
+
+    Raises:
+        InputError: If a folder is that of no run.
+        OSError: If the file cannot be written.
+    """
+    page = render_report([read_run(run) for run in runs])
+    path = Path(output).expanduser() if output else RunFolder(Path(runs[0]).expanduser()).report
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as staged:
+        # Half of a surrogate pair cannot be written: as an escape it is text, in JSON too.
+        staged.write_bytes(page.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def render_report(runs: Sequence[RunFacts]) -> str:
+    """Return the page of runs; a browser runs no script in it but its own, and loads nothing."""
+    folder = files("lit_sft.report")
+    parts = {
+        name: folder.joinpath(path).read_text(encoding="utf-8")
+        for name, path in {
+            "plotter": "uplot/uPlot.iife.min.js",
+            "plotter_style": "uplot/uPlot.min.css",
+            "script": "page.js",
+            "style": "page.css",
+        }.items()
+    }
+    parts["plotter"] = KNOWN_LANGUAGE + parts["plotter"]
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_show_unseen
+    )
+    template = environment.from_string(
+        folder.joinpath("page.html.jinja").read_text(encoding="utf-8")
+    )
+    data = {
+        "charts": make_charts(runs),
+        "marks": make_marks(runs[0]) if len(runs) == 1 else {},
+        "answers": make_answers(runs),
+    }
+    return template.render(
+        runs=[_describe(facts) for facts in runs],
+        title=" against ".join(facts.name for facts in runs),
+        duels=[duel.describe() for duel in compare_runs(runs)],
+        other_tasks=len({name_tasks(facts) for facts in runs}) > 1,
+        differences=compare_settings(runs) if len(runs) > 1 else [],
+        data=to_json(data),
+        answers=data["answers"],
+        hashes=[_hash(parts[name]) for name in ("plotter", "script")],
+        thousands=_write_count,
+        percent=_write_share,
+        **parts,
+    )
+
+
+def to_json(data: Any) -> str:
+    """Return JSON that can stand inside of a `script` element, whatever its texts say."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for mark in "<>&\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return text
+
+
+def _describe(facts: RunFacts) -> dict[str, Any]:
+    """Return what the template says of a run."""
+    last: Mapping[str, Any] = facts.begins[-1] if facts.begins else {}
+    splits = last.get("data")
+    seconds = facts.seconds()
+    return {
+        "name": facts.name,
+        "verdict": tell_verdict(facts),
+        "state": tell_state(facts),
+        "worries": list_worries(facts),
+        "remarks": facts.remarks,
+        "settings": list_settings(facts.config),
+        "splits": list(splits.values()) if isinstance(splits, dict) else [],
+        "measured": facts.measured,
+        "begin": last,
+        "sessions": facts.sessions,
+        "wall": format_seconds(seconds) if seconds is not None else "",
+        "repeat": f"lit-sft fit --config {RunFolder(facts.folder).config} "
+        "--trainer.default_root_dir NEW_FOLDER",
+        "adapter": facts.adapter,
+    }
+
+
+def _show_unseen(value: Any) -> Any:
+    """Spell out what shows nothing in a value that goes into the page."""
+    if type(value) is not str:  # what is safe already is of a type of its own
+        return value
+    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
+
+
+def _write_count(value: object) -> str:
+    """Return a number with its thousands apart; a dash where there is none."""
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else NONE
+
+
+def _write_share(value: object) -> str:
+    return f"{value:.1%}" if isinstance(value, (int, float)) else NONE
+
+
+def _hash(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
