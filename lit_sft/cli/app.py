@@ -31,7 +31,7 @@ from lit_sft.model.trainer_options import require_limits
 from lit_sft.report.report_page import write_report
 from lit_sft.run.best_checkpoint import choose_best
 from lit_sft.run.checkpoint_io import choose_checkpoint
-from lit_sft.run.folder import RunFolder
+from lit_sft.run.folder import RunFolder, is_trial
 from lit_sft.run.lock import hold_folder
 from lit_sft.signals import SIGNALS
 from lit_sft.trainer import TRAINER_DEFAULTS, build_trainer, report_callbacks, settle_options
@@ -157,7 +157,7 @@ class SFTCommandLine(LightningCLI):
     def after_fit(self) -> None:
         """Write the page about the run; that it could not be written is no failure of the run."""
         trainer = self.trainer
-        if not self.config.fit.report or not trainer.is_global_zero or trainer.fast_dev_run:
+        if not self.config.fit.report or not trainer.is_global_zero or is_trial(trainer):
             return
         try:
             print(f"wrote {write_report([trainer.default_root_dir])}", flush=True)

@@ -109,7 +109,8 @@ def _texts_of(row: Row, columns: Sequence[Column]) -> set[str]:
 
 
 def _fit(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
-    kept, room = [], MOST_CHARACTERS
+    kept: list[Row] = []
+    room = MOST_CHARACTERS
     for row in rows:
         room -= _size([row], columns)
         if room < 0 and kept:

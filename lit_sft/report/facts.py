@@ -92,14 +92,14 @@ class RunFacts:
         """
         total, began = 0.0, None
         for record in [*self.sessions, {"event": "begin"}]:
-            time = _read_time(record.get("time"))
+            time = read_time(record.get("time"))
             if began and record["event"] == "begin":
                 step_by = min(filter(None, [self.changed, time]), default=began)
                 total += max(0.0, (step_by - began).total_seconds())
             elif began and time:
                 total += (time - began).total_seconds()
             began = time if record["event"] == "begin" else None
-        return total if self.begins else None
+        return total if any(read_time(x.get("time")) for x in self.begins) else None
 
     def evaluations(self) -> list[int]:
         """Return the steps after which rows were answered, ascending."""
@@ -123,7 +123,8 @@ def as_count(value: object) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def _read_time(text: object) -> datetime | None:
+def read_time(text: object) -> datetime | None:
+    """Return a time with its zone, None for what is none."""
     try:
         time = datetime.fromisoformat(str(text))
     except ValueError:

@@ -18,7 +18,7 @@ const DASHES = [[], [6, 3], [2, 3], [9, 3, 2, 3]];
 const FEW_POINTS = 60;
 const format = (value) =>
   value == null ? "–"
-  : value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential(2)
+  : value !== 0 && Math.abs(value) < 1e-4 ? value.toExponential(2)
   : value.toLocaleString("en", { maximumSignificantDigits: 5 });
 
 function lineOf(series, label, shown) {
@@ -29,7 +29,7 @@ function lineOf(series, label, shown) {
     width: series.faint ? 1 : 2,
     alpha: series.faint ? 0.45 : 1,
     dash: DASHES[series.dash % DASHES.length],
-    points: { show: shown && series.x.length < FEW_POINTS, size: 6 },
+    points: { show: shown && series.x.length < FEW_POINTS, size: 6, fill: () => style("--ground") },
     value: (plot, value, line, at) => at == null ? format(last(plot.data[line])) : format(value),
   };
 }
@@ -73,8 +73,8 @@ function drawChart(chart) {
   const values = chart.series.flatMap((x) => x.y).filter((x) => x != null);
   const isLog = chart.scale === "log" && values.every((x) => x > 0);
   const range = chart.scale === "share" ? [0, 1]
-    : chart.scale === "linear" ? (plot, low, high) => [Math.min(0, low), (high || 1) * 1.05]
-    : undefined;
+    : isLog ? (plot, low, high) => [low / 1.3, high * 1.3]
+    : (plot, low, high) => [Math.min(0, low), (high || 1) * 1.05];
   const axis = { stroke: () => style("--ink"), grid: { stroke: () => style("--line"), width: 1 },
                  ticks: { stroke: () => style("--line"), width: 1 } };
   const host = make("div");
@@ -84,8 +84,9 @@ function drawChart(chart) {
   const plot = new uPlot({
     width: host.clientWidth || 320,
     height: 220,
+    padding: [8, 10, 0, 0],
     scales: { x: { time: false }, y: { distr: isLog ? 3 : 1, range } },
-    axes: [axis, { ...axis, size: 64, values: (u, ticks) => ticks.map((x) => x == null ? "" : format(x)) }],
+    axes: [{ ...axis, size: 34 }, { ...axis, size: 64, values: (u, ticks) => ticks.map((x) => x == null ? "" : format(x)) }],
     series: [{ label: "step", value: (u, x) => x == null ? "last" : x.toLocaleString("en") }, ...lines],
     bands,
     cursor: { sync: { key: "steps" } },

@@ -100,9 +100,9 @@ def _read_problems(folder: RunFolder, path: Path, remarks: list[str]) -> list[Pr
 
 def _read_config(folder: RunFolder, remarks: list[str]) -> dict[str, Any]:
     try:
-        config = folder.read_config()
+        config: object = folder.read_config()
     except (OSError, ValueError, yaml.YAMLError):
-        config = None  # type: ignore[assignment]
+        config = None
     if isinstance(config, dict):
         return config
     remarks.append(f"{folder.config.name}: it cannot be read as YAML; no config")

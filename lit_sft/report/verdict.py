@@ -73,7 +73,7 @@ def _tell_exact_match(facts: RunFacts) -> str:
     best_step, best = max(matches, key=lambda x: x[1])
     interval = facts.interval(last)
     within = f", 95 % interval {interval[0]:.1%} to {interval[1]:.1%}" if interval else ""
-    rows = f" on {len(facts.problems):,} held-out rows" if not facts.is_partial else ""
+    rows = f" on {len(facts.problems):,} held-out rows" if within else ""
     if first == last:
         return f"Exact match {after:.1%}{rows}, measured once{within}"
     text = f"Exact match {before:.1%} → {after:.1%}{rows}{within}"

@@ -1,0 +1,66 @@
+"""Answers side by side: those that changed sides first, and never more than a page can hold."""
+
+from run_folders import answer, make_run
+
+from lit_sft.report.answer_table import MOST_CHARACTERS, MOST_IN_A_TEXT, make_answers
+from lit_sft.report.read_run import read_run
+
+
+def answers_of(tmp_path, *given, name="run"):
+    return make_answers([read_run(make_run(tmp_path / name, answers=given))])
+
+
+def test_lost_and_won_rows_come_first(tmp_path):
+    table = answers_of(tmp_path)
+    assert table["columns"] == ["step 0", "step 20"]
+    assert [(row["row"], row["kind"]) for row in table["rows"]] == [
+        (0, "lost"), (1, "won"), (2, "won"), (3, "wrong"),
+    ]  # fmt: skip
+    assert table["counts"] == {"lost": 1, "won": 2, "wrong": 1, "right": 0}
+    verdict, finished, output, cut = table["rows"][0]["given"][1]
+    assert (verdict, finished, table["texts"][output], cut) == ("wrong", 1, "the answer 20", 0)
+
+
+def test_a_text_stands_once(tmp_path):
+    table = answers_of(tmp_path, *(answer(step, 0, "r", "same") for step in range(9)))
+    assert table["texts"].count("same") == 1
+    assert len({given[2] for given in table["rows"][0]["given"]}) == 1
+
+
+def test_a_row_that_was_not_always_answered_has_gaps(tmp_path):
+    table = answers_of(tmp_path, answer(0, 0, "r"), answer(5, 1, "n"), answer(5, 0, "r"))
+    assert [row["given"][0] is None for row in table["rows"]] == [True, False]
+
+
+def test_a_long_answer_is_cut_and_says_so(tmp_path):
+    table = answers_of(tmp_path, answer(0, 0, "r", "x" * 1_000_000))
+    ((_, _, output, cut),) = table["rows"][0]["given"]
+    assert (len(table["texts"][output]), cut) == (MOST_IN_A_TEXT, 1_000_000)
+
+
+def test_verdicts_without_texts_are_kept(tmp_path):
+    given = {"step": 4, "row": 0, "verdict": "right", "finished": True}
+    table = answers_of(tmp_path, answer(0, 0, "w"), given)
+    assert table["rows"][0]["kind"] == "won"
+    assert table["rows"][0]["given"][1][2] == -1
+
+
+def test_a_page_has_room_for_so_much_only(tmp_path):
+    many = [
+        answer(step, row, "w", f"{step} {row} {'x' * 7000}")
+        for step in (0, 1, 2)
+        for row in range(99)
+    ]
+    table = answers_of(tmp_path, *many)
+    assert table["columns"] == ["step 0", "step 2"]
+    assert table["left_out"] == "1 evaluations between the first and the last"
+    more = [
+        answer(step, row, "w", f"{step} {row} {'x' * 7000}")
+        for step in (0, 1)
+        for row in range(200)
+    ]
+    table = answers_of(tmp_path, *more, name="more")
+    assert 50 < len(table["rows"]) < 200
+    assert table["left_out"] == f"{200 - len(table['rows'])} rows"
+    assert sum(table["counts"].values()) == 200
+    assert sum(map(len, table["texts"])) <= MOST_CHARACTERS

@@ -1,0 +1,97 @@
+"""A run in a sentence, and what there is to worry about."""
+
+from pathlib import Path
+
+import pytest
+from run_folders import make_run
+
+from lit_sft.report.facts import RunFacts
+from lit_sft.report.read_run import read_run
+from lit_sft.report.verdict import format_seconds, list_worries, tell_state, tell_verdict
+
+PEAK = [(1, 0.0), (2, 1e-3)]
+CALM = {"train/learning_rate": [*PEAK, (3, 1e-5)], "val/loss": [(1, 1.0), (2, 0.5), (3, 0.505)]}
+
+
+def facts_of(figures=None, data=None, begins=1, **others):
+    begin = {"event": "begin", "step": 0, "total_steps": 3, "steps_per_epoch": 1, "data": data}
+    end = {"event": "end", "how": "finished"}
+    sessions = [begin] * begins + [end]
+    return RunFacts("run", Path("run"), figures or CALM, sessions=sessions, **others)
+
+
+def test_the_verdict_has_the_figures(tmp_path):
+    assert tell_verdict(read_run(make_run(tmp_path / "run"))) == (
+        "Exact match 25.0% → 50.0% on 4 held-out rows, 95 % interval 15.0% to 85.0%; best after "
+        "step 20. Loss on held-out rows 2 → 0.1. 20 of 20 steps, 1,010 tokens/s, 1 min 30 s of "
+        "wall time."
+    )
+
+
+def test_a_run_without_figures_has_a_verdict():
+    assert tell_verdict(RunFacts("run", Path("run"))) == "No loss is on record. 0 steps."
+
+
+def test_an_exact_match_that_fell_names_its_best():
+    figures = {"val/exact_match": [(0, 0.1), (10, 0.6), (20, 0.55)]}
+    assert "10.0% → 55.0%; best after step 10, 60.0%" in tell_verdict(facts_of(figures))
+
+
+def test_a_calm_run_is_no_worry():
+    assert list_worries(facts_of()) == []
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({"val/loss": [(1, 1.0), (2, 0.5), (3, 0.6)]}, "rose from 0.5 after step 2 to 0.6"),
+        ({"val/loss/a": [(1, 0.5), (2, 0.6)]}, "(val/loss/a) rose from 0.5"),
+        ({"val/unfinished": [(0, 0.5), (3, 0.125)]}, "12.5% of the last answers did not end"),
+        ({"train/skipped_steps": [(4, 1.0), (9, 2.0)]}, "2 steps were skipped"),
+        ({"train/learning_rate": [*PEAK, (3, 5e-4)]}, "ended at 5.00e-04, 50% of its peak"),
+        ({"train/loss": [(1, 1.0), (2, float("nan"))]}, "train/loss is not a number in 1 of 2"),
+    ],
+)
+def test_figures_to_worry_about(figures, expected):
+    (worry,) = list_worries(facts_of(CALM | figures))
+    assert expected in worry
+
+
+@pytest.mark.parametrize(
+    ("ledger", "expected"),
+    [
+        ({"rows": 9, "dropped": 2}, "2 of 9 rows of train were dropped."),
+        ({"rows": 9, "truncated": 3}, "3 of 9 rows of train were cut."),
+        ({"repeats": {"train": 7, "test": 2}}, "The questions of 2 rows of train stand in test"),
+        ({"kept": 40, "repeats": {}}, None),
+    ],
+)
+def test_rows_to_worry_about(ledger, expected):
+    worries = list_worries(facts_of(data={"train": ledger}))
+    assert [expected in worry for worry in worries] == ([True] if expected else [])
+
+
+def test_few_rows_read_over_and_over_are_one():
+    facts = facts_of(data={"train": {"kept": 40}})
+    facts.sessions[0]["total_steps"] = 88
+    assert list_worries(facts) == ["40 rows were read 88 times: they are learnt by heart."]
+
+
+def test_a_run_that_was_taken_up_again_says_so():
+    assert list_worries(facts_of(begins=3)) == ["The run was taken up again 2 times."]
+
+
+def test_a_run_that_is_not_over_says_so():
+    assert "still going on" in tell_state(RunFacts("run", Path("run"), is_going_on=True))
+    assert "was killed" in tell_state(RunFacts("run", Path("run")))
+    stopped = [{"event": "begin"}, {"event": "end", "how": "SIGTERM received"}]
+    assert "stopped: SIGTERM" in tell_state(RunFacts("run", Path("run"), sessions=stopped))
+    assert tell_state(facts_of()) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.6, "1 min 0 s"), (192, "3 min 12 s"), (3600 * 30 + 61, "30 h 1 min")],
+)
+def test_durations(seconds, text):
+    assert format_seconds(seconds) == text
