@@ -30,9 +30,15 @@ def make_run(
     (root / "logs").mkdir(parents=True)
     text = CONFIG.format(root=root, total=total, task=task, rate=rate)
     (root / "config.yaml").write_text(text)
-    lines = ["step,train/loss,train/learning_rate,train/tokens_per_second,val/exact_match,val/loss"]
+    trained = ("loss", "learning_rate", "tokens_per_second", "grad_norm")
+    columns = [*(f"train/{name}" for name in trained), "val/exact_match", "val/loss"]
+    lines = [",".join(["step", *columns])]
     for step in range(steps + 1):
-        trained = f"{2 / step},{rate * (1 - step / total)},{1000 + step}" if step else ",,"
+        trained = (
+            f"{2 / step},{rate * (1 - step / total)},{1000 + step},{0.5 + step % 3}"
+            if step
+            else ",,,"
+        )
         measured = {0: "0.25,2", steps: "0.5,0.1"}.get(step, ",")
         lines.append(f"{step},{trained},{measured}")
     (root / "logs" / "metrics.csv").write_text("\n".join(lines) + "\n")

@@ -35,9 +35,9 @@ def make_charts(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
             for name in names
             for drawn in _draw(facts, name, number, len(runs) > 1)
         ]
-        if title == "Gradient norm":
+        if title == "Gradient norm" and series:
             series += _draw_clip(runs)
-        if any(drawn["x"] for drawn in series):
+        if series:
             _colour(series, len(runs) > 1)
             charts.append({"title": title, "unit": unit, "scale": scale, "series": series})
     return charts

@@ -63,7 +63,7 @@ def test_figures_without_names_leave_the_rest(tmp_path, text):
 def test_what_is_no_number_is_kept_as_such(tmp_path):
     root = make_run(tmp_path / "run")
     with (root / "logs" / "metrics.csv").open("a") as file:
-        file.write("21,nan,0,1000,,\n22,inf,0,1000,,\n")
+        file.write("21,nan,0,1000,1,,\n22,inf,0,1000,1,,\n")
     losses = read_run(root).figures["train/loss"]
     assert [step for step, value in losses if not math.isfinite(value)] == [21, 22]
 
