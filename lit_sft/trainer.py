@@ -12,8 +12,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_sft.callbacks.checkpoint import LastCheckpoint
-from lit_sft.callbacks.console import Progress, Summary
+from lit_sft.callbacks.console import Summary
 from lit_sft.callbacks.memory_advice import MemoryAdvice
+from lit_sft.callbacks.progress import Progress
 from lit_sft.callbacks.record_run import RecordRun
 from lit_sft.callbacks.record_test import RecordTest
 from lit_sft.callbacks.save_adapter import SaveAdapter

@@ -136,6 +136,10 @@ class GenerationEval(pl.Callback):
             {f"test/{k}": v for k, v in figures.items()} | {"test/eval_seconds": seconds}
         )
 
+    def steps_between(self, trainer: pl.Trainer) -> float:
+        """Return the optimizer steps from one evaluation to the next, as a progress bar asks."""
+        return self.every_n_steps or trainer.num_training_batches
+
     def advise_less_memory(self) -> str:
         """Return what would make its batches smaller."""
         tokens = BATCH_TOKENS if self.max_batch_tokens == "auto" else self.max_batch_tokens
@@ -176,6 +180,7 @@ class GenerationEval(pl.Callback):
             [prompt.input_ids for prompt in self._prompts],
             max_new_tokens=self.max_new_tokens,
             max_batch_tokens=self.max_batch_tokens,
+            tell=getattr(trainer.progress_bar_callback, "tell_answers", None),
         )
         tokenizer = run_data(trainer).tokenizer
         answers = []

@@ -12,7 +12,7 @@ from lit_sft.data.prompts import find_stop_ids
 from lit_sft.errors import InputError
 from lit_sft.evaluation.decode import decode_batch
 from lit_sft.evaluation.evaluating import evaluating
-from lit_sft.evaluation.generate import Generation, generate_greedy
+from lit_sft.evaluation.generate import Generation, Tell, generate_greedy
 from lit_sft.evaluation.static_cache import UnfitModelError
 from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.memory import free_memory_bytes
@@ -31,6 +31,7 @@ def answer_greedily(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     max_batch_tokens: Literal["auto"] | int = "auto",
+    tell: Tell | None = None,
 ) -> list[Generation]:
     """Answer prompts greedily, and leave modes and random states as they were.
 
@@ -42,6 +43,7 @@ def answer_greedily(
         max_new_tokens: Of an answer.
         max_batch_tokens: Rows times their longest length, of a batch; `auto` is 32,768, and on a
             GPU as many as half of the free memory holds keys and values of.
+        tell: Is told how far it is.
 
     Raises:
         InputError: If there is no tokenizer.
@@ -60,8 +62,8 @@ def answer_greedily(
         generate = partial(generate_greedy, model, prompts, stop_ids, pad_id, max_new_tokens)
         if device.type == "cuda":
             with suppress(UnfitModelError), _memory_of_its_own():
-                return generate(max_batch_tokens, decode_batch)
-        return generate(max_batch_tokens)
+                return generate(max_batch_tokens, decode_batch, tell)
+        return generate(max_batch_tokens, tell=tell)
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from lit_sft.report.curves import make_charts, make_marks
 from lit_sft.report.facts import NONE, RunFacts
 from lit_sft.report.read_run import read_run
 from lit_sft.report.run_comparison import compare_runs, name_tasks
-from lit_sft.report.verdict import format_seconds, list_worries, tell_state, tell_verdict
+from lit_sft.report.verdict import list_worries, tell_state, tell_verdict
 from lit_sft.run.folder import RunFolder
+from lit_sft.run.time_left import format_seconds
 
 UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 """Characters that show nothing, or turn the order of what follows."""

@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterator
 from statistics import median
 
+from lit_sft.data.repetition import tell_repetition
 from lit_sft.report.facts import RunFacts, Series, finite
+from lit_sft.run.time_left import format_seconds
 
 RISE = 0.02
 """By which part of its least value a held-out loss has to have risen to be worth a word."""
 STILL_HIGH = 0.05
 """The part of the peak learning rate from which on a run has not come to rest."""
-MANY_EPOCHS, FEW_ROWS = 10, 1_000
-"""Fewer rows than this that are read more often than that are learnt by heart."""
 
 
 def tell_verdict(facts: RunFacts) -> str:
@@ -53,16 +53,6 @@ def measure_rate(facts: RunFacts) -> float | None:
     """Return the median of the tokens a second; the mean would be that of the first steps, too."""
     rates = [value for _, value in finite(facts.figures.get("train/tokens_per_second", []))]
     return median(rates) if rates else None
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration in the two units that matter, such as `3 min 12 s`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 
 def _tell_exact_match(facts: RunFacts) -> str:
@@ -114,7 +104,7 @@ def _worry_about_answers(facts: RunFacts) -> Iterator[str]:
     if len(matches) > 1:
         step, best = max(matches, key=lambda x: x[1])
         interval = facts.interval(step)
-        if interval and matches[-1][1] < interval[0]:
+        if interval and matches[-1][1] < min(best, interval[0]):
             yield (
                 f"The exact match fell from {best:.1%} after step {step:,} to {matches[-1][1]:.1%}."
             )
@@ -146,19 +136,11 @@ def _worry_about_rows(facts: RunFacts) -> Iterator[str]:
         for other in ("test", "val"):
             if rows := _count(repeats, other):
                 yield f"The questions of {rows:,} rows of {split} stand in {other}, too."
-    yield from tell_repetition(_count(splits.get("train"), "kept"), _count_epochs(facts))
-
-
-def tell_repetition(rows: int, epochs: float) -> list[str]:
-    """Return a sentence where few rows are read over and over; else nothing.
-
-    Args:
-        rows: Of train, those that are kept.
-        epochs: How often each is read, in the whole run.
-    """
-    if 0 < rows < FEW_ROWS and epochs > MANY_EPOCHS:
-        return [f"{rows:,} rows were read {epochs:,.0f} times: they are learnt by heart."]
-    return []
+        repetition = ""
+        if split == "train":
+            repetition = tell_repetition(_count(ledger, "kept"), _count_epochs(facts))
+        if repetition:
+            yield f"{repetition}."
 
 
 def _count_epochs(facts: RunFacts) -> float:

@@ -27,15 +27,16 @@ def keep_answers(path: Path, step: int, answers: Sequence[Mapping[str, Any]]) ->
     lines = [x for x in read_lines(path) if x] if path.is_file() else []
     earlier = [(line, parsed) for line in lines if (parsed := parse_answer(line))]
     kept = [(line, parsed) for line, parsed in earlier if parsed["step"] < step]
+    before = "".join(f"{line}\n" for line, _ in kept)
     asked = {parsed["row"] for _, parsed in kept if "question" in parsed}
-    room = MOST_BYTES - sum(len(line) for line, _ in kept)
+    room = MOST_BYTES - len(before)
     text = "".join(_write_lines(step, answers, asked, room))
-    if len(kept) == len(earlier) and path.is_file():
+    if path.is_file() and path.stat().st_size == len(before.encode()):
         append_rows(path, text)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as staged:
-        staged.write_text("".join(f"{line}\n" for line, _ in kept) + text, encoding="utf-8")
+        staged.write_text(before + text, encoding="utf-8")
 
 
 def parse_answer(line: str | None) -> dict[str, Any] | None:

@@ -28,12 +28,13 @@ def test_questions_stand_in_the_first_evaluation_alone(tmp_path):
     assert all(map(parse_answer, path.read_text().splitlines()))
 
 
+@pytest.mark.parametrize("has_gone_on", [True, False])
 @pytest.mark.parametrize("damage", ["", '{"step": 10, "ro', '{"step": 1}\n'])
-def test_a_resumed_run_leaves_what_an_unbroken_one_does(tmp_path, damage):
+def test_a_resumed_run_leaves_what_an_unbroken_one_does(tmp_path, damage, has_gone_on):
     whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
     for step in (0, 10, 20):
         evaluate(whole, step)
-    for step in (0, 10, 20):
+    for step in (0, 10, 20) if has_gone_on else (0,):
         evaluate(resumed, step, output="of a branch that is gone" if step else "out")
     with resumed.open("a") as file:
         file.write(damage)
