@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lit_sft.model.fast.kernels import Speed
     from lit_sft.model.module import SFTModule
     from lit_sft.run.checkpoint_io import last_checkpoint
+    from lit_sft.run.tensorboard_run import TensorBoardRun
     from lit_sft.run.wandb_run import WandbRun
     from lit_sft.tasks.base import ChatTask
     from lit_sft.tasks.chat_file import ChatFile
@@ -45,6 +46,7 @@ _HOMES = {
     "GSM8K": "lit_sft.tasks.gsm8k",
     "Mixture": "lit_sft.tasks.mixture",
     "WordProblems": "lit_sft.toy.word_problems",
+    "TensorBoardRun": "lit_sft.run.tensorboard_run",
     "WandbRun": "lit_sft.run.wandb_run",
     "export_run": "lit_sft.cli.export",
     "load_trained": "lit_sft.export.trained_model",
@@ -77,6 +79,7 @@ __all__ = [
     "SFTDataModule",
     "SFTModule",
     "Speed",
+    "TensorBoardRun",
     "WandbRun",
     "Window",
     "WordProblems",

@@ -36,6 +36,10 @@ from lit_sft.run.lock import hold_folder
 from lit_sft.signals import SIGNALS
 from lit_sft.trainer import TRAINER_DEFAULTS, build_trainer, report_callbacks, settle_options
 
+LOGGERS = {"TensorBoardLogger": "lit_sft.TensorBoardRun", "WandbLogger": "lit_sft.WandbRun"}
+"""Loggers of Lightning by their short names, and those that keep to the run: its folder, its
+answers, and that it may be killed and resumed."""
+
 
 class SaveConfig(SaveConfigCallback):
     """Write `config.yaml`, the exact run, under the run's folder before training."""
@@ -160,7 +164,11 @@ class SFTCommandLine(LightningCLI):
         if not self.config.fit.report or not trainer.is_global_zero or is_trial(trainer):
             return
         try:
-            print(f"wrote {write_report([trainer.default_root_dir])}", flush=True)
+            path = write_report([trainer.default_root_dir])
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_report"):
+                    logger.log_report(path)
+            print(f"wrote {path}", flush=True)
         except Exception as error:
             print(f"report.html could not be written: {error}", file=sys.stderr)
 
@@ -168,6 +176,20 @@ class SFTCommandLine(LightningCLI):
         """Build the trainer; what is no training run logs nothing, and leaves its figures alone."""
         silent: dict[str, Any] = {} if self.subcommand == "fit" else {"logger": []}
         return super().instantiate_trainer(**silent, **kwargs)
+
+
+def name_loggers(arguments: Sequence[str]) -> list[str]:
+    """Return a command line in which short names of loggers mean those that keep to the run."""
+    words = list(arguments)
+    for place, word in enumerate(words):
+        option, _, value = word.partition("=")
+        if option.removesuffix("+") != "--trainer.logger":
+            continue
+        if value in LOGGERS:
+            words[place] = f"{option}={LOGGERS[value]}"
+        elif not value and place + 1 < len(words):
+            words[place + 1] = LOGGERS.get(words[place + 1], words[place + 1])
+    return words
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -178,6 +200,7 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: Those after the program's name.
     """
+    arguments = name_loggers(arguments)
     sys.argv[1:] = arguments
     launcher = os.getppid()
     try:

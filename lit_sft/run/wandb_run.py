@@ -98,6 +98,16 @@ class WandbRun(WandbLogger):
             self.experiment.log(row)
 
     @rank_zero_only
+    def log_report(self, path: Path) -> None:
+        """Keep the report of the run as an artifact of it."""
+        import wandb
+
+        run = self.experiment
+        artifact = wandb.Artifact(f"report-{run.id}", type="report")
+        artifact.add_file(str(path), policy="immutable")  # no second copy of it
+        run.log_artifact(artifact)
+
+    @rank_zero_only
     def catch_up(self, metrics_file: Path) -> None:
         """Send the rows of a resumed run that were lost on their way when it was killed.
 
