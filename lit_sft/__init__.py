@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lit_sft.model.base_model import Quantization
     from lit_sft.model.fast.kernels import Speed
     from lit_sft.model.module import SFTModule
+    from lit_sft.report.report_page import write_report
     from lit_sft.run.checkpoint_io import last_checkpoint
     from lit_sft.run.tensorboard_run import TensorBoardRun
     from lit_sft.run.wandb_run import WandbRun
@@ -54,6 +55,7 @@ _HOMES = {
     "last_checkpoint": "lit_sft.run.checkpoint_io",
     "make_trainer": "lit_sft.trainer",
     "run_callbacks": "lit_sft.trainer",
+    "write_report": "lit_sft.report.report_page",
     "IGNORE_INDEX": "lit_sft.types",
     "Batch": "lit_sft.types",
     "Example": "lit_sft.types",
@@ -91,6 +93,7 @@ __all__ = [
     "make_trainer",
     "merge_adapter",
     "run_callbacks",
+    "write_report",
 ]
 
 

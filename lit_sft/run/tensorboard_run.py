@@ -50,7 +50,7 @@ class TensorBoardRun(TensorBoardLogger):
     def log_report(self, path: Path) -> None:
         """Say where the report is: TensorBoard keeps no files."""
         self.experiment.add_text("report", f"`{path.resolve()}`")
-        self.experiment.flush()
+        self.experiment.close()
 
 
 def format_table(columns: Sequence[str], data: Sequence[Sequence[Any]]) -> str:

@@ -124,7 +124,9 @@ class WandbRun(WandbLogger):
     def _start(self) -> Any:
         import wandb
 
-        self._id = self._wandb_init["id"] = self._id or secrets.token_hex(6)
+        # An agent of a sweep has given the run its id.
+        given = self._id or os.environ.get("WANDB_RUN_ID")
+        self._id = self._wandb_init["id"] = given or secrets.token_hex(6)
         Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
         if self._id_file:
             with replace_file(self._id_file) as staged:

@@ -119,6 +119,8 @@ def test_offline_file_has_config_history_and_exit_code(offline):
     assert losses == pytest.approx(read_losses(root))
     assert "val/loss" in history[-1], "in the row of its step"
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
+    kept = [record.artifact.type for record in records if record.HasField("artifact")]
+    assert "report" in kept
 
 
 @pytest.fixture(scope="module")
