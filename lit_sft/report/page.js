@@ -90,7 +90,7 @@ function drawChart(chart) {
     series: [{ label: "step", value: (u, x) => x == null ? "last" : x.toLocaleString("en") }, ...lines],
     bands,
     cursor: { sync: { key: "steps" } },
-    legend: { markers: { stroke: (u, i) => i && lines[i - 1].stroke !== "transparent" ? `var(${colour(owners[i - 1])})` : "transparent", fill: () => "transparent" } },
+    legend: { markers: { stroke: (u, i) => i && lines[i - 1].stroke !== "transparent" ? `var(${colour(owners[i - 1])})` : "transparent", fill: () => "transparent", dash: (u, i) => i && lines[i - 1].dash.length ? "dashed" : "solid" } },
     hooks: { draw: [drawMarks] },
   }, uPlot.join(tables), host);
   plot.root.querySelector("canvas").setAttribute("role", "img");

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
         InputError: If a folder is that of no run.
         OSError: If the file cannot be written.
     """
-    page = render_report([read_run(run) for run in runs])
+    page = render_report(_tell_apart([read_run(run) for run in runs]))
     path = Path(output).expanduser() if output else RunFolder(Path(runs[0]).expanduser()).report
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as staged:
@@ -97,6 +98,14 @@ def to_json(data: Any) -> str:
     for mark in "<>&\u2028\u2029":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
     return text
+
+
+def _tell_apart(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """Return runs under the names of their folders, or under the whole paths where these differ."""
+    names = [facts.name for facts in runs]
+    if len(set(names)) == len(names):
+        return list(runs)
+    return [replace(facts, name=str(facts.folder)) for facts in runs]
 
 
 def _describe(facts: RunFacts) -> dict[str, Any]:

@@ -111,6 +111,12 @@ def test_several_runs_share_a_page(tmp_path):
     assert not (one / "report.html").exists()
 
 
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    one, two = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run")
+    columns = Page(write_report([one, two])).data["answers"]["columns"]
+    assert columns == [f"{one}, step 20", f"{two}, step 20"]
+
+
 @pytest.mark.parametrize("missing", ["config.yaml", "logs/answers.jsonl", "logs/sessions.jsonl"])
 def test_whatever_is_missing_leaves_a_page(tmp_path, missing):
     root = make_run(tmp_path / "run")
