@@ -124,6 +124,17 @@ def test_whatever_is_missing_leaves_a_page(tmp_path, missing):
     assert Page(write_report([root])).data["charts"]
 
 
+def test_what_was_tested_is_shown(tmp_path):
+    root = make_run(tmp_path / "run")
+    (root / "measured").mkdir()
+    record = {"step": 20, "figures": {"exact_match": 0.75}, "exact_match_95": [0.7, 0.8]}
+    (root / "measured" / "test-step-20.json").write_text(json.dumps(record))
+    (root / "measured" / "torn.json").write_text('{"step": ')
+    shown = " ".join(" ".join(x for x, _ in Page(write_report([root])).texts).split())
+    assert "Measured by lit-sft test step 20 exact_match 0.75 exact_match_95 [0.7, 0.8]" in shown
+    assert "torn.json: it cannot be read" in shown
+
+
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     root = make_run(tmp_path / "run", how="")
     (root / "logs" / "metrics.csv").unlink()
