@@ -115,14 +115,12 @@ def _worry_about_steps(facts: RunFacts) -> Iterator[str]:
         yield f"{skipped:,} steps were skipped, as their loss or gradient was not finite."
     rates: Series = finite(facts.figures.get("train/learning_rate", []))
     peak = max((value for _, value in rates), default=0.0)
-    if rates and rates[-1][1] > STILL_HIGH * peak and not facts.is_going_on:
+    is_early = facts.step < facts.total_steps or not facts.total_steps
+    if is_early and rates and rates[-1][1] > STILL_HIGH * peak and not facts.is_going_on:
         yield (
             f"The learning rate ended at {rates[-1][1]:.2e}, {rates[-1][1] / peak:.0%} of its "
             "peak: the run ended before its schedule did."
         )
-    resumed = len(facts.begins) - 1
-    if resumed > 0:
-        yield f"The run was taken up again {'once' if resumed == 1 else f'{resumed:,} times'}."
 
 
 def _worry_about_rows(facts: RunFacts) -> Iterator[str]:
