@@ -3,18 +3,19 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_sft.data.prompts import decode_answer, make_prompts
+from lit_sft.data.prompts import decode_answer, make_prompts, split_answer
 from lit_sft.data.protocol import graded_data, run_data
 from lit_sft.errors import require
 from lit_sft.evaluation.exact_match import SHARES, Answer, ExactMatch
 from lit_sft.files import replace_file
-from lit_sft.model.answering import BATCH_TOKENS
+from lit_sft.model.answering import BATCH_TOKENS, weigh_answers
 from lit_sft.model.distributed import gather_over_ranks, max_over_ranks
 from lit_sft.model.module import SFTModule
 from lit_sft.run.answer_file import keep_answers
@@ -171,7 +172,9 @@ class GenerationEval(pl.Callback):
         everyone = gather_over_ranks([describe(answer) for answer in answers])
         if trainer.is_global_zero and not is_trial(trainer):
             self._keep_samples(trainer, answers[: self.samples])
+            weighed = self._weigh_samples(trainer, pl_module)
             ranked = sorted(everyone, key=lambda answer: answer["row"])
+            ranked = [answer | weighed.get(answer["row"], {}) for answer in ranked]
             keep_answers(RunFolder.of(trainer).answers, trainer.global_step, ranked)
 
     def _answer(self, trainer: pl.Trainer, pl_module: SFTModule) -> list[Answer]:
@@ -183,6 +186,7 @@ class GenerationEval(pl.Callback):
             tell=getattr(trainer.progress_bar_callback, "tell_answers", None),
         )
         tokenizer = run_data(trainer).tokenizer
+        self._sampled = [*zip(self._prompts, generations, strict=True)][: self.samples]
         answers = []
         for prompt, generation in zip(self._prompts, generations, strict=True):
             output = decode_answer(tokenizer, generation.token_ids)
@@ -190,6 +194,26 @@ class GenerationEval(pl.Callback):
                 make_answer(prompt, output, self._grade(prompt.record, output), generation.finished)
             )
         return answers
+
+    def _weigh_samples(self, trainer: pl.Trainer, pl_module: SFTModule) -> dict[int, Any]:
+        """Return the tokens of the sample answers by row, with how likely each was.
+
+        Where memory does not hold the logits of an answer, there is nothing.
+        """
+        answers = [(prompt.input_ids, x.token_ids) for prompt, x in self._sampled if x.token_ids]
+        autocast = trainer.precision_plugin.forward_context()
+        weights: list[list[float]] = []
+        with suppress(torch.OutOfMemoryError):
+            weights = weigh_answers(pl_module.model, autocast, answers)
+        rows = [prompt.row for prompt, x in self._sampled if x.token_ids]
+        tokenizer, weighed = run_data(trainer).tokenizer, {}
+        for row, (_, ids), likely in zip(rows, answers, weights, strict=False):
+            pieces = split_answer(tokenizer, list(ids))
+            if pieces:
+                weighed[row] = {
+                    "tokens": [[x, round(p, 3)] for x, p in zip(pieces, likely, strict=True)]
+                }
+        return weighed
 
     def _keep_samples(self, trainer: pl.Trainer, answers: Sequence[Answer]) -> None:
         step = trainer.global_step

@@ -14,6 +14,7 @@ from lit_sft.evaluation.decode import decode_batch
 from lit_sft.evaluation.evaluating import evaluating
 from lit_sft.evaluation.generate import Generation, Tell, generate_greedy
 from lit_sft.evaluation.static_cache import UnfitModelError
+from lit_sft.evaluation.token_probabilities import weigh_tokens
 from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.memory import free_memory_bytes
 
@@ -64,6 +65,23 @@ def answer_greedily(
             with suppress(UnfitModelError), _memory_of_its_own():
                 return generate(max_batch_tokens, decode_batch, tell)
         return generate(max_batch_tokens, tell=tell)
+
+
+def weigh_answers(
+    model: "PeftModel",
+    autocast: AbstractContextManager[None],
+    answers: Sequence[tuple[Sequence[int], Sequence[int]]],
+) -> list[list[float]]:
+    """Return how likely the tokens of answers were, `[answers][tokens]`, and leave all as it was.
+
+    Args:
+        model: In whatever mode.
+        autocast: The precision that it is trained in.
+        answers: The token ids of each prompt, and those of the answer to it.
+    """
+    use_attention(model, packed=False)
+    with evaluating(model), autocast, torch.compiler.set_stance("force_eager"):
+        return [weigh_tokens(model, prompt, answer) for prompt, answer in answers]
 
 
 @contextmanager

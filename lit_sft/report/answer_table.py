@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lit_sft.report.facts import Problem, RunFacts
+from lit_sft.report.facts import Given, Problem, RunFacts
 
 MOST_CHARACTERS = 1_600_000
 """Of all texts in a page. Where there are more, evaluations between the first and the last are left
 out, then rows."""
+MOST_TOKENS = 30_000
+"""Of all answers of a page that are coloured by the probability of their tokens."""
 MOST_IN_A_TEXT = 8_000
 """Of a single one, such as of runs that have kept theirs whole."""
 KINDS = ("lost", "won", "wrong", "right")
@@ -54,6 +56,7 @@ class _Texts:
     def __init__(self) -> None:
         self.found: list[str] = []
         self._numbers: dict[str, int] = {}
+        self._room = MOST_TOKENS
 
     def number(self, text: str) -> int:
         text = text[:MOST_IN_A_TEXT]
@@ -61,6 +64,11 @@ class _Texts:
             self._numbers[text] = len(self.found)
             self.found.append(text)
         return self._numbers[text]
+
+    def tokens(self, answer: Given) -> list[str | float]:
+        """Return the pieces of an answer and their probabilities in turn, while there is room."""
+        self._room -= len(answer.tokens)
+        return [x for token in answer.tokens for x in token] if self._room >= 0 else []
 
 
 def find_shared(runs: Sequence[RunFacts]) -> list[Row]:
@@ -125,7 +133,9 @@ def _list_row(row: Row, columns: Sequence[Column], texts: _Texts) -> dict[str, A
         answer = next((x for x in row[run].answers if x.step == step), None)
         output = -1 if answer is None or answer.output is None else texts.number(answer.output)
         cut = max(answer.cut, _excess(answer.output)) if answer else 0
-        given.append([answer.verdict, int(answer.finished), output, cut] if answer else None)
+        tokens = texts.tokens(answer) if answer else []
+        shown = [answer.verdict, int(answer.finished), output, cut] if answer else None
+        given.append([*shown, tokens] if shown and tokens else shown)
     return {
         "row": row[0].row,
         "kind": _kind(row, columns),

@@ -26,6 +26,8 @@ class Given:
     """None where a run keeps verdicts alone, for the size of the file."""
     cut: int = 0
     """The characters of the longest of its texts, where they were cut."""
+    tokens: tuple[tuple[str, float], ...] = ()
+    """The pieces of the output with their probabilities, where these were recorded."""
 
 
 @dataclass(frozen=True)

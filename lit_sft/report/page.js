@@ -162,7 +162,20 @@ function textOf(text, before) {
   return node;
 }
 
-function cardsOf(row) {
+/* An answer in whose tokens the model had more doubt, the stronger their colour is. */
+function weighedText(tokens) {
+  const node = make("p", { className: "text", dir: "auto" });
+  for (let i = 0; i < tokens.length; i += 2) {
+    const [piece, likely] = [tokens[i], tokens[i + 1]];
+    const span = make("span", { title: `p = ${likely}` }, show(piece));
+    const doubt = Math.round(40 * (1 - likely));
+    if (doubt) span.style.background = `color-mix(in srgb, var(--c1) ${doubt}%, transparent)`;
+    node.append(span);
+  }
+  return node;
+}
+
+function cardsOf(row, isWeighed) {
   const cards = [];
   row.given.forEach((given, i) => {
     if (!given) return;
@@ -171,38 +184,40 @@ function cardsOf(row) {
     else cards.push({ labels: [columns[i]], given });
   });
   let before = null;
-  return cards.map(({ labels, given: [verdict, finished, output, cut] }) => {
+  return cards.map(({ labels, given: [verdict, finished, output, cut, tokens] }) => {
     const tone = verdict === "right" ? "good" : "bad";
     const heading = make("h4", {}, `${labels.join(", ")}: `, make("span", { className: tone }, show(verdict)));
     if (!finished) heading.append(", unfinished");
     const card = make("div", {}, heading);
     if (output < 0) card.append(make("p", { className: "note" }, "The text was not kept."));
-    else card.append(textOf(texts[output], before));
+    else card.append(tokens && isWeighed ? weighedText(tokens) : textOf(texts[output], before));
     if (cut) card.append(make("p", { className: "note" }, `Cut here; the whole has ${cut.toLocaleString("en")} characters.`));
     before = output < 0 ? before : texts[output];
     return card;
   });
 }
 
-function articleOf(row) {
+function articleOf(row, isWeighed) {
   const kind = make("span", { className: row.kind }, FILTERS[row.kind][0]);
   const reference = make("div", {}, make("h4", {}, "reference"), textOf(texts[row.reference]));
   return make("article", {},
     make("h3", {}, `row ${row.row}: `, kind),
     textOf(texts[row.question]),
-    make("div", { className: "cards" }, reference, ...cardsOf(row)));
+    make("div", { className: "cards" }, reference, ...cardsOf(row, isWeighed)));
 }
 
 function showAnswers() {
   const list = document.getElementById("rows"), more = document.getElementById("more");
   const field = document.getElementById("search"), count = document.getElementById("count");
+  const weighed = document.getElementById("weighed");
+  document.getElementById("surely").hidden = !rows.some((row) => row.given.some((x) => x?.[4]));
   const plain = (text) => text.replace(/\s+/g, " ").toLowerCase();
   const folded = texts.map(plain);
   const textsOf = (row) => [row.question, row.reference, ...row.given.map((x) => x ? x[2] : -1)];
   let chosen = "all", found = [], shown = 0;
   const extend = () => {
     const next = found.slice(shown, shown + PAGE);
-    list.append(...next.map(articleOf));
+    list.append(...next.map((row) => articleOf(row, weighed.checked)));
     shown += next.length;
     more.hidden = shown >= found.length;
   };
@@ -222,6 +237,7 @@ function showAnswers() {
       make("label", {}, input, ` ${label} (${rows.filter(test).length})`));
   }
   field.addEventListener("input", update);
+  weighed.addEventListener("change", update);
   more.addEventListener("click", extend);
   update();
 }

@@ -87,7 +87,7 @@ def _read_problems(folder: RunFolder, path: Path, remarks: list[str]) -> list[Pr
             asked[row] = values
         given.setdefault(row, {})[values["step"]] = Given(
             values["step"], values["verdict"], bool(values.get("finished", True)),
-            values.get("output"), as_count(values.get("cut")),
+            values.get("output"), as_count(values.get("cut")), _read_tokens(values),
         )  # fmt: skip
     return [
         Problem(
@@ -96,6 +96,16 @@ def _read_problems(folder: RunFolder, path: Path, remarks: list[str]) -> list[Pr
         )
         for row in sorted(given)
     ]  # fmt: skip
+
+
+def _read_tokens(values: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    """Return the tokens of an answer, none unless they make up its text."""
+    try:
+        tokens = tuple((str(piece), float(p)) for piece, p in values.get("tokens") or ())
+    except (TypeError, ValueError):
+        return ()
+    is_whole = "".join(piece for piece, _ in tokens) == values.get("output")
+    return tokens if is_whole and all(0 <= p <= 1 for _, p in tokens) else ()
 
 
 def _read_config(folder: RunFolder, remarks: list[str]) -> dict[str, Any]:

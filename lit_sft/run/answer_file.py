@@ -22,7 +22,8 @@ def keep_answers(path: Path, step: int, answers: Sequence[Mapping[str, Any]]) ->
     Args:
         path: Of the file.
         step: After how many optimizer steps they were given.
-        answers: Of all rows: `row`, `question`, `reference`, `output`, `verdict` and `finished`.
+        answers: Of all rows: `row`, `question`, `reference`, `output`, `verdict` and `finished`;
+            `tokens`, pieces of the output with their probabilities, where these are known.
     """
     lines = [x for x in read_lines(path) if x] if path.is_file() else []
     earlier = [(line, parsed) for line in lines if (parsed := parse_answer(line))]
@@ -66,8 +67,11 @@ def _write_lines(
         longest = max(len(values[name]) for name in texts)
         if longest > MOST_CHARACTERS:
             values |= {name: values[name][:MOST_CHARACTERS] for name in texts} | {"cut": longest}
+            values.pop("tokens", None)
         line = f"{json.dumps(values)}\n"
         if len(line) > room:
-            line = f"{json.dumps({k: v for k, v in values.items() if k not in texts})}\n"
+            line = (
+                f"{json.dumps({k: v for k, v in values.items() if k not in (*texts, 'tokens')})}\n"
+            )
         room -= len(line)
         yield line

@@ -91,6 +91,7 @@ def page_file(tmp_path_factory):
         for step in (0, 20)
         for i, (name, text) in enumerate(HOSTILE.items())
     ]
+    given[0]["tokens"] = [["it is 0 ", 1.0], ["after 0", 0.125], [" steps", 0.9]]
     root = make_run(tmp_path_factory.mktemp("browser") / "run", answers=given)
     return write_report([root])
 
@@ -147,6 +148,19 @@ def test_filters_and_search_find_answers(open_page):
     page.get_by_label("Search").fill("nowhere")
     assert rows.count() == 0
     assert not page.get_by_role("button", name="Show more").is_visible()
+
+
+def test_answers_are_coloured_by_the_probability_of_their_tokens(open_page):
+    page = open_page()
+    page.get_by_label("Search").fill("it is 0 after 0")
+    assert page.locator(".text span").count() == 0
+    page.get_by_label("colour tokens").check()
+    tokens = page.locator("article .text span")
+    assert tokens.all_text_contents() == ["it is 0 ", "after 0", " steps"]
+    assert tokens.nth(1).get_attribute("title") == "p = 0.125"
+    grounds = tokens.evaluate_all("all => all.map((x) => getComputedStyle(x).backgroundColor)")
+    assert grounds[0] == "rgba(0, 0, 0, 0)"
+    assert len(set(grounds)) == 3
 
 
 def test_hostile_rows_are_text(open_page):

@@ -193,6 +193,12 @@ def test_every_answer_is_kept_and_the_lines_say_what_was_measured(tiny_base, tmp
     train(tiny_base, tmp_path, [GenerationEval(every_n_steps=3, samples=2), Progress()])
     kept = [json.loads(x) for x in (tmp_path / "logs" / "answers.jsonl").read_text().splitlines()]
     assert [(x["step"], x["row"]) for x in kept] == [(s, r) for s in (0, 3, 4) for r in range(12)]
+    assert ["tokens" in x for x in kept if x["output"]] == [
+        x["row"] < 2 for x in kept if x["output"]
+    ]
+    for said in [x for x in kept if "tokens" in x]:
+        assert "".join(piece for piece, _ in said["tokens"]) == said["output"]
+        assert all(0 <= p <= 1 for _, p in said["tokens"])
     right = [sum(x["verdict"] == "right" for x in kept if x["step"] == s) / 12 for s in (0, 3, 4)]
     lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("step ")]
     told = [line.partition("exact_match ")[2].split("  ")[0] for line in lines]

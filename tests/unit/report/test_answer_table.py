@@ -38,6 +38,23 @@ def test_a_long_answer_is_cut_and_says_so(tmp_path):
     assert (len(table["texts"][output]), cut) == (MOST_IN_A_TEXT, 1_000_000)
 
 
+def test_tokens_with_their_probabilities_are_shown_if_they_are_the_answer(tmp_path):
+    tokens = [["a", 0.5], ["b", 1]]
+    table = answers_of(
+        tmp_path,
+        answer(0, 0, "r", "ab", tokens=tokens),
+        answer(1, 0, "r", "abc", tokens=tokens),
+        answer(2, 0, "r", "ab", tokens=[["ab", 7]]),
+        answer(3, 0, "r", "ab", tokens="ab"),
+    )
+    assert [given[4:] for given in table["rows"][0]["given"]] == [
+        [["a", 0.5, "b", 1.0]],
+        [],
+        [],
+        [],
+    ]
+
+
 def test_verdicts_without_texts_are_kept(tmp_path):
     given = {"step": 4, "row": 0, "verdict": "right", "finished": True}
     table = answers_of(tmp_path, answer(0, 0, "w"), given)
