@@ -36,6 +36,7 @@ class Latest:
     def __init__(self) -> None:
         self._seen: dict[str, Tensor] = {}
         self._steps: dict[str, int] = {}
+        self._unsaid: set[str] = set()
 
     def note(self, metrics: Mapping[str, Tensor], step: int) -> list[str]:
         """Return the names of those that were measured since the last time.
@@ -48,27 +49,33 @@ class Latest:
         fresh = [x for x in names if x in metrics and metrics[x] is not self._seen.get(x)]
         for name in fresh:
             self._seen[name], self._steps[name] = metrics[name], step
+        self._unsaid.update(fresh)
         return fresh
 
     def value(self, name: str) -> float:
         """Return a figure that was noted."""
         return self._seen[name].item()
 
-    def describe(self, step: int, since: int = -1, mark: str = " (step {:,})") -> dict[str, str]:
-        """Return the figures measured after a step, short and ready to print.
+    def describe(self, step: int, mark: str = " (step {:,})") -> dict[str, str]:
+        """Return the figures, short and ready to print.
 
         Args:
-            step: Now; a figure of an earlier step says of which.
-            since: Figures of this step, and of those before, were shown already.
-            mark: How it says so.
+            step: Now.
+            mark: What is behind a figure of an earlier step, and says of which.
         """
         shown = {}
         for name, (label, spec) in SHOWN.items():
-            measured = self._steps.get(name, -1)
-            if measured > since:
+            if name in self._seen:
+                measured = self._steps[name]
                 place = mark.format(measured) if measured < step else ""
                 shown[label] = format(self.value(name), spec) + place
         return shown
+
+    def describe_new(self, step: int) -> dict[str, str]:
+        """Return those that were measured since this was asked before."""
+        labels = {SHOWN[name][0] for name in self._unsaid & SHOWN.keys()}
+        self._unsaid.clear()
+        return {label: text for label, text in self.describe(step).items() if label in labels}
 
 
 class Progress(RichProgressBar):
@@ -82,7 +89,6 @@ class Progress(RichProgressBar):
         super().__init__(refresh_rate=4)
         self.is_terminal = sys.stdout.isatty()
         self._latest, self._pace = Latest(), Pace()
-        self._last_line = -1
         self._stepped_at: float | None = None
         self._answers_bar: Any = None
         self._answers_since: float | None = None
@@ -126,9 +132,8 @@ class Progress(RichProgressBar):
             self._update_metrics(trainer, pl_module)
             self.refresh()
         elif step % max(1, total // LINES) == 0 or step == total:
-            figures = self._latest.describe(step, self._last_line)
+            figures = self._latest.describe_new(step)
             figures |= self._tell_time(trainer, pl_module, in_terminal=False)
-            self._last_line = step
             shown = "  ".join(f"{label} {value}" for label, value in figures.items())
             print(f"step {step:,}/{total:,}  {shown}", flush=True)
 

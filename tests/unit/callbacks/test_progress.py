@@ -13,11 +13,16 @@ def test_a_figure_that_was_not_measured_again_is_not_said_again():
     latest, loss, match = Latest(), torch.tensor(1.5), torch.tensor(0.25)
     assert latest.note({"val/exact_match": match}, 0) == ["val/exact_match"]
     latest.note({"val/exact_match": match, "train/loss": loss}, 3)
-    assert latest.describe(3) == {"loss": "1.5000", "exact_match": "0.250 (step 0)"}
-    assert latest.describe(3, since=2) == {"loss": "1.5000"}
+    assert latest.describe_new(3) == {"loss": "1.5000", "exact_match": "0.250 (step 0)"}
+    assert latest.describe_new(3) == {}
+    # A validation comes behind the line of its step.
+    latest.note({"train/loss": loss, "val/loss": torch.tensor(2.0)}, 3)
     same = torch.tensor(0.25)  # measured anew, with the same result
     latest.note({"val/exact_match": same, "train/loss": torch.tensor(1.0)}, 6)
-    assert latest.describe(6, since=3) == {"loss": "1.0000", "exact_match": "0.250"}
+    assert latest.describe_new(6) == {
+        "loss": "1.0000", "val_loss": "2.0000 (step 3)", "exact_match": "0.250",
+    }  # fmt: skip
+    assert latest.describe(7, mark="@{:,}")["val_loss"] == "2.0000@3"
 
 
 @pytest.fixture
