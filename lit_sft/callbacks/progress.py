@@ -108,6 +108,7 @@ class Progress(RichProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         """Return the figures worth watching, under short names and ready to print."""
         figures = self._latest.describe(trainer.global_step, mark="@{:,}")
+        figures.pop("lr", None)  # which is no news in a bar, and would not fit into 120 characters
         return {**figures, **self._tell_time(trainer, pl_module, in_terminal=True)}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

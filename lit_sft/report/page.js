@@ -180,7 +180,8 @@ function cardsOf(row, isWeighed) {
   row.given.forEach((given, i) => {
     if (!given) return;
     const last = cards.at(-1);
-    if (last && last.given.join() === given.join()) last.labels.push(columns[i]);
+    const same = (part, n) => last.given.slice(0, n).join() === part.slice(0, n).join();
+    if (last && same(given, isWeighed ? 5 : 4)) last.labels.push(columns[i]);
     else cards.push({ labels: [columns[i]], given });
   });
   let before = null;
