@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lit_sft.model.base_model import Quantization
     from lit_sft.model.fast.kernels import Speed
     from lit_sft.model.module import SFTModule
+    from lit_sft.model.schedule import Schedule
     from lit_sft.report.report_page import write_report
     from lit_sft.run.checkpoint_io import last_checkpoint
     from lit_sft.run.tensorboard_run import TensorBoardRun
@@ -42,6 +43,7 @@ _HOMES = {
     "Lora": "lit_sft.model.adapter",
     "Quantization": "lit_sft.model.base_model",
     "Speed": "lit_sft.model.fast.kernels",
+    "Schedule": "lit_sft.model.schedule",
     "ChatTask": "lit_sft.tasks.base",
     "ChatFile": "lit_sft.tasks.chat_file",
     "GSM8K": "lit_sft.tasks.gsm8k",
@@ -80,6 +82,7 @@ __all__ = [
     "Quantization",
     "SFTDataModule",
     "SFTModule",
+    "Schedule",
     "Speed",
     "TensorBoardRun",
     "WandbRun",

@@ -22,6 +22,13 @@ MEANING = re.compile(
 
 Split = Literal["train", "val", "test"]
 
+ValRows = Literal["auto"] | int
+"""How many rows are held out of `train`; `auto` leaves it to their number."""
+
+Grade = bool | float | None
+"""Of an answer: right or wrong; how much of it is right, a float from 0 to 1; None for no answer,
+which counts as wrong."""
+
 
 class Message(TypedDict):
     """One turn of a conversation."""
@@ -31,6 +38,12 @@ class Message(TypedDict):
     content: str
     reasoning_content: NotRequired[str]
     """Of an assistant turn: thoughts before the content, for templates that know of them."""
+    tools: NotRequired[list[dict[str, Any]]]
+    """Of the first turn: what the assistant may call, `{"type": "function", "function": {…}}` each,
+    with `parameters` that are a JSON schema."""
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    """Of an assistant turn: calls behind the content, `{"function": {"name", "arguments"}}` each,
+    with arguments that are an object."""
     weight: NotRequired[int]
     """Of an assistant turn: 1 to learn it, 0 only to show it."""
 

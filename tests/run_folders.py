@@ -59,8 +59,8 @@ def make_run(
 
 
 def answer(step, row, verdict, output="1", **others):
-    """An answer by the first letter of its verdict."""
-    named = {"r": "right", "w": "wrong", "n": "no answer"}[verdict]
+    """An answer by the first letter of its verdict, or by a score such as `f1 0.5`."""
+    named = {"r": "right", "w": "wrong", "n": "no answer"}.get(verdict, verdict)
     values = {"step": step, "row": row, "question": f"question {row}", "reference": f"{row}"}
     return values | {"output": output, "verdict": named, "finished": True} | others
 

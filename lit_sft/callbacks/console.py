@@ -14,7 +14,7 @@ from lit_sft.run.folder import RunFolder
 from lit_sft.run.metrics_file import read_metrics
 from lit_sft.run.records import read_generations
 
-COMPARED = ("val/loss", "val/exact_match", "val/no_answer", "val/unfinished")
+COMPARED = ("val/loss", "val/exact_match", "val/f1", "val/no_answer", "val/unfinished")
 """Figures of the first and of the last evaluation."""
 
 

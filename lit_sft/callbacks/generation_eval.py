@@ -1,35 +1,41 @@
 """Let the model answer, grade its answers, and log how many are right."""
 
-import json
 import time
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_sft.data.prompts import decode_answer, make_prompts, split_answer
+from lit_sft.data.gradable import make_gradable_prompts
+from lit_sft.data.prompts import decode_answer
 from lit_sft.data.protocol import graded_data, run_data
 from lit_sft.errors import require
-from lit_sft.evaluation.exact_match import SHARES, Answer, ExactMatch
-from lit_sft.files import replace_file
-from lit_sft.model.answering import BATCH_TOKENS, weigh_answers
-from lit_sft.model.distributed import gather_over_ranks, max_over_ranks
+from lit_sft.evaluation.comparison import Change, compare_grades
+from lit_sft.evaluation.exact_match import Answer, make_answer
+from lit_sft.evaluation.scores import describe_no_match, format_scores, list_figures, measure
+from lit_sft.model.answering import BATCH_TOKENS, weigh_pieces
+from lit_sft.model.distributed import gather_over_ranks, max_over_ranks, sum_over_ranks
 from lit_sft.model.module import SFTModule
 from lit_sft.run.answer_file import keep_answers
-from lit_sft.run.early_stopping import Stoppers, require_same_rhythm
+from lit_sft.run.early_stopping import Stoppers, require_measured, require_same_rhythm
 from lit_sft.run.folder import RunFolder, is_trial
 from lit_sft.run.metrics_file import publish
-from lit_sft.run.records import read_generations
+from lit_sft.run.predictions import find_earlier_answers
+from lit_sft.run.sample_file import keep_samples
 from lit_sft.tasks.base import ChatTask
-from lit_sft.types import Prompt, Split
+from lit_sft.types import Split
 
 
 class GenerationEval(pl.Callback):
     """Exact match by greedy generation: `val/exact_match` while training, `test/exact_match` after.
 
+    Where the task grades by F1, it is `val/f1`; in a mixture there is `val/exact_match/NAME` of
+    each task, too. After a test a table has them with 95 % intervals, Wilson's of an exact match
+    and Agresti and Coull's of an F1, and says what was won and lost against `data.compare_with`.
     The prompts are rendered by the template of training. In training it runs before the first step,
     then every `every_n_steps`, and after the last step; it leaves no trace in what is trained.
     Lightning's `ModelCheckpoint` and `EarlyStopping` see its figures at once, in whatever order
@@ -56,48 +62,44 @@ class GenerationEval(pl.Callback):
         samples: int = 8,
         task: ChatTask | None = None,
     ) -> None:
-        require(eval_rows >= 0, f"GenerationEval.eval_rows must not be negative: {eval_rows}")
         for name, value in (
             ("every_n_steps", every_n_steps),
             ("max_new_tokens", max_new_tokens),
             ("max_batch_tokens", None if max_batch_tokens == "auto" else max_batch_tokens),
         ):
             require(value is None or value > 0, f"GenerationEval.{name} must be positive: {value}")
-        require(num_shots >= 0, f"GenerationEval.num_shots must not be negative: {num_shots}")
-        require(samples >= 0, f"GenerationEval.samples must not be negative: {samples}")
+        numbers = {"eval_rows": eval_rows, "num_shots": num_shots, "samples": samples}
+        for name, number in numbers.items():
+            require(number >= 0, f"GenerationEval.{name} must not be negative: {number}")
         self.eval_rows, self.every_n_steps = eval_rows, every_n_steps
         self.max_new_tokens, self.max_batch_tokens = max_new_tokens, max_batch_tokens
         self.num_shots, self.samples, self.task = num_shots, samples, task
         self._evaluated_at = -1
+        self._earlier: list[str | None] = []
+        self._told: set[tuple[str, bool]] = set()
 
     def setup(self, trainer: pl.Trainer, pl_module: SFTModule, stage: str) -> None:
         """Render the prompts, so that what is wrong with them is found before training."""
         if stage == "predict":
             return
         data, tokenizer = graded_data(trainer), run_data(trainer).tokenizer
-        task = self.task or data.task
-        require(
-            type(task).grade is not ChatTask.grade,
-            f"GenerationEval: {type(task).__name__} does not grade answers; give it a method "
-            "grade(row, text), name another task, or take the callback out (--trainer.callbacks "
-            "'[]' takes out all)",
-        )
+        self._task = self.task or data.task
         split: Split = "test" if stage == "test" else "val"
-        require(
-            split == "test" or data.val_rows > 0,
-            "GenerationEval: data.val_rows=0 leaves no rows to evaluate on",
+        limit = self.eval_rows if split == "val" else 0
+        prompts, sources, grades, self._graders = make_gradable_prompts(
+            self._task, split, tokenizer, data.val_rows, self.num_shots, limit
         )
-        prompts = make_prompts(task, split, tokenizer, data.val_rows, self.num_shots)
-        limit = (self.eval_rows if split == "val" else 0) or len(prompts)
-        for prompt in prompts[:limit]:
-            # A row that cannot be graded is found now, not after hours.
-            task.grade(prompt.record, "")
-        rank, world_size = trainer.global_rank, trainer.world_size
-        self._grade = task.grade
-        self._prompts = prompts[:limit][rank::world_size]
+        self._rows = Counter(sources)
+        mine = slice(trainer.global_rank, None, trainer.world_size)
+        self._prompts = prompts[mine]
+        self._compare_with = getattr(data, "compare_with", None) if split == "test" else None
+        if self._compare_with:
+            path = Path(self._compare_with).expanduser()
+            self._earlier = find_earlier_answers(path, prompts)[mine]
         if stage == "fit":
-            figures = [f"val/{name}" for name in SHARES]
+            figures = [f"val/{name}" for name in list_figures(sources, grades)]
             require_same_rhythm(trainer, figures, self.every_n_steps or 1)
+            require_measured(trainer, figures)
             self._stoppers = Stoppers(trainer, figures)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
@@ -124,18 +126,24 @@ class GenerationEval(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Measure for `lit-sft validate`; validations inside training have their own rhythm."""
         if trainer.state.fn == "validate":
-            figures = measure(self._answer(trainer, pl_module), pl_module.device)
+            figures = self._measure(trainer, pl_module, self._answer(trainer, pl_module))
             pl_module.log_dict({f"val/{k}": v for k, v in figures.items()})
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
-        """Measure the test split, with a 95 % interval."""
+        """Measure the test split with 95 % intervals, and print what came of it."""
         started = time.perf_counter()
         answers = self._answer(trainer, pl_module)
-        figures = measure(answers, pl_module.device, with_interval=True)
+        figures = self._measure(trainer, pl_module, answers, with_interval=True)
         seconds = time.perf_counter() - started
-        pl_module.log_dict(
-            {f"test/{k}": v for k, v in figures.items()} | {"test/eval_seconds": seconds}
-        )
+        named = {f"test/{k}": v for k, v in figures.items()} | {"test/eval_seconds": seconds}
+        pl_module.log_dict({k: v for k, v in named.items() if k.count("/") == 1})
+        # Those of the sources stand in the table below, which has room for them.
+        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in named.items()})
+        told = [format_scores(figures, self._graders, self._rows)]
+        if self._compare_with:
+            told += self._compare(pl_module, answers)
+        if trainer.is_global_zero:
+            print("\n".join(told), flush=True)
 
     def steps_between(self, trainer: pl.Trainer) -> float:
         """Return the optimizer steps from one evaluation to the next, as a progress bar asks."""
@@ -163,18 +171,21 @@ class GenerationEval(pl.Callback):
             reason = problem or "another rank is out of memory"
             rank_zero_warn(f"evaluation left out after step {trainer.global_step}: {reason}")
             return
-        shares = measure(answers, pl_module.device)
-        figures = {f"val/{k}": v for k, v in shares.items()}
+        figures = {f"val/{k}": v for k, v in self._measure(trainer, pl_module, answers).items()}
         figures["val/eval_seconds"] = time.perf_counter() - started
         publish(trainer, figures)
         if trainer.global_step:  # the base as it is sets no mark
             self._stoppers.look(trainer)
-        everyone = gather_over_ranks([describe(answer) for answer in answers])
+        everyone = gather_over_ranks([answer.describe() for answer in answers])
         if trainer.is_global_zero and not is_trial(trainer):
-            self._keep_samples(trainer, answers[: self.samples])
-            weighed = self._weigh_samples(trainer, pl_module)
-            ranked = sorted(everyone, key=lambda answer: answer["row"])
-            ranked = [answer | weighed.get(answer["row"], {}) for answer in ranked]
+            keep_samples(trainer, answers[: self.samples])
+            autocast = trainer.precision_plugin.forward_context()
+            tokenizer = run_data(trainer).tokenizer
+            pieces = weigh_pieces(pl_module.model, tokenizer, autocast, self._sampled)
+            ranked = sorted(everyone, key=lambda told: told["row"])
+            for told in ranked:
+                if told["row"] in pieces:
+                    told["tokens"] = pieces[told["row"]]
             keep_answers(RunFolder.of(trainer).answers, trainer.global_step, ranked)
 
     def _answer(self, trainer: pl.Trainer, pl_module: SFTModule) -> list[Answer]:
@@ -190,77 +201,50 @@ class GenerationEval(pl.Callback):
         answers = []
         for prompt, generation in zip(self._prompts, generations, strict=True):
             output = decode_answer(tokenizer, generation.token_ids)
-            answers.append(
-                make_answer(prompt, output, self._grade(prompt.record, output), generation.finished)
-            )
+            grade = self._task.grade(prompt.record, output)
+            source = self._task.source_of(prompt.record)
+            answers.append(make_answer(prompt, output, grade, generation.finished, source))
         return answers
 
-    def _weigh_samples(self, trainer: pl.Trainer, pl_module: SFTModule) -> dict[int, Any]:
-        """Return the tokens of the sample answers by row, with how likely each was.
+    def _measure(
+        self,
+        trainer: pl.Trainer,
+        pl_module: SFTModule,
+        answers: Sequence[Answer],
+        with_interval: bool = False,
+    ) -> dict[str, float]:
+        """Return the figures over all ranks, and say it where a grader finds nothing.
 
-        Where memory does not hold the logits of an answer, there is nothing.
+        In training it is said once of the base, and once of what is trained.
         """
-        answers = [(prompt.input_ids, x.token_ids) for prompt, x in self._sampled if x.token_ids]
-        autocast = trainer.precision_plugin.forward_context()
-        weights: list[list[float]] = []
-        with suppress(torch.OutOfMemoryError):
-            weights = weigh_answers(pl_module.model, autocast, answers)
-        rows = [prompt.row for prompt, x in self._sampled if x.token_ids]
-        tokenizer, weighed = run_data(trainer).tokenizer, {}
-        for row, (_, ids), likely in zip(rows, answers, weights, strict=False):
-            pieces = split_answer(tokenizer, list(ids))
-            if pieces:
-                weighed[row] = {
-                    "tokens": [[x, round(p, 3)] for x, p in zip(pieces, likely, strict=True)]
-                }
-        return weighed
+        sources = [source for source in self._graders if source]
+        figures = measure(answers, pl_module.device, sources, with_interval)
+        for source, grader in self._graders.items():
+            one = next((answer for answer in answers if answer.source == source), None)
+            text = describe_no_match(figures, grader, self._rows[source], one, source)
+            told = (source, trainer.global_step > 0)
+            if text and told not in self._told:
+                self._told.add(told)
+                rank_zero_warn(f"GenerationEval, after step {trainer.global_step}: {text}")
+        return figures
 
-    def _keep_samples(self, trainer: pl.Trainer, answers: Sequence[Answer]) -> None:
-        step = trainer.global_step
-        path = RunFolder.of(trainer).generations
-        # A resumed run writes the steps after its checkpoint again.
-        earlier = [x.line for x in read_generations(path) if x.step < step] if step > 0 else []
-        lines = [json.dumps({"step": step} | describe(answer)) for answer in answers]
-        with replace_file(path) as staged:
-            staged.write_text("".join(f"{line}\n" for line in [*earlier, *lines]), encoding="utf-8")
-        columns = list(describe(answers[0])) if answers else []
-        rows = [list(describe(answer).values()) for answer in answers]
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_table"):
-                logger.log_table("val/generations", columns=columns, data=rows, step=step)
+    def _compare(self, pl_module: SFTModule, answers: Sequence[Answer]) -> list[str]:
+        """Return what has changed since the answers of before, which are graded anew.
 
-
-def measure(
-    answers: Sequence[Answer], device: torch.device, with_interval: bool = False
-) -> dict[str, float]:
-    """Return the shares over the answers of all ranks, as `ExactMatch` computes them.
-
-    Args:
-        answers: Of this rank.
-        device: Where the ranks exchange their counts.
-        with_interval: As `ExactMatch` has it.
-    """
-    metric = ExactMatch(with_interval).to(device)
-    metric.update([answer.grade for answer in answers], [answer.finished for answer in answers])
-    figures: dict[str, float] = metric.compute()
-    return figures
-
-
-def make_answer(prompt: Prompt, output: str, grade: bool | None, finished: bool) -> Answer:
-    """Return an answer beside the question and the reference of its conversation."""
-    said = {message["role"]: message["content"] for message in prompt.messages}
-    return Answer(
-        prompt.row, said.get("user", ""), said.get("assistant", ""), output, grade, finished
-    )
-
-
-def describe(answer: Answer) -> dict[str, Any]:
-    """Return an answer as plain values, the verdict in words."""
-    return {
-        "row": answer.row,
-        "question": answer.question,
-        "reference": answer.reference,
-        "output": answer.output,
-        "verdict": answer.verdict,
-        "finished": answer.finished,
-    }
+        A line a source, and one of all.
+        """
+        graded = [
+            (answer.source, self._task.grade(prompt.record, earlier), answer.grade)
+            for prompt, earlier, answer in zip(self._prompts, self._earlier, answers, strict=True)
+            if earlier is not None
+        ]
+        names, lines = [*self._graders], []
+        parts = [([name], f", {name}") for name in names] if len(names) > 1 else []
+        for sources, label in [*parts, (names, ", all" if parts else "")]:
+            own = [(was, now) for source, was, now in graded if source in sources]
+            change = compare_grades([was for was, _ in own], [now for _, now in own])
+            counts = sum_over_ranks(torch.tensor(change, device=pl_module.device)).tolist()
+            missing = sum(self._rows[source] for source in sources) - counts[-1]
+            rest = f" ({missing:,} are not in it)" if missing else ""
+            lines.append(f"against {self._compare_with}{label}: {Change(*counts).describe()}{rest}")
+        return lines

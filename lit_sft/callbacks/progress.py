@@ -19,6 +19,7 @@ SHOWN = {
     "train/tokens_per_second": ("tokens/s", ",.0f"),
     "val/loss": ("val_loss", ".4f"),
     "val/exact_match": ("exact_match", ".3f"),
+    "val/f1": ("f1", ".3f"),
 }
 LINES = 10
 """How many lines a training run prints where there is no terminal."""

@@ -1,5 +1,6 @@
 """Say which weights are measured, and keep what `lit-sft test` measures."""
 
+import re
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,12 +14,15 @@ from lit_sft.model.module import SFTModule
 from lit_sft.run.folder import RunFolder, is_trial
 from lit_sft.run.measured import find_weights, write_measured
 
+LOWER_END = re.compile(r"(exact_match|f1)_low(|/.*)")
+"""The name of a figure: the lower end of an interval, of all rows or of a source."""
+
 
 class RecordTest(pl.Callback):
     """Write `measured/test-step-N.json` under the run's folder, or that of `base` or `adapter`.
 
-    It has the figures, with the 95 % interval of the exact match, and what they are of: the base,
-    the checkpoint, the template and the rows.
+    It has the figures, with the 95 % intervals of exact match and F1, and what they are of: the
+    base, the checkpoint, the template, the rows and their grader.
     """
 
     @rank_zero_only
@@ -67,7 +71,11 @@ def describe_test(
         for name, value in sorted(trainer.callback_metrics.items())
         if name.startswith("test/")
     }
-    low, high = (figures.pop(f"exact_match_{end}", None) for end in ("low", "high"))
+    ends = [match for name in figures if (match := LOWER_END.fullmatch(name))]
+    intervals = {
+        f"{of}_95{source}": [figures.pop(f"{of}_{end}{source}") for end in ("low", "high")]
+        for of, source in (match.groups() for match in ends)
+    }
     return {
         "base_model": name_source(module.base_model),
         "base_sha256": fingerprint_base(module.model),
@@ -81,8 +89,9 @@ def describe_test(
             "dataset": name_source(getattr(source, "path", type(source).__name__)),
             "split": "test",
             "rows": test.ledger.rows if test else None,
+            "grader": source.grader_name() if hasattr(source, "grader_name") else None,
             "sha256": test.fingerprint if test else None,
         },
         "figures": figures,
-        "exact_match_95": None if low is None else [low, high],
-    }
+        "exact_match_95": None,
+    } | intervals

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_sft.data.protocol import run_data
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.export.adapter_folder import save_adapter
-from lit_sft.export.card import ModelCard
+from lit_sft.export.card import ModelCard, choose_figures
 from lit_sft.model.base_model import fingerprint_base
 from lit_sft.model.module import SFTModule
 from lit_sft.run.best_checkpoint import best_of_trainer, read_figures
@@ -56,11 +56,7 @@ class SaveAdapter(pl.Callback):
             dataset=getattr(source, "path", type(source).__name__),
             base_sha256=fingerprint_base(pl_module.model),
             template_sha256=hash_template(data.tokenizer),
-            metrics={
-                name: value
-                for name, value in _figures(trainer, folder, step).items()
-                if name == "train/loss" or (name.startswith("val/") and "seconds" not in name)
-            },
+            metrics=choose_figures(_figures(trainer, folder, step)),
             steps=step,
             steps_taken=trainer.global_step,
             monitor=best.monitor if best else None,

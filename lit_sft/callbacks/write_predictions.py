@@ -11,13 +11,14 @@ import lightning.pytorch as pl
 from lit_sft.data.prompts import decode_answer
 from lit_sft.data.protocol import run_data
 from lit_sft.errors import InputError
-from lit_sft.evaluation.exact_match import name_verdict
 from lit_sft.evaluation.generate import Generation
+from lit_sft.evaluation.verdicts import name_verdict
 from lit_sft.files import sync
 from lit_sft.model.module import SFTModule
 from lit_sft.run.folder import RunFolder, is_trial
+from lit_sft.run.predictions import split_prompt
 from lit_sft.run.records import append_rows
-from lit_sft.tasks.base import ChatTask
+from lit_sft.tasks.base import ChatTask, name_graders
 from lit_sft.types import Prompt
 
 
@@ -85,13 +86,13 @@ def describe_prediction(
 
     Returns:
         `row`, `prompt` (the messages that were asked), `answer`, `verdict` (`right`, `wrong`, `no
-        answer`, or None where there is nothing to grade by), `reference` (or None) and `finished`.
+        answer`, such as `f1 0.667`, or None where there is nothing to grade by), `reference` (or
+        None) and `finished`.
     """
-    *asked, last = prompt.messages
-    reference = last["content"] if last["role"] == "assistant" else None
+    asked, reference = split_prompt(prompt)
     return {
         "row": prompt.row,
-        "prompt": list(prompt.messages) if reference is None else asked,
+        "prompt": asked,
         "answer": answer,
         "verdict": None if reference is None else _grade(prompt, answer, task),
         "reference": reference,
@@ -101,7 +102,7 @@ def describe_prediction(
 
 def _grade(prompt: Prompt, answer: str, task: ChatTask | None) -> str | None:
     """Return the verdict in words; a file may lack the columns that the task grades by."""
-    if task is None or type(task).grade is ChatTask.grade:
+    if task is None or not any(name_graders(task).values()):
         return None
     try:
         return name_verdict(task.grade(prompt.record, answer))

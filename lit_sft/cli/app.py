@@ -18,6 +18,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lit_sft.callbacks.checkpoint import LastCheckpoint
+from lit_sft.callbacks.generation_eval import GenerationEval
 from lit_sft.cli.allowlist import limit_imports
 from lit_sft.cli.failures import explain, has_rank_zero_ended
 from lit_sft.cli.parser import Parser
@@ -153,6 +154,14 @@ class SFTCommandLine(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Look at the base model's config before any row is encoded."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        require(
+            self.subcommand != "test"
+            or self.datamodule.compare_with is None
+            or any(isinstance(callback, GenerationEval) for callback in callbacks),
+            "data.compare_with compares answers, which GenerationEval generates; add it to "
+            "trainer.callbacks (--trainer.callbacks+=lit_sft.GenerationEval)",
+        )
         self.model.check_base()
         if self.trainer.strategy.root_device.type == "cpu":
             width = self.model.base_config.get_text_config().hidden_size

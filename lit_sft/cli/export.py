@@ -5,20 +5,23 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import NoReturn, get_args
 
 from lit_sft.cli.allowlist import limit_imports
 from lit_sft.cli.failures import explain
 from lit_sft.data.prompts import make_prompts
+from lit_sft.data.splits import MissingSplit
 from lit_sft.errors import require
-from lit_sft.export.certificate import EQUAL_TOKENS, KL_MEAN, LEAST_PROMPTS, Bound
+from lit_sft.export.certificate import EQUAL_TOKENS, KL_MEAN, LEAST_PROMPTS, Bound, require_enough
 from lit_sft.export.export_run import ExportResult, HeldOut, export_read_run, require_empty
 from lit_sft.export.formats_out import DTYPES, Format
 from lit_sft.export.merge import Onto
 from lit_sft.export.trained_run import TrainedRun, read_run
 from lit_sft.inspect.command import instantiate, parse
 from lit_sft.run.folder import RunFolder
-from lit_sft.tasks.base import ChatTask
+from lit_sft.types import Prompt, Split
+
+HELD_OUT: tuple[Split, ...] = ("val", "test")
 
 
 class OneLine(argparse.ArgumentParser):
@@ -95,7 +98,7 @@ def export_run(
         prompts == 0 or prompts >= LEAST_PROMPTS,
         f"--prompts must be {LEAST_PROMPTS} or more, or 0 to compare nothing, got {prompts}",
     )
-    target = Path(output) if output else RunFolder(run).root / "export" / to
+    target = Path(output) if output else RunFolder(run).export / to
     require_empty(target)
     trained = read_run(run, checkpoint)
     held_out = read_held_out(trained, prompts) if prompts and to != "adapter" else None
@@ -103,18 +106,29 @@ def export_run(
 
 
 def read_held_out(run: TrainedRun, count: int) -> HeldOut:
-    """Return held-out prompts of a run's own data: of `val`, or of `test` where that is too small.
+    """Return held-out prompts of a run's own data: of `val`, or of `test` where there are more.
 
     Raises:
-        InputError: If the data cannot be read.
+        InputError: If the data cannot be read, or has too few.
     """
+    require(
+        run.folder.config.is_file(),
+        f"export: {str(run.folder.root)!r} has no config.yaml, which says where held-out prompts "
+        "are: it is the run of a script; export it without a certificate (--prompts 0)",
+    )
     with contextlib.redirect_stdout(sys.stderr):  # a task may print
         data, _ = instantiate(parse(["--config", str(run.folder.config)]))
-        task, split = data.task, "val" if data.val_rows >= count else "test"
-        prompts = make_prompts(task, split, run.tokenizer, data.val_rows)  # type: ignore[arg-type]
-    grades = type(task).grade is not ChatTask.grade
-    new: Any = run.folder.read_config()["model"].get("max_new_tokens") or 256
-    return HeldOut(prompts[:count], task.grade if grades else None, new)
+        task, found = data.task, dict[Split, list[Prompt]]()
+        for split in HELD_OUT:
+            if not any(len(prompts) >= count for prompts in found.values()):
+                with contextlib.suppress(MissingSplit):
+                    found[split] = make_prompts(task, split, run.tokenizer, data.val_rows)
+    split = max(found, key=lambda x: len(found[x]), default=HELD_OUT[0])
+    grades = task.grader_name() is not None
+    new = run.options["model"].get("max_new_tokens") or 256
+    chosen = found.get(split, [])[:count]
+    require_enough(chosen, count)
+    return HeldOut(split, chosen, task.grade if grades else None, new)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -166,7 +180,10 @@ def _tell(result: ExportResult) -> None:
     print(f"wrote {result.folder}")
     for one in result.certificates:
         print(f"{one.file or one.format}: {one.describe()}")
+    for remark in result.remarks:
+        print(remark)
     if result.shortfalls:
         print(f"it falls short: {'; '.join(result.shortfalls)}", file=sys.stderr)
     if result.other:
-        print(f"--base trained would give: {result.other.describe()}", file=sys.stderr)
+        way = "--to merged --base trained"
+        print(f"{way} would give: {result.other.describe()}", file=sys.stderr)

@@ -1,8 +1,9 @@
 """The argument parser: jsonargparse's, whose errors are short and name what was probably meant."""
 
+import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,11 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def parse_args(self, args: Any = None, *more: Any, **kwargs: Any) -> Any:
+        """Parse a command line, in which a pattern is a text."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_args(quote_patterns(words), *more, **kwargs)
 
     def instantiate(self, *args: Any, instantiators: Any = None, **kwargs: Any) -> Any:
         """Build the classes of a config; what one of them refuses is its user's mistake."""
@@ -54,6 +60,18 @@ class Parser(ArgumentParser):
         print(f"error: {text}", file=sys.stderr)
         print(f"every option: {' '.join(['lit-sft', *command])} --help", file=sys.stderr)
         raise SystemExit(2)
+
+
+def quote_patterns(words: Sequence[str]) -> list[str]:
+    """Return a command line with `regex: PATTERN` as JSON: YAML would take `#` for a comment."""
+    quoted = []
+    for before, word in zip(["", *words], words, strict=False):
+        option, value = ("", word) if before.endswith(".grader") else word.partition("=")[::2]
+        is_pattern = value.startswith("regex:") and (before + option).endswith(".grader")
+        start = f"{option}=" if option else ""
+        pattern = json.dumps({"regex": value.removeprefix("regex:").strip()})
+        quoted.append(f"{start}{pattern}" if is_pattern else word)
+    return quoted
 
 
 def build(made: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

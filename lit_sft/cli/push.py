@@ -9,12 +9,10 @@ from lit_sft.errors import InputError, UploadError, require
 from lit_sft.export.card import add_test_figures
 from lit_sft.export.hub import Target, require_right, upload
 from lit_sft.files import replace_file
+from lit_sft.model.saved_adapter import CONFIG, PROVENANCE
+from lit_sft.model.trained import require_adapter
 from lit_sft.run.folder import RunFolder
 from lit_sft.run.measured import read_measured
-
-CERTIFICATE = "certificate.json"
-"""In the folder of an export: how it compares with what was trained."""
-ADAPTER = "adapter_config.json"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -61,20 +59,10 @@ def find_folder(place: Path) -> Path:
         InputError: If it is none of them, or the run has not ended.
     """
     require(place.is_dir(), f"push: there is no folder {str(place)!r}")
-    if (place / CERTIFICATE).is_file() or (place / ADAPTER).is_file():
+    if any((place / name).is_file() for name in (PROVENANCE, CONFIG)):
         return place
-    folder = RunFolder(place)
-    require(
-        (folder.adapter / ADAPTER).is_file() or not folder.last_checkpoint.is_file(),
-        f"push: the run in {str(place)!r} has no adapter yet: it has not ended; end it with "
-        f"lit-sft fit --config {folder.config} --ckpt_path last",
-    )
-    require(
-        (folder.adapter / ADAPTER).is_file(),
-        f"push: {str(place)!r} is no run's folder with an {folder.adapter.name}/, and no export's "
-        f"with a {CERTIFICATE}",
-    )
-    return folder.adapter
+    require_adapter(place, "push")
+    return RunFolder(place).adapter
 
 
 def complete_card(folder: Path) -> None:
@@ -83,8 +71,9 @@ def complete_card(folder: Path) -> None:
     Args:
         folder: Where the run's is above it; of another, the card stays as it is.
     """
-    card = folder / "README.md"
-    figures = read_measured(RunFolder(folder.resolve().parent), folder)
+    card, run = folder / "README.md", RunFolder(folder.resolve().parent)
+    is_own = folder.resolve() == run.adapter  # what was merged since is not what was tested
+    figures = read_measured(run, folder) if is_own else {}
     if figures and card.is_file():
         text = card.read_text(encoding="utf-8")
         with replace_file(card) as staged:

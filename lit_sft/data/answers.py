@@ -5,12 +5,10 @@ its thoughts, the closing mark, and the answer, whatever the template makes of a
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
-
-from lit_sft.errors import InputError
 from lit_sft.types import Message
 
 KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -33,6 +31,25 @@ class Span(NamedTuple):
     """The first character of the stop token."""
 
 
+class Abridged(NamedTuple):
+    """Where a conversation that was told its tools in brief is another than the whole."""
+
+    text: str
+    """Of the brief one."""
+    start: int
+    """Up to where the two are the same."""
+    end: int
+    """From where in `text` they are the same again."""
+    grown: int
+    """By how much more characters the whole has between."""
+
+    def find_place(self, place: int) -> int | None:
+        """Return where in the whole a place of `text` is, or None if it is between."""
+        if self.start <= place < self.end:
+            return None
+        return place if place < self.start else place + self.grown
+
+
 class RenderedChat(NamedTuple):
     """A conversation as a model sees it."""
 
@@ -51,6 +68,8 @@ class RenderedChat(NamedTuple):
     """These thoughts, without white space around them."""
     cuts: Sequence[int] = ()
     """Where a generation prompt ends that opens the thoughts: no token may reach across."""
+    abridged: Abridged | None = None
+    """Of what `messages` tells in brief, where `text` is the whole."""
 
     @property
     def is_prompt(self) -> bool:
@@ -70,6 +89,20 @@ def find_opening(prompt: str) -> int:
     """Return where a generation prompt opens the thoughts, or -1 where it does not."""
     tail = prompt.rstrip()
     return len(tail) - len(OPENING) if tail.endswith(OPENING) else -1
+
+
+def find_prompt_end(prompt: str, text: str) -> int | None:
+    """Return where a prompt ends in a text that begins with it but for white space, or None.
+
+    White space in it may differ, but for the last: Hermes' template ends the result of a call with
+    one line break fewer where it comes last, so that the prompt behind it has one fewer, too.
+    """
+    words, behind = "".join(prompt.split()), prompt[len(prompt.rstrip()) :]
+    if not words or not "".join(text.split()).startswith(words):
+        return None
+    places = (place for place, letter in enumerate(text) if not letter.isspace())
+    end = next(islice(places, len(words) - 1, None)) + 1
+    return end + len(behind) if text.startswith(behind, end) else None
 
 
 def closes_thoughts(prompt: str) -> bool:
@@ -143,78 +176,53 @@ def list_bare_places(text: str, start: int, reading: Reading) -> Iterator[tuple[
     yield start, reading.answer
 
 
+class Place(NamedTuple):
+    """Where a turn stands in the rendered text, in characters."""
+
+    start: int
+    """Behind the block of thoughts, if there is one, or else behind the generation prompt."""
+    said: int
+    """Where the answer begins, and white space before its calls, if there is no answer."""
+    stop: int
+    """The first character of the stop token."""
+
+    def find_start(self, text: str, prompted: int, learn_thoughts: bool) -> int:
+        """Return where what is learnt begins of a turn behind a prompt that ends at `prompted`."""
+        if learn_thoughts or self.start == prompted:
+            return prompted
+        return len(text) - len(text[self.said :].lstrip())
+
+
 def locate_answer(
-    text: str, places: Iterable[tuple[int, str]], stops: re.Pattern[str]
-) -> Span | None:
-    """Return the first place that has its answer and then a stop token, up to that token.
+    text: str,
+    places: Iterable[tuple[int, str]],
+    stops: re.Pattern[str],
+    find_end: Callable[[int], int | None] | None = None,
+) -> Place | None:
+    """Return the first place that has its answer, its calls and then a stop token.
 
     After the stop token nothing but white space and further control tokens may follow.
+
+    Args:
+        text: Up to the end of the turn.
+        places: As `list_places` yields them.
+        stops: Matches a token that may end the turn.
+        find_end: Says where the calls of the turn end that begin behind its answer, if it has any.
     """
-    for place, _, end in _find_said(text, places):
+    for place, at, answered in find_said(text, places):
+        end = find_end(answered) if find_end else answered
+        if end is None:
+            continue
         stop = len(text) - len(text[end:].lstrip())
         if stops.match(text, stop) and not stops.sub("", text[stop:]).strip():
-            return Span(place, stop)
+            return Place(place, at, stop)
     return None
 
 
-def _find_said(text: str, places: Iterable[tuple[int, str]]) -> Iterator[tuple[int, int, int]]:
+def find_said(text: str, places: Iterable[tuple[int, str]]) -> Iterator[tuple[int, int, int]]:
     """Yield the place, the start and the end of answers, which the template may have stripped."""
     for place, answer in places:
         for said in (answer, answer.rstrip(), answer.lstrip(), answer.strip()):
             at = text.find(said, place)
             if at >= 0 and not text[place:at].strip():
                 yield place, at, at + len(said)
-
-
-def explain_answer(
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    start: int,
-    places: Iterable[tuple[int, str]],
-    turn: int,
-) -> InputError:
-    """Return the error of a turn whose text is not the answer and then a stop token."""
-    what = f"message {turn} (assistant): expected the answer and then a stop token, but the chat"
-    added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
-    for _, at, end in _find_said(text, places):
-        last = text[end:].strip()
-        if at == end or not re.fullmatch(r"\S{1,30}", last):
-            continue
-        if last not in added:
-            return InputError(
-                f"{what} template ends it with {last!r}, which is text to this tokenizer and no "
-                "special token; set a data.chat_template that ends a turn with one, such as "
-                f"{tokenizer.eos_token!r}"
-            )
-        if not added[last].special:
-            return InputError(
-                f"{what} template ends it with {last!r}, which the tokenizer does not mark as "
-                "special; mark it so in the added_tokens of tokenizer.json and in the "
-                "added_tokens_decoder of tokenizer_config.json, or set another data.chat_template"
-            )
-    return InputError(
-        f"{what} template renders {text[start:]!r:.120}; use another data.chat_template, or give "
-        "the turn weight 0"
-    )
-
-
-def explain_rewriting(message: Message, turn: int, prompt: str) -> InputError:
-    """Return the error of a turn that does not stand behind its prompt, or does not stay there."""
-    what = f"message {turn} (assistant): the chat template"
-    if find_opening(prompt) >= 0:
-        return InputError(
-            f"{what} opens the thoughts in its generation prompt, and shows the turn without them "
-            "once later turns follow, so what the model must say would not stay in its context; "
-            "give it weight 0, train on the last turn alone, or set another data.chat_template"
-        )
-    has_thoughts = bool(list_readings(message, is_opened=False)[0].thoughts)
-    if has_thoughts and closes_thoughts(prompt):
-        return InputError(
-            f"{what} closes the thoughts in its generation prompt (thinking is off), but the "
-            "message has some; remove them, or set a data.chat_template that leaves them open"
-        )
-    return InputError(
-        f"{what} renders it differently once later turns follow, or not after its own generation "
-        "prompt, so what the model must say is not defined; give it weight 0, or set another "
-        "data.chat_template"
-    )

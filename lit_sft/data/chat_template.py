@@ -34,15 +34,22 @@ def render_turns(
 ) -> tuple[str, list[tuple[int, int]]]:
     """Return the text of a conversation, and with `marks` the regions of its generation marks.
 
+    The tools of the first message are handed to the template as its tools.
+
     Raises:
         InputError: If there is no template, it refuses the conversation, or takes too much for it.
     """
     template, where = template_of(tokenizer), tokenizer.name_or_path
     # Annotated as a string, it returns a pair of lists.
     function: Any = render_jinja_template
+    turns: list[Any] = list(messages)
+    tools: Any = turns[0].get("tools") if turns else None
+    if tools is not None:
+        turns[0] = {key: value for key, value in turns[0].items() if key != "tools"}
     render = partial(
         function,
-        [list(messages)],
+        [turns],
+        tools=tools or None,
         chat_template=template,
         add_generation_prompt=add_generation_prompt,
         return_assistant_tokens_mask=marks,

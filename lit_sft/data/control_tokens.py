@@ -4,6 +4,7 @@ Those are found here, and broken up where a message spells one; what breaks them
 when the text is read into tokens, which is why both stand in one file.
 """
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,8 @@ from lit_sft.types import Message
 
 BREAKER = "\ufdd0"
 """Stands inside a control token that a message spells: a code point that Unicode keeps unused."""
+ESCAPED = re.compile(r'["\x00-\x1f]|\\{2}')
+"""In the pattern of control tokens, what JSON would escape: `re.escape` puts one backslash."""
 CUT = "\ufdd1"
 """Parts the tokens of a prompt from those that follow: another unused code point."""
 
@@ -153,7 +156,12 @@ def _break_up_message(message: Message, control: re.Pattern[str], is_opened: boo
 
     Some tokenizers count these marks among their special tokens.
     """
-    safe: Message = _break_up(message, control)
+    tools = message.get("tools")
+    if tools is None or ESCAPED.search(control.pattern) or control.search(_spell(tools)):
+        safe: Message = _break_up(message, control)
+    else:  # most of the text of a row, in one look
+        safe = _break_up({key: x for key, x in message.items() if key != "tools"}, control)
+        safe["tools"] = tools
     if message["role"] == "assistant" and (block := answers.match_own(message, is_opened)):
         content = message["content"]
         safe["content"] = (
@@ -163,6 +171,13 @@ def _break_up_message(message: Message, control: re.Pattern[str], is_opened: boo
             + _break_up(content[block.end() :], control)
         )
     return safe
+
+
+def _spell(tools: Any) -> str:
+    """Return tools as one text, whose JSON escapes nothing that a control token has."""
+    text = json.dumps(tools, ensure_ascii=False, default=repr)
+    require(BREAKER not in text, f"a message holds U+{ord(BREAKER):X}; remove it")
+    return text
 
 
 def _break_up(value: Any, control: re.Pattern[str]) -> Any:

@@ -25,6 +25,7 @@ from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowSampler
 from lit_sft.errors import require
 from lit_sft.files import remove_leftovers
 from lit_sft.paths import default_cache_dir
+from lit_sft.tasks.base import list_chosen_graders
 from lit_sft.types import Prompt, Split, Window
 
 PREDICTED_ROWS = 256
@@ -114,6 +115,8 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
             "data.seed": self.seed,
             "data.dedup": self.dedup,
         }
+        if grader := list_chosen_graders(self.task):
+            run["data.grader"] = grader
         if self.batching == "padding_free":
             run["data.max_tokens_per_pass"] = self.max_tokens_per_pass
         if train := self.prepared.get("train"):
@@ -125,8 +128,7 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
             run["data.max_length"] = self.max_length
             run["data.on_overlength"] = self.policy.on_overlength
             run |= {"data.contents": train.stream.contents} if train.stream.contents else {}
-            if self.policy.on_marker == "drop":
-                run["data.on_marker"] = "drop"
+            run |= {f"data.{name}": x for name, x in self.policy.describe_choices().items()}
         return run
 
     def name_rows(self, epoch: int, window: int) -> list[str]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
-from lit_sft.data.messages import check_messages
+from lit_sft.data.message_checks import check_messages
 from lit_sft.data.options import DataOptions
 from lit_sft.data.splits import Conversation, MissingSplit, read_conversations, read_split
 from lit_sft.errors import InputError
@@ -81,7 +81,7 @@ def read_held_out(
     held_out: dict[Split, Sequence[Conversation]] = {
         split: chats[split] for split in chats if split != "train"
     }
-    wanted: dict[Split, bool] = {"val": data.val_rows > 0, "test": data.dedup}
+    wanted: dict[Split, bool] = {"val": data.val_rows != 0, "test": data.dedup}
     for split, is_wanted in wanted.items():
         if is_wanted and split not in chats:
             with suppress(MissingSplit):

@@ -56,14 +56,16 @@ def encode_chat(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     on_lost_field: OnLostField = "error",
+    learn_thoughts: bool = True,
 ) -> Example:
     """Encode a conversation, and prove that exactly the assistant's words carry loss.
 
     Args:
         tokenizer: A fast tokenizer with a chat template, as `load_tokenizer` returns it.
         messages: Turns in order; any number of them may be the assistant's. A control token that
-            one of them spells is encoded as the text that it is.
+            one of them spells is encoded as the text that it is. The first has the `tools`.
         on_lost_field: Whether what the template does not write is an error, or left out.
+        learn_thoughts: Whether the thoughts before an answer carry loss, too.
 
     Returns:
         `input_ids [tokens]` and unshifted `labels [tokens]`: the assistant's turns with the stop
@@ -74,7 +76,7 @@ def encode_chat(
             leaves out a field of a message, a turn ends without a stop token, or a span does not
             decode to what was said.
     """
-    return encode_and_report(tokenizer, [messages], [""], on_lost_field)[0].example
+    return encode_and_report(tokenizer, [messages], [""], on_lost_field, learn_thoughts)[0].example
 
 
 def encode_chats(
@@ -101,6 +103,7 @@ def encode_and_report(
     conversations: Sequence[Sequence[Message]],
     names: Sequence[str],
     on_lost_field: OnLostField,
+    learn_thoughts: bool = True,
 ) -> list[EncodedChat]:
     """Encode conversations as `encode_chats` does, with what the template does not write of each.
 
@@ -113,7 +116,7 @@ def encode_and_report(
         with limit_memory():
             for name, messages in rows[first : first + LIMITED_ROWS]:
                 with naming(name):
-                    chat = render_conversation(tokenizer, messages)
+                    chat = render_conversation(tokenizer, messages, learn_thoughts)
                     own = find_pieces(tokenizer, chat)
                     fields = find_lost_fields(tokenizer, chat, is_whole=own is not None)
                     refuse_lost_fields(fields, on_lost_field)

@@ -38,7 +38,8 @@ class EncodedRows:
         supervised: bool `[all_tokens]`, where a label is not `IGNORE_INDEX`.
         offsets: int64 `[kept + 1]`, where each row starts, and the end of the last.
         dropped: int64 `[dropped]`, the positions of the rows that were left out, among those given:
-            they are too long, or hold a mark of turns, with `on_marker="drop"`.
+            they are too long, or hold a mark of turns, with `on_marker="drop"`, or a bad call, with
+            `on_bad_call="drop"`.
         truncated: int64 `[truncated]`, the positions of the rows that were cut, likewise.
         whole_lengths: int64 `[dropped + truncated]`, in tokens, of the dropped rows and then of the
             truncated ones.
@@ -46,6 +47,7 @@ class EncodedRows:
             it, the position of its row among those given.
         marked: By mark of turns, such as `### Response:`, int64 `[rows]`: the positions of the rows
             that hold it as plain text.
+        bad_calls: By tool and what is wrong, such as `add: undeclared`, likewise.
 
     Raises:
         ValueError: If the arrays do not fit each other.
@@ -61,12 +63,14 @@ class EncodedRows:
         whole_lengths: np.ndarray,
         lost: Mapping[str, np.ndarray] | None = None,
         marked: Mapping[str, np.ndarray] | None = None,
+        bad_calls: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         if not len(input_ids) == len(supervised) == offsets[-1] or (np.diff(offsets) < 0).any():
             raise ValueError("the arrays of the encoded rows do not fit each other")
         self.input_ids, self.supervised, self.offsets = input_ids, supervised, offsets
         self.dropped, self.truncated, self.whole_lengths = dropped, truncated, whole_lengths
         self.lost, self.marked = dict(lost or {}), dict(marked or {})
+        self.bad_calls = dict(bad_calls or {})
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -142,14 +146,17 @@ class _GatheredRows:
         self.truncated: dict[int, int] = {}
         self.lost: dict[str, list[int]] = defaultdict(list)
         self.marked: dict[str, list[int]] = defaultdict(list)
+        self.bad_calls: dict[str, list[int]] = defaultdict(list)
 
     def add(self, first: int, fitted: Sequence[Fitted]) -> None:
         """Take the rows from position `first` on."""
-        for position, (example, length, fields, markers) in enumerate(fitted, start=first):
+        for position, (example, length, fields, markers, bad) in enumerate(fitted, start=first):
             if length > self.policy.max_length or example is None:
                 (self.truncated if example else self.dropped)[position] = length
             for marker in markers:
                 self.marked[marker].append(position)
+            for kind in bad:
+                self.bad_calls[kind].append(position)
             for field in fields:
                 self.lost[field.name].append(position)
         kept = [row.example for row in fitted if row.example]
@@ -175,8 +182,9 @@ class _GatheredRows:
                 f"{all_rows} longer than data.max_length={max_length} tokens; raise it"
             )
         raise InputError(
-            f"{all_rows} left out: {others} hold {', '.join(map(repr, sorted(self.marked)))}; set "
-            "data.on_marker to keep"
+            f"{all_rows} left out: {others} hold "
+            f"{', '.join(map(repr, sorted([*self.marked, *self.bad_calls])))}; set "
+            f"{'data.on_marker' if self.marked else 'data.on_bad_call'} to keep"
         )
 
     def flatten(self) -> EncodedRows:
@@ -189,8 +197,9 @@ class _GatheredRows:
             dropped=np.array(list(self.dropped), dtype=np.int64),
             truncated=np.array(list(self.truncated), dtype=np.int64),
             whole_lengths=np.array(unfit, dtype=np.int64),
-            lost={x: np.array(self.lost[x], dtype=np.int64) for x in sorted(self.lost)},
-            marked={x: np.array(self.marked[x], dtype=np.int64) for x in sorted(self.marked)},
+            lost=_sort(self.lost),
+            marked=_sort(self.marked),
+            bad_calls=_sort(self.bad_calls),
         )
 
 
@@ -210,6 +219,10 @@ def _find_failures(
 def _track(chunks: Sequence[int], rows: int) -> Iterable[int]:
     console = Console(stderr=True)
     return track(chunks, f"encoding {rows:,} rows", console=console, disable=rows < LARGE_SET_ROWS)
+
+
+def _sort(positions: Mapping[str, list[int]]) -> dict[str, np.ndarray]:
+    return {name: np.array(positions[name], dtype=np.int64) for name in sorted(positions)}
 
 
 def _join(rows: Sequence[Sequence[int]]) -> np.ndarray:

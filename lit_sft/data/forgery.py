@@ -209,8 +209,13 @@ def _read_harmless_text(
             f"cannot be told from theirs ({error}); use another data.chat_template"
         ) from error
     found = _read_control_ids(tokenizer, disguise.flatten(text))
-    is_same = disguise.take_off(text) == chat.text
-    return found if is_same else found._replace(places=None)
+    if chat.abridged is None:
+        is_same = disguise.take_off(text) == chat.text
+        return found if is_same else found._replace(places=None)
+    is_same = disguise.take_off(text) == chat.abridged.text
+    places = [chat.abridged.find_place(place) for place in found.places or ()]
+    known = [place for place in places if place is not None]
+    return found._replace(places=known if is_same and len(known) == len(places) else None)
 
 
 @lru_cache(maxsize=8)

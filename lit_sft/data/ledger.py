@@ -19,7 +19,7 @@ class Ledger:
     rows: int
     kept: int
     dropped: int
-    """Rows that were left out: longer than `max_length`, or with a mark of turns in them."""
+    """Rows that were left out: too long, or with a mark of turns or a bad call in them."""
     truncated: int
     """Rows longer than `max_length` that were cut."""
     duplicates: int
@@ -37,6 +37,8 @@ class Ledger:
     """Turns with a field that the chat template does not write, by the role and the field."""
     markers: dict[str, int] = field(default_factory=dict)
     """Rows that hold a mark of turns as plain text, by the mark."""
+    bad_calls: dict[str, int] = field(default_factory=dict)
+    """Rows with a call that their tools do not allow, by the tool and what is wrong."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as plain values, for a logger or a model card."""
@@ -70,6 +72,7 @@ def make_ledger(split: str, encoded: EncodedRows, batch_size: int, duplicates: i
         padding_share=measure_padding(lengths, batch_size),
         lost_fields={name: len(rows) for name, rows in encoded.lost.items()},
         markers={name: len(rows) for name, rows in encoded.marked.items()},
+        bad_calls={name: len(rows) for name, rows in encoded.bad_calls.items()},
     )
 
 
@@ -79,10 +82,11 @@ class Notes(NamedTuple):
     overlength: str
     lost_fields: str
     markers: str
+    bad_calls: str
 
 
 def make_notes(split: str, encoded: EncodedRows, names: Sequence[str], policy: RowPolicy) -> Notes:
-    """Say which rows are too long, which fields are lost, and which marks of turns there are.
+    """Say which rows are too long, which fields are lost, and which marks and bad calls there are.
 
     Args:
         split: Its name.
@@ -90,7 +94,7 @@ def make_notes(split: str, encoded: EncodedRows, names: Sequence[str], policy: R
         names: Of all rows that were given to be encoded.
         policy: That they were encoded by.
     """
-    overlength = lost_fields = markers = ""
+    overlength = lost_fields = markers = bad_calls = ""
     max_length = policy.max_length
     if too_long := [(names[i], n) for i, n in encoded.find_unfit() if n > max_length]:
         dropped = len(too_long) - len(encoded.truncated)
@@ -103,7 +107,11 @@ def make_notes(split: str, encoded: EncodedRows, names: Sequence[str], policy: R
     if encoded.marked:
         fate = "left out" if policy.on_marker == "drop" else "kept (data.on_marker)"
         markers = f"{split}: {describe_markers(encoded, names)}; {fate}"
-    return Notes(overlength, lost_fields, markers)
+    if encoded.bad_calls:
+        fate = "left out" if policy.on_bad_call == "drop" else "kept (data.on_bad_call)"
+        told = _name_rows(encoded.bad_calls, names)
+        bad_calls = f"{split}: calls that the tools of their rows do not allow: {told}; {fate}"
+    return Notes(overlength, lost_fields, markers, bad_calls)
 
 
 def describe_lost_fields(encoded: EncodedRows, names: Sequence[str]) -> str:
@@ -124,14 +132,18 @@ def describe_markers(encoded: EncodedRows, names: Sequence[str]) -> str:
         encoded: Rows some of which hold marks.
         names: Of all rows that were given to be encoded.
     """
-    told = [
-        f"{marker!r} in {len(rows):,} ({', '.join(names[row] for row in rows[:NAMED_ROWS])}"
-        f"{', …' * (len(rows) > NAMED_ROWS)})"
-        for marker, rows in encoded.marked.items()
-    ]
     return (
         "messages hold what parts turns in the chat template and is plain text to the tokenizer, "
-        f"so that a model reads other turns there: {', '.join(told)}"
+        f"so that a model reads other turns there: {_name_rows(encoded.marked, names)}"
+    )
+
+
+def _name_rows(positions: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
+    """Return what some rows hold, with how many and which first."""
+    return ", ".join(
+        f"{what!r} in {len(rows):,} ({', '.join(names[row] for row in rows[:NAMED_ROWS])}"
+        f"{', …' * (len(rows) > NAMED_ROWS)})"
+        for what, rows in positions.items()
     )
 
 

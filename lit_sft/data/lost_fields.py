@@ -89,7 +89,7 @@ def find_lost_fields(
         message = chat.messages[leaf.turn]
         lost[leaf.turn, leaf.field] = LostField(
             *(leaf.turn, message["role"], leaf.field, leaf.turn in chat.learnt),
-            is_alone=not message["content"].strip(),
+            is_alone=not (message["content"].strip() or message.get("tool_calls")),
         )
     return list(lost.values())
 
@@ -190,7 +190,8 @@ def _replace_fields(chat: RenderedChat) -> tuple[list[Message], list[_Leaf]]:
     for turn, message in enumerate(chat.messages):
         replaced: dict[str, Any] = dict(message)
         for field in _list_fields(message):
-            if (turn, field) not in implied:
+            is_proven = field == "tools" and chat.abridged is not None
+            if (turn, field) not in implied and not is_proven:
                 replaced[field] = stand_ins.put_all(replaced[field], turn, field)
         if turn not in chat.learnt:
             replaced["content"] = stand_ins.put_content(message, turn)

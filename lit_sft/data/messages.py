@@ -1,4 +1,4 @@
-"""What a message may hold: what is checked before a template sees it, and marks of turns.
+"""Marks of turns that messages hold: `list_markers`.
 
 Marks are what parts turns and is plain text to the tokenizer, which anybody can type: Zephyr's
 `<|assistant|>`, Alpaca's `### Response:`, Vicuna's `USER:` and, to many tokenizers, Mistral's
@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,8 +24,9 @@ from lit_sft.data import answers
 from lit_sft.data.chat_template import read_pieces, render_turns
 from lit_sft.data.control_tokens import find_control_tokens, plain_backend
 from lit_sft.data.disguise import disguise_for, list_texts
-from lit_sft.errors import InputError, require, suggest
-from lit_sft.types import MEANING, ROLES, Message
+from lit_sft.data.message_checks import strip_keys
+from lit_sft.errors import InputError
+from lit_sft.types import Message
 
 OnMarker = Literal["keep", "drop", "error"]
 
@@ -50,85 +51,6 @@ class _Markers(NamedTuple):
     """Likewise, also behind a letter."""
     names: dict[str, str]
     """What the template writes for what the tokens read."""
-
-
-def check_messages(messages: Sequence[Message], is_prompt: bool = False) -> None:
-    """Raise `InputError` unless a user and the assistant speak, all in strings of Unicode.
-
-    Args:
-        messages: Turns in order.
-        is_prompt: Whether the model is to answer, so that no answer has to be there.
-    """
-    if not isinstance(messages, list | tuple):
-        raise InputError(f"expected a list of messages, got {type(messages).__name__}")
-    for number, message in enumerate(messages):
-        where = f"message {number}"
-        if not isinstance(message, dict) or not message.keys() >= {"role", "content"}:
-            raise InputError(f"{where}: expected {{'role': …, 'content': …}}, got {message!r:.80}")
-        role, content = message["role"], message["content"]
-        if role not in ROLES:
-            hint = suggest(str(role), ROLES)
-            raise InputError(f"{where}: unknown role {role!r}; use one of {ROLES}.{hint}")
-        if not isinstance(content, str):
-            raise InputError(
-                f"{where} ({role}): content must be a string, got {type(content).__name__}"
-            )
-        if not content.isascii():
-            _check_unicode(content, f"{where} ({role})")
-        if message.get("weight") is not None:
-            _check_weight(role, message["weight"], f"{where} ({role})")
-    roles = {message["role"] for message in messages}
-    require(
-        is_prompt or "assistant" in roles,
-        "there is no answer: the conversation has no assistant turn, so nothing to learn",
-    )
-    require("user" in roles, "the conversation has no user turn, so nothing to answer")
-
-
-def strip_keys(messages: Sequence[Message]) -> Sequence[Message]:
-    """Return messages as a template expects them: without weights, or keys that hold None."""
-    if all(len(message) == 2 for message in messages):
-        return messages
-    plain: Any = [
-        {key: value for key, value in message.items() if key != "weight" and value is not None}
-        for message in messages
-    ]
-    return list(plain)
-
-
-def _check_unicode(content: str, where: str) -> None:
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: character {error.start} is half of a surrogate pair "
-            f"({content[error.start]!r}), which no tokenizer can read; repair or remove it"
-        ) from error
-
-
-def _check_weight(role: str, weight: object, where: str) -> None:
-    allowed = (0, 1) if role == "assistant" else (0,)
-    if weight not in allowed:
-        raise InputError(
-            f"{where}: weight must be 0 (only show the turn) or, for an assistant turn, 1 (learn "
-            f"it), got {weight!r:.40}"
-        )
-
-
-def refuse_silence(messages: Sequence[Message]) -> None:
-    """Raise `InputError` for an empty answer, which may be a missing cell.
-
-    Messages that are malformed pass, which `check_messages` tells of.
-    """
-    for number, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") != "assistant":
-            continue
-        says = [x for key, x in message.items() if key == "content" or MEANING.search(key)]
-        if message.get("weight") != 0 and not any(str(value or "").strip() for value in says):
-            raise InputError(
-                f"message {number} (assistant): the answer is empty, and silence would be learnt; "
-                "remove the row, or give the turn weight 0"
-            )
 
 
 def list_markers(

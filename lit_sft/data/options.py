@@ -1,7 +1,7 @@
 """The options of a run's data, as `fit` and `inspect` take them. There is no torch here."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -9,6 +9,7 @@ from lit_sft.data.lost_fields import OnLostField
 from lit_sft.data.messages import OnMarker
 from lit_sft.data.row_policy import OnOverlength, RowPolicy
 from lit_sft.data.tokenizer import load_tokenizer
+from lit_sft.data.tool_schemas import OnBadCall
 from lit_sft.errors import require
 from lit_sft.paths import default_cache_dir
 from lit_sft.tasks.base import ChatTask
@@ -25,6 +26,8 @@ class DataOptions:
             templates where it has several; without one, the tokenizer's own (its `default`), or
             `llama3` where it has none. Saved with the adapter; today's date in it is pinned to
             26 July 2024.
+        template_kwargs: What the template is told beside the turns, such as `{enable_thinking:
+            false}`; evaluation, the adapter's folder and the exports have it, too.
         batch_size: Rows a device sees at once.
         accumulate_grad_batches: Such batches an optimizer step, on every device.
         batching: `padding_free` lays the rows of an optimizer step end to end, in as few passes as
@@ -48,8 +51,16 @@ class DataOptions:
             another turn there. `keep` trains on it, and the ledger counts and names such rows: what
             is learnt is still what the assistant says, and public data has a few of them. `drop`
             leaves them out, `error` stops. Control tokens are never obeyed in a message.
+        on_bad_call: What becomes of a row in which the assistant, in a turn that is learnt, calls a
+            tool that the row's `tools` do not declare, or with arguments that break its JSON
+            schema. `keep` trains on it, and the ledger counts and names such rows; `drop` leaves
+            them out, `error` stops at the first.
+        learn_thoughts: Whether the thoughts before an answer are learnt with it; otherwise they are
+            shown, with the marks around them. What the generation prompt itself writes, an opened
+            `<think>` or an empty thought, never is.
         val_rows: Rows held out of `train` for validation where the task has no `val` split; with
-            one, how many of it to use. 0 trains without validation.
+            one, how many of it to use. `auto` is a tenth of `train`, at most 256, or 256 of a `val`
+            split. 0 trains without validation.
         streaming: Leave the rows of `train` where they are, and encode them when a step needs them,
             for data larger than memory: JSON lines, Parquet and the Hub stay on the disk. The
             ledger of `train` is then that of 1,024 rows; a row that is left out leaves a gap in its
@@ -61,6 +72,8 @@ class DataOptions:
             are counted: `test` may be a download that the run does not need otherwise.
         predict_on: What `lit-sft predict` answers: the split `test`, `val` or `train`, or a file of
             prompts in any format of `lit_sft.ChatFile`, with answers or without.
+        compare_with: A `predictions.jsonl` of `lit-sft predict` on the split `test`: `lit-sft test`
+            says what was won and lost since, by `GenerationEval`, which grades its answers anew.
         cache_dir: Where encoded rows are kept between runs; without one, `LIT_SFT_CACHE` or
             `~/.cache/lit_sft`.
     """
@@ -70,6 +83,7 @@ class DataOptions:
         task: ChatTask,
         tokenizer: str | None = None,
         chat_template: str | None = None,
+        template_kwargs: dict[str, Any] | None = None,
         batch_size: int = 4,
         accumulate_grad_batches: int = 4,
         batching: Literal["padding_free", "padded"] = "padding_free",
@@ -78,17 +92,22 @@ class DataOptions:
         on_overlength: OnOverlength = "drop",
         on_lost_field: OnLostField = "error",
         on_marker: OnMarker = "keep",
-        val_rows: int = 256,
+        on_bad_call: OnBadCall = "keep",
+        learn_thoughts: bool = True,
+        val_rows: Literal["auto"] | int = "auto",
         streaming: bool = False,
         num_workers: int = 0,
         seed: int = 0,
         dedup: bool = False,
         predict_on: str = "test",
+        compare_with: str | None = None,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         self.task, self.batch_size = task, batch_size
-        self.policy = RowPolicy(max_length, on_overlength, on_lost_field, on_marker)
+        self.policy = RowPolicy(
+            max_length, on_overlength, on_lost_field, on_marker, on_bad_call, learn_thoughts
+        )
         self.accumulate_grad_batches, self.batching = accumulate_grad_batches, batching
         self.max_tokens_per_pass = (
             batch_size * max_length if max_tokens_per_pass == "auto" else max_tokens_per_pass
@@ -96,7 +115,9 @@ class DataOptions:
         self.leaves_passes_open = max_tokens_per_pass == "auto"
         self.val_rows, self.num_workers, self.seed = val_rows, num_workers, seed
         self.streaming, self.dedup, self.predict_on = streaming, dedup, predict_on
+        self.compare_with = compare_with
         self.tokenizer_path, self.chat_template = tokenizer, chat_template
+        self.template_kwargs = template_kwargs
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._check()
@@ -105,7 +126,7 @@ class DataOptions:
         least = {"batch_size": 1, "accumulate_grad_batches": 1, "val_rows": 0, "num_workers": 0}
         for name, lowest in least.items():
             value, what = getattr(self, name), "be positive" if lowest else "not be negative"
-            require(value >= lowest, f"data.{name} must {what}, got {value}")
+            require(value == "auto" or value >= lowest, f"data.{name} must {what}, got {value}")
         require(
             self.max_length > 1,
             f"data.max_length must be at least 2 tokens, got {self.max_length}",
@@ -139,7 +160,7 @@ class DataOptions:
                 path is not None,
                 "data.tokenizer: name the tokenizer; there is no base model to ask",
             )
-            self._tokenizer = load_tokenizer(str(path), self.chat_template)
+            self._tokenizer = load_tokenizer(str(path), self.chat_template, self.template_kwargs)
         return self._tokenizer
 
     def find_base_model(self) -> str | None:

@@ -11,7 +11,8 @@ from lit_sft.data.splits import MissingSplit, read_conversations, read_split
 from lit_sft.errors import require
 from lit_sft.tasks.base import ChatTask
 from lit_sft.tasks.chat_file import ChatFile
-from lit_sft.types import IGNORE_INDEX, Message, Prompt, Split
+from lit_sft.tasks.tool_turns import gather_tools
+from lit_sft.types import IGNORE_INDEX, Message, Prompt, Split, ValRows
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SHOTS_SEED = 0
@@ -24,7 +25,7 @@ def make_prompts(
     task: ChatTask,
     split: Split,
     tokenizer: PreTrainedTokenizerBase,
-    val_rows: int,
+    val_rows: ValRows,
     num_shots: int = 0,
 ) -> list[Prompt]:
     """Render the rows of a split by the template of training, up to the last assistant turn.
@@ -44,13 +45,13 @@ def make_prompts(
     prompts = []
     for number, (name, messages) in enumerate(read_conversations(task, rows)):
         with naming(name):
-            input_ids = encode_prompt(tokenizer, [*shots, *messages])
+            input_ids = encode_prompt(tokenizer, gather_tools([*shots, *messages]))
         prompts.append(Prompt(number, input_ids, messages, rows[number][1]))
     return prompts
 
 
 def find_prompts(
-    task: ChatTask, where: str, tokenizer: PreTrainedTokenizerBase, val_rows: int
+    task: ChatTask, where: str, tokenizer: PreTrainedTokenizerBase, val_rows: ValRows
 ) -> list[Prompt]:
     """Return the prompts of a split of a task, or of a file of any chat format.
 
@@ -123,7 +124,7 @@ def find_chat_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return sorted(written & set(tokenizer.added_tokens_decoder))
 
 
-def _draw_shots(task: ChatTask, val_rows: int, num_shots: int) -> list[Message]:
+def _draw_shots(task: ChatTask, val_rows: ValRows, num_shots: int) -> list[Message]:
     rows = read_split(task, "train", val_rows)
     require(
         num_shots <= len(rows),

@@ -13,6 +13,7 @@ anew, of which Lightning warns.) What more it has, it gains:
 | `source_names(split)` | a mixture, with a loader a source, has a loss of each |
 | `leaves_passes_open`, `widen_passes(tokens)` | a GPU decides how many tokens a pass has |
 | `pad_rows()` | a model that cannot keep packed rows apart is trained on padded ones |
+| `compare_with` | a test says what was won and lost against earlier answers |
 | `name_rows(epoch, window)` | a step that is not finite names its rows |
 | `request_of(split)` | checkpoints of the first version can be compared |
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lit_sft.tasks.base import ChatTask
+    from lit_sft.types import ValRows
 
 
 class RunData(Protocol):
@@ -55,7 +57,7 @@ class GradedData(Protocol):
         """Where the rows come from, and who grades an answer."""
 
     @property
-    def val_rows(self) -> int:
+    def val_rows(self) -> ValRows:
         """How many rows are held out of `train`, where the task has no split `val`."""
 
 

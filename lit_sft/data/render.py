@@ -13,36 +13,54 @@ That they are is proven on the tokens, by `lit_sft.data.forgery`.
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data import answers
-from lit_sft.data.answers import RenderedChat, Span
-from lit_sft.data.chat_template import GENERATION_MARK, opens_thoughts, render_turns, template_of
+from lit_sft.data.abridged_tools import tell_in_brief, tell_whole
+from lit_sft.data.answer_errors import explain_answer, explain_rewriting
+from lit_sft.data.answers import Place, RenderedChat, Span
+from lit_sft.data.calls import explain_calls, find_calls_end
+from lit_sft.data.chat_template import GENERATION_MARK, render_turns, template_of
 from lit_sft.data.control_tokens import break_up_control_tokens, find_control_tokens
-from lit_sft.data.messages import check_messages, strip_keys
+from lit_sft.data.generation_marks import check_marked_prompt, check_marks, marks_hold_prompt
+from lit_sft.data.message_checks import check_messages, strip_keys
+from lit_sft.data.thoughts import unify_thoughts
 from lit_sft.errors import InputError, require
 from lit_sft.types import Message
 
 
 def render_conversation(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], learn_thoughts: bool = True
 ) -> RenderedChat:
     """Render a whole conversation, and find every assistant turn in it.
+
+    Args:
+        tokenizer: With its template.
+        messages: Turns in order.
+        learn_thoughts: Whether the thoughts before an answer are of its turn; otherwise they are
+            shown, and what closes them, too.
 
     Raises:
         InputError: If a message is malformed, the template refuses or rewrites the conversation, or
             a turn is not rendered as the answer and then a stop token.
     """
     check_messages(messages)
-    plain = strip_keys(messages)
+    plain = unify_thoughts(tokenizer, strip_keys(messages))
     safe = break_up_control_tokens(tokenizer, plain)
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     supervised = [i for i in turns if messages[i].get("weight") != 0]
     require(bool(supervised), "every assistant turn has weight 0, so nothing to learn")
-    return render_safe_turns(tokenizer, safe, supervised, is_broken_up=safe is not plain)
+    how = (supervised, safe is not plain, learn_thoughts)
+    if safe[0].get("tools"):
+        with suppress(InputError):  # which the whole tells of, if it is one of its
+            brief = render_safe_turns(tokenizer, tell_in_brief(safe), *how)
+            if whole := tell_whole(tokenizer, brief, safe):
+                return whole
+    return render_safe_turns(tokenizer, safe, *how)
 
 
 def render_safe_turns(
@@ -50,6 +68,7 @@ def render_safe_turns(
     safe: Sequence[Message],
     supervised: Iterable[int],
     is_broken_up: bool,
+    learn_thoughts: bool = True,
 ) -> RenderedChat:
     """Render turns whose control tokens are broken up, and find those that are supervised.
 
@@ -65,15 +84,17 @@ def render_safe_turns(
             f"the template's generation marks surround {len(regions)} spans, but the assistant "
             f"speaks {len(turns)} times",
         )
-        _check_marked_prompt(tokenizer, template_of(tokenizer))
+        check_marked_prompt(tokenizer, template_of(tokenizer))
     marked = dict(zip(turns, regions, strict=True)) if is_marked else {}
     chat = RenderedChat(text, [], is_broken_up, safe, frozenset(supervised), text)
+    asks = not is_marked or marks_hold_prompt(tokenizer, template_of(tokenizer))
     for turn in sorted(supervised):
-        if is_marked and not opens_thoughts(tokenizer, template_of(tokenizer)):
-            start, end = marked[turn]
-            chat.spans.append(_find_answer(tokenizer, text[:end], start, safe[turn], turn))
+        if asks:
+            chat = _add_turn(tokenizer, chat, turn, marked.get(turn), learn_thoughts)
         else:
-            chat = _add_turn(tokenizer, chat, turn, marked.get(turn))
+            start, end = marked[turn]
+            place = _find_answer(tokenizer, text[:end], start, safe[turn], turn, is_marked=True)
+            chat.spans.append(Span(place.find_start(text, start, learn_thoughts), place.stop))
     return chat
 
 
@@ -86,39 +107,10 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     check_messages(messages, is_prompt=True)
     is_answered = messages[-1]["role"] == "assistant"
     turns = strip_keys(messages[:-1] if is_answered else messages)
+    turns = unify_thoughts(tokenizer, turns)
     safe = break_up_control_tokens(tokenizer, turns)
     text, _ = render_turns(tokenizer, safe, add_generation_prompt=True)
     return RenderedChat(text, [], safe is not turns, safe, frozenset(), text)
-
-
-@lru_cache(maxsize=64)
-def _check_marked_prompt(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-    """Raise `InputError` where a marked turn does not stand behind the generation prompt.
-
-    The template is an argument for the cache alone: the tokenizer may be given another.
-    """
-    turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    try:
-        text, _ = render_turns(tokenizer, turns)
-        prompt, _ = render_turns(tokenizer, turns[:1], add_generation_prompt=True)
-    except InputError:  # some want a system turn
-        return
-    require(
-        text.startswith(prompt) or answers.find_opening(prompt) >= 0,
-        f"the chat template's generation prompt ends in {prompt[-40:]!r}, but it writes "
-        f"{text[-60:]!r} for an answer, so a model would be asked by another prompt than it has "
-        "learnt; make them alike in the template, or set another data.chat_template",
-    )
-
-
-def _check_marks(marked: tuple[int, int] | None, span: Span, turn: int) -> None:
-    """Raise `InputError` where the template's marks leave out some of what has to be said."""
-    if marked and not marked[0] <= span.start <= span.stop < marked[1]:
-        raise InputError(
-            f"message {turn} (assistant): the generation prompt opens the thoughts, but the "
-            "template's generation marks do not surround all that follows it; move them around "
-            "the thoughts, the answer and the stop token, or remove them"
-        )
 
 
 def _add_turn(
@@ -126,6 +118,7 @@ def _add_turn(
     chat: RenderedChat,
     turn: int,
     marked: tuple[int, int] | None,
+    learn_thoughts: bool,
 ) -> RenderedChat:
     """Find an assistant turn behind the generation prompt that a model would be given for it."""
     message = chat.messages[turn]
@@ -135,15 +128,18 @@ def _add_turn(
     if turn < len(chat.messages) - 1:
         through, _ = render_turns(tokenizer, chat.messages[: turn + 1])
     elif opening >= 0 and not through.startswith(prompt):
-        return _complete(tokenizer, chat, turn, prompt, marked)
-    if not through.startswith(prompt):
-        raise answers.explain_rewriting(message, turn, prompt)
-    span = _find_answer(tokenizer, through, len(prompt), message, turn, opening >= 0)
-    if not chat.written.startswith(through[: span.stop]):
-        raise answers.explain_rewriting(message, turn, prompt)
-    _check_marks(marked, span, turn)
-    chat.spans.append(span)
-    return chat._replace(cuts=[*chat.cuts, len(prompt)]) if opening >= 0 else chat
+        return _complete(tokenizer, chat, turn, prompt, marked, learn_thoughts)
+    same = through.startswith(prompt)
+    at = len(prompt) if same else answers.find_prompt_end(prompt, through)
+    if at is None:
+        raise explain_rewriting(message, turn, prompt)
+    place = _find_answer(tokenizer, through, at, message, turn, opening >= 0, marked is not None)
+    if not chat.written.startswith(through[: place.stop]):
+        raise explain_rewriting(message, turn, prompt)
+    if marked:
+        check_marks(marked, Span(at, place.stop), turn)
+    chat.spans.append(Span(place.find_start(through, at, learn_thoughts), place.stop))
+    return chat._replace(cuts=[*chat.cuts, at]) if opening >= 0 else chat
 
 
 def _complete(
@@ -152,6 +148,7 @@ def _complete(
     turn: int,
     prompt: str,
     marked: tuple[int, int] | None,
+    learn_thoughts: bool,
 ) -> RenderedChat:
     """Set the thoughts between the prompt that opens them and the answer of the last turn.
 
@@ -161,7 +158,7 @@ def _complete(
     message, written = chat.messages[turn], chat.written
     head = answers.find_opening(prompt)
     if not written.startswith(prompt[:head]):
-        raise answers.explain_rewriting(message, turn, prompt)
+        raise explain_rewriting(message, turn, prompt)
     reading = answers.list_readings(message, is_opened=True)[0]
     require(
         answers.CLOSING not in reading.thoughts,
@@ -169,16 +166,19 @@ def _complete(
         "remove it",
     )
     places = list(answers.list_bare_places(written, head, reading))
-    found = answers.locate_answer(written, places, find_control_tokens(tokenizer).stops)
+    found = _locate(tokenizer, written, places, message, marked is not None)
     if found is None:
-        raise answers.explain_answer(tokenizer, written, head, places, turn)
-    _check_marks(marked, found, turn)
+        raise _explain(tokenizer, written, head, places, message, turn)
+    if marked:
+        check_marks(marked, Span(found.start, found.stop), turn)
     opened = prompt + reading.thoughts + _ask_what_closes(tokenizer, template_of(tokenizer))
     behind = written[found.start :].lstrip("\n")
     text = opened + behind
+    moved = len(text) - len(written)
+    start = len(prompt) if learn_thoughts else found.find_start(written, -1, False) + moved
     return chat._replace(
         text=text,
-        spans=[*chat.spans, Span(len(prompt), len(text) - len(written) + found.stop)],
+        spans=[*chat.spans, Span(start, found.stop + moved)],
         added=reading.thoughts,
         cuts=[*chat.cuts, len(prompt)],
     )
@@ -207,15 +207,44 @@ def _find_answer(
     message: Message,
     turn: int,
     is_opened: bool = False,
-) -> Span:
-    """Find what a message says in `text[start:]`, and its stop token.
+    is_marked: bool = False,
+) -> Place:
+    """Find what a message says and calls in `text[start:]`, and its stop token.
 
     White space that the template sets around the content is the model's to generate, too, and so is
     a block of the message's thoughts before it, or the rest of one that the prompt opens.
     """
-    places = answers.list_places(text, start, message, is_opened)
-    found = answers.locate_answer(text, places, find_control_tokens(tokenizer).stops)
+    places: Iterable[tuple[int, str]] = answers.list_places(text, start, message, is_opened)
+    found = _locate(tokenizer, text, places, message, is_marked)
     if found is None:
         places = answers.list_places(text, start, message, is_opened)
-        raise answers.explain_answer(tokenizer, text, start, places, turn)
-    return Span(start, found.stop)
+        raise _explain(tokenizer, text, start, places, message, turn)
+    return found
+
+
+def _locate(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    places: Iterable[tuple[int, str]],
+    message: Message,
+    is_marked: bool,
+) -> Place | None:
+    stops = find_control_tokens(tokenizer).stops
+    if not message.get("tool_calls"):
+        return answers.locate_answer(text, places, stops)
+    find_end = partial(find_calls_end, text, message=message, is_marked=is_marked)
+    return answers.locate_answer(text, places, stops, find_end)
+
+
+def _explain(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    start: int,
+    places: Iterable[tuple[int, str]],
+    message: Message,
+    turn: int,
+) -> InputError:
+    """Return the error of a turn that is not what the message says."""
+    if message.get("tool_calls"):
+        return explain_calls(text[start:], message, turn)
+    return explain_answer(tokenizer, text, start, places, turn)

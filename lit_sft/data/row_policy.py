@@ -4,14 +4,16 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.control_tokens import plain_backend
 from lit_sft.data.encode import EncodedChat, encode_and_report, encode_chat, naming
 from lit_sft.data.lost_fields import LostField, OnLostField
-from lit_sft.data.messages import OnMarker, list_markers, refuse_markers, refuse_silence
+from lit_sft.data.message_checks import refuse_silence
+from lit_sft.data.messages import OnMarker, list_markers, refuse_markers
+from lit_sft.data.tool_schemas import OnBadCall, find_bad_calls, refuse_bad_calls
 from lit_sft.types import IGNORE_INDEX, Example, Message
 
 OnOverlength = Literal["drop", "error", "truncate_prompt", "truncate"]
@@ -31,6 +33,16 @@ class RowPolicy:
     """Whether what the template does not write of a message is an error, or left out."""
     on_marker: OnMarker = "keep"
     """Whether a row that holds a mark of turns as plain text is kept, left out, or an error."""
+    on_bad_call: OnBadCall = "keep"
+    """Whether a row that calls what its tools do not allow is kept, left out, or an error."""
+    learn_thoughts: bool = True
+    """Whether the thoughts before an answer carry loss."""
+
+    def describe_choices(self) -> dict[str, Any]:
+        """Return what gives other rows than by default, by the names of the options."""
+        choices = dict.fromkeys(("on_marker", "on_bad_call"), "drop")
+        chosen: dict[str, Any] = {k: x for k, x in choices.items() if getattr(self, k) == x}
+        return chosen if self.learn_thoughts else chosen | {"learn_thoughts": False}
 
 
 class Fitted(NamedTuple):
@@ -44,6 +56,8 @@ class Fitted(NamedTuple):
     """What the template does not write of a row that is not left out."""
     markers: Sequence[str] = ()
     """Marks of turns that the row holds as plain text."""
+    bad_calls: Sequence[str] = ()
+    """Calls that its tools do not allow, each as the tool and what is wrong, in few words."""
 
 
 def encode_to_fit(
@@ -74,7 +88,8 @@ def encode_to_fit(
         hopeless = _find_hopeless(tokenizer, conversations, policy.max_length)
     hopeful = [row for number, row in enumerate(rows) if number not in hopeless]
     texts, named = [messages for _, messages in hopeful], [name for name, _ in hopeful]
-    encoded = iter(encode_and_report(tokenizer, texts, named, policy.on_lost_field))
+    learns = policy.learn_thoughts
+    encoded = iter(encode_and_report(tokenizer, texts, named, policy.on_lost_field, learns))
     fitted = []
     for number, (name, messages) in enumerate(rows):
         if number in hopeless:
@@ -99,6 +114,7 @@ def shorten_prompt(
     messages: Sequence[Message],
     whole: Example,
     max_length: int,
+    learn_thoughts: bool = True,
 ) -> Example | None:
     """Take the first words off the longest turns that are not learnt, until the conversation fits.
 
@@ -111,6 +127,7 @@ def shorten_prompt(
         messages: The conversation.
         whole: It, encoded.
         max_length: In tokens.
+        learn_thoughts: As `RowPolicy` has it.
 
     Returns:
         None where nothing would be left of a turn.
@@ -120,7 +137,7 @@ def shorten_prompt(
         shorter = _cap_turns(tokenizer, messages, excess)
         if shorter is None:
             return None
-        messages, example = shorter, encode_chat(tokenizer, shorter, "drop")
+        messages, example = shorter, encode_chat(tokenizer, shorter, "drop", learn_thoughts)
     return example
 
 
@@ -146,6 +163,8 @@ def _apply_policy(
     """Return what becomes of a conversation that is encoded whole."""
     markers = list_markers(tokenizer, messages, whole.example.input_ids)
     refuse_markers(markers, policy.on_marker)
+    bad = find_bad_calls(messages)
+    refuse_bad_calls(bad, policy.on_bad_call)
     example: Example | None = whole.example
     length = len(whole.example.input_ids)
     if length > policy.max_length:
@@ -153,10 +172,13 @@ def _apply_policy(
         if policy.on_overlength == "truncate":
             example = cut_end(whole.example, policy.max_length)
         elif policy.on_overlength == "truncate_prompt":
-            example = shorten_prompt(tokenizer, messages, whole.example, policy.max_length)
-    if markers and policy.on_marker == "drop":
+            example = shorten_prompt(
+                tokenizer, messages, whole.example, policy.max_length, policy.learn_thoughts
+            )
+    if (markers and policy.on_marker == "drop") or (bad and policy.on_bad_call == "drop"):
         example = None
-    return Fitted(example, length, whole.lost if example else (), markers)
+    kinds = sorted({f"{call.tool}: {call.kind}" for call in bad}) if bad else ()
+    return Fitted(example, length, whole.lost if example else (), markers, kinds)
 
 
 def _find_hopeless(

@@ -13,10 +13,13 @@ from lit_sft.data.encode import naming
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask, NamedRow, Row
 from lit_sft.tasks.row_sequences import hash_contents, join_hashes
-from lit_sft.types import Message, Split
+from lit_sft.types import Message, Split, ValRows
 
 HELD_OUT_SEED = 0
 """Fixed, so that runs with different seeds are validated on the same rows."""
+
+MOST_VAL_ROWS = 256
+"""That `data.val_rows: auto` takes."""
 
 SAMPLE_ROWS = 1024
 """Rows of a stream that are encoded before training: for the ledger, and to find mistakes early."""
@@ -123,32 +126,38 @@ class SplitRows(Sequence[NamedRow]):
         return f"{self.split} row {number}", row
 
 
-def read_split(task: ChatTask, split: Split, val_rows: int) -> Sequence[NamedRow]:
+def read_split(
+    task: ChatTask, split: Split, val_rows: ValRows, most: int = MOST_VAL_ROWS
+) -> Sequence[NamedRow]:
     """Return the rows of a split under their names.
 
     Args:
         task: Where the rows come from.
         split: `"val"` is a fixed slice of `train`, which `"train"` then lacks, where the task has
             no rows of its own for it.
-        val_rows: How many rows `"val"` has at most.
+        val_rows: How many rows `"val"` has at most; `auto` is a tenth of `train`, or all rows of a
+            `"val"` that there is, and no more than `most`.
+        most: See above.
 
     Raises:
         MissingSplit: If the split has no rows.
         InputError: If it cannot be read, or `val_rows` leaves none to train on.
     """
     if task.mixed_tasks():
-        return _mix(task, split, val_rows)
+        return _mix(task, split, val_rows, most)
     if split == "test":
         return _read(task, "test")
     if task.rows("val") is not None:
-        return _read(task, "train") if split == "train" else _read(task, "val", val_rows)
+        most = most if val_rows == "auto" else val_rows
+        return _read(task, "train") if split == "train" else _read(task, "val", most)
     rows = _read(task, "train").rows
+    count = min(most, max(1, len(rows) // 10)) if val_rows == "auto" else val_rows
     require(
-        val_rows < len(rows),
+        count < len(rows),
         f"data.val_rows={val_rows} leaves nothing to train on: train has {len(rows)} rows; "
         "lower it, or set it to 0 to train without validation",
     )
-    held_out = sorted(random.Random(HELD_OUT_SEED).sample(range(len(rows)), val_rows))
+    held_out = sorted(random.Random(HELD_OUT_SEED).sample(range(len(rows)), count))
     return SplitRows("train", rows, held_out if split == "val" else AllBut(len(rows), held_out))
 
 
@@ -215,12 +224,13 @@ def _read(task: ChatTask, split: Split, max_rows: int | None = None) -> SplitRow
     return SplitRows(split, rows, range(len(rows))[:max_rows])
 
 
-def _mix(mixture: ChatTask, split: Split, val_rows: int) -> Sequence[NamedRow]:
+def _mix(mixture: ChatTask, split: Split, val_rows: ValRows, most: int) -> Sequence[NamedRow]:
     parts, tasks = {}, mixture.mixed_tasks()
+    share = val_rows if val_rows == "auto" else -(-val_rows // len(tasks))
     for name, task in tasks.items():
         with naming(name):
             try:
-                parts[name] = read_split(task, split, -(-val_rows // len(tasks)))
+                parts[name] = read_split(task, split, share, -(-most // len(tasks)))
             except MissingSplit:
                 if split != "test":  # not every task has one to test on
                     raise

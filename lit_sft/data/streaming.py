@@ -95,6 +95,8 @@ class StreamedRows:
             f"{name} is longer than data.max_length"
             if row.length > max_length
             else f"{name} holds {', '.join(map(repr, row.markers))} (data.on_marker)"
+            if row.markers and self.policy.on_marker == "drop"
+            else f"{name} has a bad call, {', '.join(row.bad_calls)} (data.on_bad_call)"
             for name, row in unfit
         ]
         return [row.example for row in fitted if row.example], left_out

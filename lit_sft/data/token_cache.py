@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -31,8 +32,8 @@ ENCODER = "lit_sft.data.token_cache"
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 REQUEST_FORMAT = 2
 """Never raise it: checkpoints of before `hash_rows` hold such hashes, and are compared by them."""
-LOST, MARKED = "lost ", "marked "
-"""Open the names of arrays of a cache file that say which rows lost a field, or hold a mark."""
+KINDS = {"lost": "lost ", "marked": "marked ", "bad_calls": "bad call "}
+"""By attribute of `EncodedRows`, what opens the names of its arrays in a cache file."""
 
 
 def load_or_encode(
@@ -78,6 +79,10 @@ def hash_request(
     digest = hashlib.sha256(f"{REQUEST_FORMAT} {length} {fate}\n".encode())
     if policy.on_marker == "drop":
         digest.update(b"without marks\n")
+    if policy.on_bad_call == "drop":
+        digest.update(b"without bad calls\n")
+    if not policy.learn_thoughts:
+        digest.update(b"without thoughts\n")
     digest.update(_hash_backend(tokenizer, len(tokenizer)))
     digest.update(str(tokenizer.chat_template).encode())
     digest.update(json.dumps(tokenizer.special_tokens_map, sort_keys=True).encode())
@@ -127,6 +132,7 @@ def _is_refused(encoded: EncodedRows, policy: RowPolicy) -> bool:
     return bool(
         (encoded.lost and policy.on_lost_field == "error")
         or (encoded.marked and policy.on_marker == "error")
+        or (encoded.bad_calls and policy.on_bad_call == "error")
     )
 
 
@@ -136,11 +142,11 @@ def _load(path: Path) -> EncodedRows | None:
         with safe_open(path, framework="np") as file:
             arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
             if (file.metadata() or {}).get("crc32") == _checksum(arrays):
-                lost, marked = (
-                    {x.removeprefix(kind): arrays.pop(x) for x in [*arrays] if x.startswith(kind)}
-                    for kind in (LOST, MARKED)
-                )
-                return EncodedRows(**arrays, lost=lost, marked=marked)
+                by_name: Any = {
+                    what: {x.removeprefix(k): arrays.pop(x) for x in [*arrays] if x.startswith(k)}
+                    for what, k in KINDS.items()
+                }
+                return EncodedRows(**arrays, **by_name)
     except (SafetensorError, TypeError, ValueError, OSError):
         pass  # a damaged cache costs an encoding, never a run
     return None
@@ -149,8 +155,8 @@ def _load(path: Path) -> EncodedRows | None:
 def _save(encoded: EncodedRows, path: Path) -> None:
     """Two runs may fill one cache at once: each writes its own file, the last rename wins."""
     arrays = {name: x for name, x in vars(encoded).items() if isinstance(x, np.ndarray)}
-    arrays |= {f"{LOST}{name}": rows for name, rows in encoded.lost.items()}
-    arrays |= {f"{MARKED}{name}": rows for name, rows in encoded.marked.items()}
+    for what, opening in KINDS.items():
+        arrays |= {f"{opening}{name}": rows for name, rows in getattr(encoded, what).items()}
     with replace_file(path) as staged:
         save_file(arrays, staged, metadata={"crc32": _checksum(arrays)})
 

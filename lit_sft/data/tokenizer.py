@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import re
-from datetime import date
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from lit_sft.data.control_tokens import forget_control_tokens
 from lit_sft.data.encode import naming
 from lit_sft.data.prompts import find_turn_end
+from lit_sft.data.template_kwargs import pin_date, set_template_kwargs
 from lit_sft.errors import InputError, require, suggest
 from lit_sft.paths import is_local, locate, require_folder
 
@@ -21,9 +21,6 @@ TURN_TOKENS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
 }
 """The templates that come with the package, and the tokens that each writes."""
-PINNED_DATE = date(2024, 7, 26)
-"""Today, to a template that asks: what Llama 3.1 and 3.2 print where there is no clock."""
-TODAY = re.compile(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)")
 PAD_TOKENS = (
     "<|finetune_right_pad_id|>",
     "<|pad|>",
@@ -38,7 +35,11 @@ GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """What `tokenizer_config.json` calls a tokenizer that `tokenizer.json` describes completely."""
 
 
-def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str,
+    chat_template: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a base model, with a pad token and a chat template.
 
     A template that is given to a tokenizer, and does not write `eos_token` itself, also gives it
@@ -51,6 +52,8 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTok
         path: A Hub id, or a folder with `tokenizer.json`.
         chat_template: `llama3`, `chatml`, the name of one of the tokenizer's own templates, or a
             Jinja file; without one, the tokenizer's own, or `llama3` where it has none.
+        template_kwargs: What the template is told beside the turns, as `set_template_kwargs` writes
+            it into the template.
 
     Raises:
         InputError: If there is no such tokenizer or template, the tokenizer gives no character
@@ -58,7 +61,7 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTok
             template does not write an answer and then a stop token.
     """
     tokenizer = _load_fast(path)
-    _set_template(tokenizer, path, chat_template)
+    _set_template(tokenizer, path, chat_template, template_kwargs or {})
     tokenizer.pad_token = _choose_pad_token(tokenizer, path)
     tokenizer.padding_side = "right"
     return tokenizer
@@ -75,14 +78,6 @@ def load_known_tokenizer(path: str) -> PreTrainedTokenizerBase | None:
 def hash_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the SHA-256 of the chat template, in hexadecimal."""
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
-
-
-def pin_date(template: str) -> str:
-    """Return a template that prints `PINNED_DATE` where it would print today's date.
-
-    Otherwise the same row has other tokens tomorrow, and a server another prompt than training.
-    """
-    return TODAY.sub(lambda found: repr(PINNED_DATE.strftime(found[2])), template)
 
 
 def _load_fast(path: str) -> PreTrainedTokenizerBase:
@@ -149,7 +144,12 @@ def _find_broken_file(place: str) -> str:
     return ""
 
 
-def _set_template(tokenizer: PreTrainedTokenizerBase, path: str, chat_template: str | None) -> None:
+def _set_template(
+    tokenizer: PreTrainedTokenizerBase,
+    path: str,
+    chat_template: str | None,
+    kwargs: Mapping[str, Any],
+) -> None:
     """Give a tokenizer the chat template that is asked for, without a clock.
 
     Raises:
@@ -164,9 +164,9 @@ def _set_template(tokenizer: PreTrainedTokenizerBase, path: str, chat_template: 
         "tokenizer_config.json, or remove the template and set data.chat_template",
     )
     if chat_template in named and chat_template not in TURN_TOKENS:
-        tokenizer.chat_template = pin_date(named[chat_template])
+        tokenizer.chat_template = _pin(named[chat_template], kwargs)
     elif chat_template is not None or own is None:
-        _install_template(tokenizer, path, chat_template)
+        _install_template(tokenizer, path, chat_template, kwargs)
     elif named:
         require(
             "default" in named,
@@ -174,13 +174,21 @@ def _set_template(tokenizer: PreTrainedTokenizerBase, path: str, chat_template: 
             f"data.chat_template to one of them ({', '.join(sorted(named))}), to one of "
             f"{', '.join(TURN_TOKENS)}, or to a Jinja file",
         )
-        tokenizer.chat_template = {name: pin_date(template) for name, template in named.items()}
+        tokenizer.chat_template = {
+            name: _pin(text, kwargs if name == "default" else {}) for name, text in named.items()
+        }
     else:
-        tokenizer.chat_template = pin_date(own)
+        tokenizer.chat_template = _pin(own, kwargs)
 
 
-def _install_template(tokenizer: PreTrainedTokenizerBase, path: str, name: str | None) -> None:
-    tokenizer.chat_template = pin_date(_read_template(name, tokenizer, path))
+def _pin(template: str, kwargs: Mapping[str, Any]) -> str:
+    return set_template_kwargs(pin_date(template), kwargs)
+
+
+def _install_template(
+    tokenizer: PreTrainedTokenizerBase, path: str, name: str | None, kwargs: Mapping[str, Any]
+) -> None:
+    tokenizer.chat_template = _pin(_read_template(name, tokenizer, path), kwargs)
     with naming(f"data.chat_template={name}" if name else ""):
         end = tokenizer.convert_ids_to_tokens(find_turn_end(tokenizer))
     if "eos_token" not in tokenizer.chat_template:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lit_sft.errors import InputError, require
 from lit_sft.model.base_model import SAMPLED_EVERY, Quantization, outline, read_base_config
@@ -69,6 +69,15 @@ class BaseFiles:
         """The name of the embedding's weight."""
         return self.name_of(self.layers.get_input_embeddings())
 
+    @cached_property
+    def generation_config(self) -> GenerationConfig | None:
+        """How the base was meant to answer, where it says so."""
+        try:
+            return GenerationConfig.from_pretrained(locate(self.base_model))
+        except OSError:  # it has none
+            return None
+
+    @cached_property
     def fingerprint(self) -> str:
         """Return what `lit_sft.model.base_model.fingerprint_base` returns of the loaded model."""
         digest = hashlib.sha256()

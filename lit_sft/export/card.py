@@ -64,13 +64,61 @@ only.{_say_best(card)}
 The tokenizer carries the chat template that the adapter was trained with
 (SHA-256 `{card.template_sha256}`), and `generation_config.json` the tokens that end an answer;
 neither is read by `PeftModel` itself.{_say_base(card)}
-{table}
-## Config
+{table}{format_config(card)}"""
 
-```yaml
-{yaml.safe_dump(_without_local_paths(card.config), sort_keys=False).strip()}
-```
-"""
+
+def format_config(card: ModelCard) -> str:
+    """Return the section of a card with the config of its run, local paths left out."""
+    if not card.config:
+        return ""
+    text = yaml.safe_dump(_without_local_paths(card.config), sort_keys=False).strip()
+    return f"\n## Config\n\n```yaml\n{text}\n```\n"
+
+
+def make_results(dataset: str, split: str, figures: Mapping[str, float]) -> list[Any]:
+    """Return figures as a card's `model-index` has them.
+
+    Args:
+        dataset: What to call it.
+        split: Of the data set.
+        figures: By name, such as `val/exact_match`, whose last part is the metric.
+    """
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split=split,
+            metric_type=name.partition("/")[2],
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for name, value in sorted(figures.items())
+    ]
+
+
+def describe_provenance(card: ModelCard) -> dict[str, Any]:
+    """Return what the weights are: their base, their step, and what they measured."""
+    return {
+        "base_model": name_source(card.base_model),
+        "base_sha256": card.base_sha256,
+        "template_sha256": card.template_sha256,
+        "step": card.steps,
+        "steps_taken": card.steps if card.steps_taken is None else card.steps_taken,
+        "best_by": card.monitor,
+        "metrics": dict(sorted(card.metrics.items())),
+    }
+
+
+def choose_figures(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return those of a run's figures that a card has: the losses and what answers were worth."""
+    return {
+        name: value
+        for name, value in figures.items()
+        if name == "train/loss" or (name.startswith("val/") and "seconds" not in name)
+    }
 
 
 def add_test_figures(card: str, record: Mapping[str, Any]) -> str:
@@ -80,26 +128,14 @@ def add_test_figures(card: str, record: Mapping[str, Any]) -> str:
         card: As `format_card` wrote it; figures of the test split that it has are replaced.
         record: Of the test, as `lit_sft.callbacks.record_test` keeps it.
     """
-    from huggingface_hub import EvalResult
     from huggingface_hub import ModelCard as HubCard
 
     read, about = HubCard(card), record["data"]
     data: Any = read.data
     kept = [x for x in data.eval_results or [] if x.dataset_split != about["split"]]
     data.model_name = data.model_name or "A LoRA adapter"
-    data.eval_results = kept + [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=about["dataset"],
-            dataset_name=about["dataset"],
-            dataset_split=about["split"],
-            metric_type=name,
-            metric_name=f"test/{name}",
-            metric_value=round(value, 4),
-        )
-        for name, value in sorted(record["figures"].items())
-        if "seconds" not in name
-    ]
+    figures = {f"test/{k}": v for k, v in record["figures"].items() if "seconds" not in k}
+    data.eval_results = kept + make_results(about["dataset"], about["split"], figures)
     _, _, body = card.removeprefix("---\n").partition("\n---\n")
     return f"---\n{data.to_yaml().strip()}\n---\n{body}"
 
@@ -163,22 +199,10 @@ print(tokenizer.decode(answer, skip_special_tokens=True))
 
 
 def _format_metadata(card: ModelCard) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import ModelCardData
 
-    dataset = name_source(card.dataset)
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=dataset,
-            dataset_name=dataset,
-            dataset_split="validation",
-            metric_type=name.removeprefix("val/"),
-            metric_name=name,
-            metric_value=round(value, 4),
-        )
-        for name, value in sorted(card.metrics.items())
-        if name.startswith("val/")
-    ]
+    measured = {name: x for name, x in card.metrics.items() if name.startswith("val/")}
+    results = make_results(name_source(card.dataset), "validation", measured)
     metadata = ModelCardData(
         library_name="peft",
         pipeline_tag="text-generation",

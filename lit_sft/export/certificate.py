@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.prompts import decode_answer
 from lit_sft.errors import require
+from lit_sft.evaluation.comparison import weigh
 from lit_sft.evaluation.generate import generate_greedy
-from lit_sft.types import Prompt
+from lit_sft.types import Grade, Prompt
 
 FILE = "certificate.json"
 LEAST_PROMPTS = 64
@@ -28,7 +29,7 @@ KL_TOKENS = 16
 """Of an answer, at its start: the distributions over the vocabulary are kept, and are large."""
 BATCH_TOKENS = 2**13
 """Rows times their longest length, of a batch of answers."""
-Grade = Callable[[Any, str], bool | None]
+GradeFunction = Callable[[Any, str], Grade]
 
 
 class Reference(NamedTuple):
@@ -70,12 +71,14 @@ class Certificate:
         engine: What has run the exported files.
         arithmetic: Of both models.
         step: Optimizer steps of the checkpoint.
+        split: Of the run's data, from which the prompts are.
         prompts: How many.
         tokens: Of the trained model's answers.
         equal_tokens: The share of places with the same greedy token.
         kl_mean: Of the next token, from the trained model to the exported one, in nats.
         kl_max: The largest.
-        exact_match: Of the trained and of the exported model; None where the task grades nothing.
+        exact_match: Of the trained and of the exported model, or the mean F1 where the task grades
+            by that; None where it grades nothing.
         bound: What it had to keep to.
     """
 
@@ -85,6 +88,7 @@ class Certificate:
     engine: str
     arithmetic: str
     step: int
+    split: str
     prompts: int
     tokens: int
     equal_tokens: float
@@ -130,6 +134,15 @@ class Certificate:
         )
 
 
+def require_enough(prompts: Sequence[Prompt], least: int) -> None:
+    """Raise `InputError` if there are fewer prompts than a certificate is asked to take."""
+    require(
+        len(prompts) >= least,
+        f"export: a certificate takes {least} held-out prompts, the run has {len(prompts)}"
+        "; raise data.val_rows in its config.yaml, or export without one (--prompts 0)",
+    )
+
+
 def refer(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -145,15 +158,7 @@ def refer(
         prompts: Held out.
         stop_ids: Tokens that end an answer.
         max_new_tokens: Of an answer, its stop token included.
-
-    Raises:
-        InputError: If there are fewer than `LEAST_PROMPTS`.
     """
-    require(
-        len(prompts) >= LEAST_PROMPTS,
-        f"export: a certificate takes {LEAST_PROMPTS} held-out prompts, the run has {len(prompts)}"
-        "; raise --data.val_rows in its config, or export without one (--prompts 0)",
-    )
     answers = generate(model, tokenizer, prompts, stop_ids, max_new_tokens)
     references = []
     for prompt, ids in zip(prompts, answers, strict=True):
@@ -170,7 +175,7 @@ def compare(
     references: Sequence[Reference],
     stop_ids: Sequence[int],
     max_new_tokens: int,
-    grade: Grade | None,
+    grade: GradeFunction | None,
 ) -> dict[str, Any]:
     """Return the figures of `Certificate` for an exported model, by their names.
 
@@ -234,6 +239,6 @@ def next_logits(model: nn.Module, prompt: Sequence[int], answer: Sequence[int]) 
     return logits[0, len(prompt) - 1 :].float().cpu()
 
 
-def _share(grade: Grade, prompts: Sequence[Prompt], texts: Sequence[str]) -> float:
+def _share(grade: GradeFunction, prompts: Sequence[Prompt], texts: Sequence[str]) -> float:
     grades = [grade(prompt.record, text) for prompt, text in zip(prompts, texts, strict=True)]
-    return sum(map(bool, grades)) / len(prompts)
+    return sum(map(weigh, grades)) / len(prompts)

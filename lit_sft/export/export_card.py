@@ -1,21 +1,33 @@
 """The model card of an export, and the adapter's: measured figures only."""
 
-import csv
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from lit_sft.data.tokenizer import hash_template
-from lit_sft.export.card import ModelCard, format_card, name_source
+from lit_sft.export.card import (
+    ModelCard,
+    choose_figures,
+    format_card,
+    format_config,
+    make_results,
+    name_source,
+)
 from lit_sft.export.certificate import Certificate
 from lit_sft.export.trained_run import TrainedRun
 from lit_sft.paths import is_local
+from lit_sft.run.best_checkpoint import read_figures
+from lit_sft.run.origin import name_dataset
 
 USES = {
     "merged": (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("this repository or folder")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("this repository or folder")\n```\n\n'
+        'folder = "this repository or folder"\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        'model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")\n\n'
+        'chat = [{"role": "user", "content": "What is 2 + 3?"}]\n'
+        "prompt = tokenizer.apply_chat_template(\n"
+        '    chat, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
+        'answer = model.generate(**prompt, max_new_tokens=256)[0, prompt["input_ids"].shape[1] :]\n'
+        "print(tokenizer.decode(answer, skip_special_tokens=True))\n```\n\n"
         "or `vllm serve FOLDER`."
     ),
     # The base's own tokenizer has another template or none, and its own end tokens.
@@ -25,67 +37,82 @@ USES = {
     ),
     "gguf": "`llama-server --jinja -m FILE.gguf`, or `ollama create NAME -f Modelfile`.",
 }
+SPLITS = {"val": "validation", "test": "test"}
+"""As a card calls them."""
+LIBRARIES = {"merged": "transformers", "vllm": "peft", "gguf": "gguf"}
 
 
-def format_export_card(run: TrainedRun, to: str, certificates: Sequence[Certificate]) -> str:
+def make_card(run: TrainedRun) -> ModelCard:
+    """Return what is said of a run's weights, as the run itself says it of its adapter."""
+    return ModelCard(
+        base_model=run.base.base_model,
+        dataset=name_dataset(run.options),
+        base_sha256=run.base.fingerprint,
+        template_sha256=hash_template(run.tokenizer),
+        metrics=choose_figures(read_figures(run.folder, run.step)),
+        steps=run.step,
+        steps_taken=run.steps_taken,
+        monitor=run.best_by,
+        config=run.folder.read_config(),
+    )
+
+
+def format_export_card(
+    card: ModelCard,
+    to: str,
+    rank: int,
+    certificates: Sequence[Certificate],
+    remarks: Sequence[str] = (),
+) -> str:
     """Return the card of an export.
 
     Args:
-        run: As `read_run` returns it.
+        card: As `make_card` returns it.
         to: The format.
+        rank: Of the adapter.
         certificates: Of its files; none where nothing was compared.
+        remarks: On its files.
     """
-    base = name_source(run.base.base_model)
     if to == "adapter":
-        return format_card(_adapter_card(run))
-    metadata = ["pipeline_tag: text-generation", "tags: [lit-sft, sft]"]
-    if not is_local(run.base.base_model):
-        metadata.append(f"base_model: {run.base.base_model}")
+        return format_card(card)
+    base = name_source(card.base_model)
     lines = "\n".join(f"- {one.file or to}: {one.describe()}" for one in certificates)
-    proof = lines or "Not compared with the trained model."
     return (
-        "---\n" + "\n".join(metadata) + f"\n---\n\n# {base}, fine-tuned ({to})\n\n"
-        f"Fine-tuned for {run.step:,} optimizer steps with lit-sft.\n\n"
-        + USES[to].format(base=base, rank=run.weights.rank)
-        + "\n\nThe tokenizer carries the chat template of training (SHA-256 "
-        f"`{hash_template(run.tokenizer)}`), and `generation_config.json` the tokens that end an "
-        "answer.\n\n## Compared with the trained model\n\n" + proof + "\n"
+        f"---\n{_format_metadata(card, to, certificates)}\n---\n\n# {base}, fine-tuned ({to})\n\n"
+        f"Fine-tuned for {card.steps:,} optimizer steps on {name_source(card.dataset)} with "
+        "lit-sft, with the loss on the assistant's tokens only.\n\n"
+        + USES[to].replace("{base}", base).replace("{rank}", str(rank))
+        + "\n\nThe chat template is that of training (SHA-256\n"
+        f"`{card.template_sha256}`), and so are the tokens that end an\nanswer.\n\n"
+        "## Compared with the trained model\n\n"
+        + (lines or "Not compared.")
+        + "".join(f"\n\n{remark[0].upper()}{remark[1:]}." for remark in remarks)
+        + "\n"
+        + format_config(card)
     )
 
 
-def read_figures(path: Path, step: int) -> dict[str, float]:
-    """Return the figures of validation and training that a run has measured at a step.
+def _format_metadata(card: ModelCard, to: str, certificates: Sequence[Certificate]) -> str:
+    """Return the metadata of an export; its results are what its own files have answered."""
+    from huggingface_hub import ModelCardData
 
-    Args:
-        path: The run's `metrics.csv`.
-        step: Optimizer steps.
-    """
-    if not path.is_file():
-        return {}
-    found: dict[str, float] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row.get("step") in (str(step), str(step - 1)):
-                found |= {
-                    name: float(value)
-                    for name, value in row.items()
-                    if value and (name == "train/loss" or name.startswith("val/"))
-                }
-    return {name: value for name, value in found.items() if "seconds" not in name}
-
-
-def _adapter_card(run: TrainedRun) -> ModelCard:
-    config: dict[str, Any] = run.folder.read_config()
-    task = config["data"].get("task") or {}
-    arguments = task.get("init_args") or {}
-    return ModelCard(
-        base_model=run.base.base_model,
-        dataset=str(arguments.get("path") or task.get("class_path", "")).rpartition(".")[2]
-        if not arguments.get("path")
-        else str(arguments["path"]),
-        base_sha256=run.base.fingerprint(),
-        template_sha256=hash_template(run.tokenizer),
-        metrics=read_figures(run.folder.metrics, run.step),
-        steps=run.step,
-        config=config,
+    results = [
+        result
+        for one in certificates
+        if one.exact_match
+        for result in make_results(
+            name_source(card.dataset),
+            SPLITS[one.split],
+            {f"{one.file or to}/exact_match": one.exact_match["exported"]},
+        )
+    ]
+    data = ModelCardData(
+        library_name=LIBRARIES[to],
+        pipeline_tag="text-generation",
+        base_model=None if is_local(card.base_model) else card.base_model,
+        datasets=None if is_local(card.dataset) else [card.dataset],
+        tags=["lit-sft", "sft"],
+        model_name=f"{name_source(card.base_model)}, fine-tuned" if results else None,
+        eval_results=results or None,
     )
+    return data.to_yaml().strip()

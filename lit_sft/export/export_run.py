@@ -5,14 +5,20 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from lit_sft.data.prompts import find_stop_ids
 from lit_sft.errors import SaveError, require
-from lit_sft.export.certificate import FILE, Bound, Certificate, Grade, Reference, compare, refer
-from lit_sft.export.export_card import format_export_card
+from lit_sft.export.certificate import (
+    FILE,
+    Bound,
+    Certificate,
+    GradeFunction,
+    compare,
+    refer,
+)
+from lit_sft.export.export_card import format_export_card, make_card
 from lit_sft.export.formats_out import (
     Exported,
     Format,
@@ -20,6 +26,7 @@ from lit_sft.export.formats_out import (
     require_exportable,
     write_export,
 )
+from lit_sft.export.landing import write_provenance
 from lit_sft.export.merge import Onto
 from lit_sft.export.trained_model import build_trained
 from lit_sft.export.trained_run import TrainedRun, read_run
@@ -31,13 +38,14 @@ from lit_sft.types import Prompt
 class HeldOut(NamedTuple):
     """What an export is compared on."""
 
+    split: str
+    """Of the run's data: `val` or `test`."""
     prompts: Sequence[Prompt]
-    grade: Grade | None
+    grade: GradeFunction | None
     """None where the task grades nothing."""
     max_new_tokens: int
 
 
-NOTHING = HeldOut([], None, 1)
 OTHER = "onto_trained"
 """A folder within the one that is written, for as long as it is compared."""
 
@@ -50,6 +58,8 @@ class ExportResult(NamedTuple):
     """Of each file that can be run; empty where nothing was compared."""
     other: Certificate | None = None
     """What merging onto the base that was trained on gives, where the published one fell short."""
+    remarks: Sequence[str] = ()
+    """What is to be known of the files."""
 
     @property
     def shortfalls(self) -> list[str]:
@@ -84,28 +94,22 @@ def export_read_run(
     require_empty(output)
     require_exportable(run, to)
     kind = choose_dtype(run, dtype)
-    references = _refer(run, held_out) if held_out and to != "adapter" else None
+    is_proven = held_out is not None and to != "adapter"
+    compared = Comparison(run, held_out, bound) if held_out and is_proven else None
     texts = [str(x["content"]) for p in (held_out.prompts if held_out else ()) for x in p.messages]
     certificates: list[Certificate] = []
-
-    def certify(exported: Exported) -> Certificate:
-        return _certify(run, exported, references or [], held_out or NOTHING, bound)
-
+    other = None
     try:
         with replace_folder(output) as staged:
-            for exported in write_export(staged, run, to, onto, kind, texts):
-                if references:
-                    certificates.append(certify(exported))
-            other = None
-            if onto == "original" and any(one.shortfalls() for one in certificates):
-                other = certify(write_export(staged / OTHER, run, "merged", "trained", kind, ())[0])
+            written = write_export(staged, run, to, onto, kind, texts)
+            remarks = [exported.remark for exported in written if exported.remark]
+            if compared:
+                certificates += [compared.certify(exported) for exported in written]
+            if compared and any(x.shortfalls() and x.base == "original" for x in certificates):
+                (beside,) = write_export(staged / OTHER, run, "merged", "trained", kind, ())
+                other = compared.certify(beside)
                 shutil.rmtree(staged / OTHER)
-            if certificates:
-                listed = {"files": [one.as_dict() for one in certificates]}
-                listed |= {"onto_trained_base": [other.as_dict()]} if other else {}
-                (staged / FILE).write_text(json.dumps(listed, indent=2) + "\n")
-            card = format_export_card(run, to, certificates)
-            (staged / "README.md").write_text(card, encoding="utf-8")
+            _write_papers(staged, run, to, certificates, other, remarks)
     except Exception as error:  # safetensors and tokenizers have errors of their own
         refusal = find_refusal(error)
         if refusal is None:
@@ -114,7 +118,7 @@ def export_read_run(
             f"the export {str(output)!r} could not be written ({refusal}); nothing is left of it: "
             "make room, or name another folder with --output"
         ) from error
-    return ExportResult(output, certificates, other)
+    return ExportResult(output, certificates, other, remarks)
 
 
 def merge_adapter(
@@ -165,36 +169,57 @@ def choose_arithmetic(run: TrainedRun) -> torch.dtype:
     return torch.float32 if fits else run.dtype
 
 
-def find_ends(run: TrainedRun) -> list[int]:
-    """Return the tokens that end an answer."""
-    return find_stop_ids(run.tokenizer, run.base.config.get_text_config(), run.base.config)
+class Comparison:
+    """What a trained model says to held-out prompts, to which exports are compared.
+
+    Args:
+        run: As `read_run` returns it.
+        held_out: The prompts.
+        bound: What an export has to keep to.
+    """
+
+    def __init__(self, run: TrainedRun, held_out: HeldOut, bound: Bound) -> None:
+        self._run, self._held_out, self._bound = run, held_out, bound
+        self._dtype = choose_arithmetic(run)
+        model, tokenizer = build_trained(run, self._dtype)
+        self._references = refer(
+            model, tokenizer, held_out.prompts, run.stop_ids, held_out.max_new_tokens
+        )
+
+    def certify(self, exported: Exported) -> Certificate:
+        """Run what was exported, and return how it compares."""
+        gc.collect()  # the trained model is gone before the exported one comes
+        run, held_out = self._run, self._held_out
+        new, grade = held_out.max_new_tokens, held_out.grade
+        model = exported.load(self._dtype)
+        figures = compare(model, run.tokenizer, self._references, run.stop_ids, new, grade)
+        return Certificate(
+            format=exported.format,
+            file=exported.name,
+            base=exported.base,
+            engine=exported.engine,
+            arithmetic=str(self._dtype).removeprefix("torch."),
+            step=run.step,
+            split=held_out.split,
+            bound=self._bound,
+            **figures,
+        )
 
 
-def _refer(run: TrainedRun, held_out: HeldOut) -> list[Reference]:
-    model, tokenizer = build_trained(run, choose_arithmetic(run))
-    prompts = held_out.prompts
-    return refer(model, tokenizer, prompts, find_ends(run), held_out.max_new_tokens)
-
-
-def _certify(
+def _write_papers(
+    folder: Path,
     run: TrainedRun,
-    exported: Exported,
-    references: Sequence[Reference],
-    held_out: HeldOut,
-    bound: Bound,
-) -> Certificate:
-    gc.collect()  # the trained model is gone before the exported one comes
-    dtype, stops = choose_arithmetic(run), find_ends(run)
-    model: Any = exported.load(dtype)
-    new, grade = held_out.max_new_tokens, held_out.grade
-    figures = compare(model, run.tokenizer, references, stops, new, grade)
-    return Certificate(
-        format=exported.format,
-        file=exported.name,
-        base=exported.base,
-        engine=exported.engine,
-        arithmetic=str(dtype).removeprefix("torch."),
-        step=run.step,
-        bound=bound,
-        **figures,
-    )
+    to: Format,
+    certificates: Sequence[Certificate],
+    other: Certificate | None,
+    remarks: Sequence[str],
+) -> None:
+    """Write the certificate, the card, and what the weights are."""
+    if certificates:
+        listed = {"files": [one.as_dict() for one in certificates]}
+        listed |= {"onto_trained_base": [other.as_dict()]} if other else {}
+        (folder / FILE).write_text(json.dumps(listed, indent=2) + "\n")
+    card = make_card(run)
+    write_provenance(folder, card)
+    text = format_export_card(card, to, run.weights.rank, certificates, remarks)
+    (folder / "README.md").write_text(text, encoding="utf-8")

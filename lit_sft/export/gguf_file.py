@@ -3,7 +3,9 @@
 `gguf` is an optional package. Architectures are converted exactly or not at all.
 """
 
+import errno
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,44 +60,60 @@ def require_convertible(base: BaseFiles) -> None:
 
 
 def write_gguf(
-    path: Path,
+    paths: Mapping[str, Path],
     base: BaseFiles,
     tokenizer: TokenizerFields,
     tensors: Iterable[tuple[str, Tensor]],
-    kind: str,
     name: str,
 ) -> None:
-    """Write a file; one tensor is in memory at a time.
+    """Write files of several types in one pass; one tensor is in memory at a time.
 
     Args:
-        path: Of the file.
-        base: Whose config, names and shapes it has.
+        paths: Of each file, by its type, one of `TYPES`; vectors stay float32.
+        base: Whose config, names and shapes they have.
         tokenizer: As `read_tokenizer` returns it.
         tensors: Of the merged model, in the order of `BaseFiles.names`.
-        kind: One of `TYPES`; vectors stay float32.
         name: Of the model, for the metadata.
+
+    Raises:
+        OSError: If the disk is full or read-only.
     """
     from gguf import GGUFWriter
 
-    writer: Any = GGUFWriter(path, ARCHITECTURES[type(base.layers).__name__])
+    arch = ARCHITECTURES[type(base.layers).__name__]
+    writers: dict[str, Any] = {kind: GGUFWriter(path, arch) for kind, path in paths.items()}
+    try:
+        for kind, writer in writers.items():
+            _begin(writer, base, tokenizer, kind, name)
+        for own, tensor in tensors:
+            ordered = _reorder(own, tensor.float(), base)
+            for kind, writer in writers.items():
+                writer.write_tensor_data(_convert(ordered, kind))
+    except OSError as error:
+        if error.errno is None:  # numpy says how many bytes were written, and not why no more
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
+    finally:
+        for writer in writers.values():
+            writer.close()
+
+
+def _begin(writer: Any, base: BaseFiles, tokenizer: TokenizerFields, kind: str, name: str) -> None:
+    """Write all that stands before the tensors of the base."""
     _add_config(writer, base, kind, name)
     tokenizer.add_to(writer)
-    shapes = {x: base.shape(x) for x in base.names}
     names = _name_tensors(base)
-    if factors := _rope_factors(base.config):
-        writer.add_tensor_info(
-            "rope_freqs.weight", (len(factors),), np.dtype("f4"), 4 * len(factors)
-        )
+    factors = _rope_factors(base.config)
+    if factors:
+        count = len(factors)
+        writer.add_tensor_info("rope_freqs.weight", (count,), np.dtype("f4"), 4 * count)
     for own in base.names:
-        _announce(writer, names[own], shapes[own], kind)
+        _announce(writer, names[own], base.shape(own), kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     if factors:
         writer.write_tensor_data(np.asarray(factors, dtype=np.float32))
-    for own, tensor in tensors:
-        writer.write_tensor_data(_convert(_reorder(own, tensor.float(), base), kind))
-    writer.close()
 
 
 def _convert(tensor: Tensor, kind: str) -> Any:

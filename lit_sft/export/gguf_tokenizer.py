@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.prompts import find_turn_end
-from lit_sft.errors import InputError
+from lit_sft.errors import InputError, require
 
 SPLITS = {
     "llama-bpe": (
@@ -138,10 +138,15 @@ def _choose_split(
     for name, pattern in SPLITS.items():
         if json.dumps(pattern) in written:
             return name, True
+    require(
+        bool(texts),
+        "export --to gguf: no rule tells how this tokenizer splits a text in llama.cpp, so it is "
+        "tried on held-out prompts: leave --prompts at 64 or more",
+    )
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     for name in SPLITS:
         other = _with_split(plain, name)
-        if texts and [other.encode(x, add_special_tokens=False).ids for x in texts] == ids:
+        if [other.encode(x, add_special_tokens=False).ids for x in texts] == ids:
             return name, False
     raise InputError(
         "export --to gguf: the tokenizer splits a text where none does that is known here "

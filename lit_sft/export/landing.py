@@ -1,47 +1,70 @@
-"""What lies beside merged weights, so that they answer where they land as they did in training."""
+"""What lies beside weights, so that they answer where they land as they did in training."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from lit_sft.data.prompts import find_stop_ids
 from lit_sft.export.base_files import BaseFiles
-from lit_sft.paths import locate
+from lit_sft.export.card import ModelCard, describe_provenance
+from lit_sft.model.saved_adapter import PROVENANCE
 
 
-def make_generation_config(base: BaseFiles, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Return the base's own, with the end tokens of the chat template of training.
+def make_generation_config(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, own: GenerationConfig | None
+) -> GenerationConfig:
+    """Return how a trained model answers: greedily, up to the end of a turn.
+
+    A base names its own end token, which is often none that the chat template writes, and may ask
+    for a way of drawing that is not what was measured.
 
     Args:
-        base: Whose generation config is gone on from, where it has one.
         tokenizer: As `load_tokenizer` returns it.
+        config: Of the base.
+        own: Of the base, where it has one.
     """
-    try:
-        config = GenerationConfig.from_pretrained(locate(base.base_model))
-    except OSError:  # it has none
-        config = GenerationConfig.from_model_config(base.config)
-    text = base.config.get_text_config()
-    config.eos_token_id = find_stop_ids(tokenizer, text, base.config, config)
-    config.pad_token_id = tokenizer.pad_token_id
-    config.use_cache = True
-    return config
+    make: Any = GenerationConfig  # without annotations
+    made: GenerationConfig = make(
+        do_sample=False,
+        eos_token_id=find_stop_ids(tokenizer, config.get_text_config(), config, own),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    return made
 
 
 def write_surroundings(
-    folder: Path, base: BaseFiles, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+    folder: Path, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig
 ) -> None:
-    """Write config, generation config and tokenizer into a folder of merged weights.
+    """Write the tokenizer, and how answers end.
+
+    Args:
+        folder: That is being written.
+        tokenizer: As `load_tokenizer` returns it.
+        generation: As `make_generation_config` returns it.
+    """
+    tokenizer.save_pretrained(folder)
+    generation.save_pretrained(folder)
+
+
+def write_provenance(folder: Path, card: ModelCard) -> None:
+    """Write what the weights are, for machines."""
+    provenance = json.dumps(describe_provenance(card), indent=2)
+    (folder / PROVENANCE).write_text(provenance + "\n")
+
+
+def write_config(folder: Path, base: BaseFiles, dtype: torch.dtype) -> None:
+    """Write the config of merged weights.
 
     Args:
         folder: That is being written.
         base: Whose config it is.
-        tokenizer: As `load_tokenizer` returns it.
         dtype: Of the weights.
     """
     config = type(base.config).from_dict(base.config.to_dict())
     config.dtype = dtype
     config.architectures = [type(base.layers).__name__]
     config.save_pretrained(folder)
-    make_generation_config(base, tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_sft.errors import require
+from lit_sft.export.adapter_weights import AdapterWeights
 from lit_sft.export.base_files import INDEX, SINGLE, BaseFiles, TrainedRounding
-from lit_sft.export.trained_run import AdapterWeights, TrainedRun
+from lit_sft.export.trained_run import TrainedRun
 
 Onto = Literal["trained", "original"]
 SHARD_BYTES = 10**9

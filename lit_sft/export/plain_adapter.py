@@ -1,6 +1,5 @@
 """The adapter's folder without its model: as PEFT writes it, and as vLLM reads it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,34 +7,31 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_sft.data.tokenizer import hash_template
 from lit_sft.errors import require
-from lit_sft.export.landing import make_generation_config
+from lit_sft.export.card import name_source
 from lit_sft.export.trained_run import TrainedRun
-from lit_sft.model.adapter import Lora, find_targets, name_token_layers
-from lit_sft.model.saved_adapter import PROVENANCE
+from lit_sft.model.adapter import find_targets, name_token_layers
+from lit_sft.model.saved_adapter import WEIGHTS
 
-WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
-def write_adapter(folder: Path, run: TrainedRun, base_name: str) -> None:
-    """Write what PEFT reads, its card excepted: weights, config, tokenizer, end tokens.
+def write_adapter(folder: Path, run: TrainedRun) -> None:
+    """Write what PEFT reads: weights and config.
 
     Args:
         folder: That is being written.
         run: As `read_run` returns it.
-        base_name: What to call the base.
     """
     tensors = {
         name.removeprefix("_model.").replace(".default", ""): tensor.contiguous()
         for name, tensor in run.state.items()
     }
     rows = name_token_layers(run.base.layers, run.weights.token_ids) if run.weights.rows else None
-    _write(folder, run, tensors, base_name, _find_targets(run), rows)
+    _write(folder, run, tensors, _find_targets(run), rows)
 
 
-def write_vllm_adapter(folder: Path, run: TrainedRun, base_name: str) -> None:
+def write_vllm_adapter(folder: Path, run: TrainedRun) -> None:
     """Write what vLLM reads: trained token rows as LoRA on the embedding and the head.
 
     `A` picks the tokens, and `B` holds what is added to their rows, so that the product is exact,
@@ -44,7 +40,6 @@ def write_vllm_adapter(folder: Path, run: TrainedRun, base_name: str) -> None:
     Args:
         folder: That is being written.
         run: As `read_run` returns it.
-        base_name: What to call the base.
 
     Raises:
         InputError: If there are more rows than the rank.
@@ -70,7 +65,7 @@ def write_vllm_adapter(folder: Path, run: TrainedRun, base_name: str) -> None:
             "cannot be named beside it; export it with --to merged",
         )
         targets = [*targets, *(name.rpartition(".")[2] for name in names)]
-    _write(folder, run, {k: v.contiguous() for k, v in tensors.items()}, base_name, targets, None)
+    _write(folder, run, {k: v.contiguous() for k, v in tensors.items()}, targets, None)
 
 
 def require_rank(run: TrainedRun) -> None:
@@ -118,37 +113,31 @@ def _row_difference(run: TrainedRun, layer: str, kind: str) -> Tensor:
 
 
 def _find_targets(run: TrainedRun) -> list[str] | str:
-    options = run.folder.read_config()["model"].get("lora") or {}
-    return find_targets(run.base.layers, Lora(**options).target_modules)
+    return find_targets(run.base.layers, run.lora.target_modules)
 
 
 def _write(
     folder: Path,
     run: TrainedRun,
     tensors: dict[str, Tensor],
-    base_name: str,
     targets: list[str] | str,
     rows: dict[str, list[int]] | None,
 ) -> None:
     from peft import LoraConfig
 
-    options = Lora(**run.folder.read_config()["model"].get("lora") or {})
+    lora = run.lora
     config: Any = LoraConfig(
-        r=options.r,
-        lora_alpha=options.alpha,
-        lora_dropout=options.dropout,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.use_rslora,
         target_modules=targets,
         trainable_token_indices=rows,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name,
+        base_model_name_or_path=name_source(run.base.base_model),
         inference_mode=True,
     )
     if not isinstance(targets, str):
         config.target_modules = sorted(targets)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)
-    run.tokenizer.save_pretrained(folder)
-    make_generation_config(run.base, run.tokenizer).save_pretrained(folder)
-    provenance = {"base_model": base_name, "base_sha256": run.base.fingerprint()}
-    provenance["template_sha256"] = hash_template(run.tokenizer)
-    (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")

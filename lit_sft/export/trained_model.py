@@ -7,9 +7,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.errors import require
-from lit_sft.export.landing import make_generation_config
 from lit_sft.export.trained_run import TrainedRun, read_run
-from lit_sft.model.adapter import Lora, attach_lora
+from lit_sft.model.adapter import attach_lora
 from lit_sft.model.base_model import load_base
 from lit_sft.model.fast.memory import cache_weights
 
@@ -45,8 +44,7 @@ def build_trained(
 ) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
     """Return what `load_trained` does, of a run that was read."""
     base = load_trained_base(run, dtype)
-    options = run.folder.read_config()["model"].get("lora") or {}
-    model = attach_lora(base, Lora(**options), run.weights.token_ids)
+    model = attach_lora(base, run.lora, run.weights.token_ids)
     known = {f"_model.{name}": value for name, value in model.named_parameters()}
     require(
         {name for name, value in known.items() if value.requires_grad} == set(run.state),
@@ -56,7 +54,7 @@ def build_trained(
         for name, tensor in run.state.items():
             known[name].copy_(tensor)
     inner: Any = model.get_base_model()
-    inner.generation_config = make_generation_config(run.base, run.tokenizer)
+    inner.generation_config = run.generation_config
     return model.requires_grad_(False).eval(), run.tokenizer
 
 

@@ -11,6 +11,7 @@ from lit_sft.data.options import DataOptions
 from lit_sft.data.prepare import Findings, PreparedSplit, prepare_splits
 from lit_sft.data.splits import Conversation
 from lit_sft.data.tokenizer import hash_template
+from lit_sft.data.tool_schemas import find_bad_calls
 from lit_sft.errors import InputError, require
 from lit_sft.inspect.row_report import (
     LISTED,
@@ -21,7 +22,7 @@ from lit_sft.inspect.row_report import (
     read_tokens,
     summarize_repeats,
 )
-from lit_sft.tasks.base import NamedRow
+from lit_sft.tasks.base import ChatTask, NamedRow
 from lit_sft.types import Example, Message, Split
 
 FIRST_ROWS = 3
@@ -76,8 +77,10 @@ def inspect_data(data: DataOptions, choice: Choice) -> Report:
 
 def _count_sources(data: DataOptions, rows: Sequence[NamedRow]) -> dict[str, int]:
     """Count rows by what the task's `source_of(row)` says, if it has several sources."""
-    source_of = getattr(data.task, "source_of", None)
-    return dict(Counter(source_of(row) for _, row in rows)) if source_of else {}
+    task = data.task
+    if type(task).source_of is ChatTask.source_of:
+        return {}
+    return dict(Counter(task.source_of(row) for _, row in rows))
 
 
 def _first_question(conversation: Conversation) -> str:
@@ -109,7 +112,7 @@ def _show_rows(
             return TokenRow(split, name, f"fails: {reasons[name]}", [], [], [], [])
         else:
             example, note = _encode_unseen(data, messages[name])
-        return read_tokens(data.tokenizer, split, name, example, note)
+        return read_tokens(data.tokenizer, split, name, example, note, messages[name])
 
     return [show(name) for name in _choose_rows(choice, kept, data.seed, findings)]
 
@@ -129,12 +132,16 @@ def _choose_rows(choice: Choice, kept: list[str], seed: int, findings: Findings)
 
 def _encode_unseen(data: DataOptions, messages: list[Message]) -> tuple[Example, str]:
     """Encode a row that training does not see, and say why it does not."""
-    example = encode_chat(data.tokenizer, messages, data.policy.on_lost_field)
+    policy = data.policy
+    example = encode_chat(data.tokenizer, messages, policy.on_lost_field, policy.learn_thoughts)
     if len(example.input_ids) > data.max_length:
         return example, "dropped: longer than data.max_length"
     marks = list_markers(data.tokenizer, messages, example.input_ids)
-    if data.policy.on_marker == "drop" and marks:
+    if policy.on_marker == "drop" and marks:
         return example, "dropped: holds a mark of turns"
+    bad = find_bad_calls(messages)
+    if policy.on_bad_call == "drop" and bad:
+        return example, f"dropped: the call of {bad[0].tool!r} {bad[0].reason}"
     return example, "removed: a duplicate"
 
 

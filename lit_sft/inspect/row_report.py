@@ -1,18 +1,22 @@
 """What `lit-sft inspect` found, as plain values. Pure: text, page and JSON are written from it."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from lit_sft.data.calls import list_call_texts
 from lit_sft.data.control_tokens import find_control_tokens, plain_backend
 from lit_sft.data.duplicates import Repeat
 from lit_sft.data.encoded_rows import EncodedRows
 from lit_sft.data.ledger import Ledger, find_quantile, measure_padding
-from lit_sft.types import IGNORE_INDEX, Example, Split
+from lit_sft.data.tool_schemas import find_bad_calls
+from lit_sft.tasks.tool_turns import normalize_calls
+from lit_sft.types import IGNORE_INDEX, Example, Message, Split
 
 VERSION = 1
 """Of the JSON; raised when a field changes its meaning or goes."""
@@ -41,6 +45,8 @@ class TokenRow:
     """What each token adds to the text; of a character of several tokens, all at the first."""
     control: list[bool]
     """Whether a token is one that the template wrote, and no text can."""
+    calls: list[str] = field(default_factory=list)
+    """Of the row's messages, each as a line: whose, what is called, and what is wrong with it."""
 
     def supervised(self) -> list[bool]:
         """Return whether each token is predicted by the position before it, under loss."""
@@ -214,7 +220,12 @@ def summarize_repeats(
 
 
 def read_tokens(
-    tokenizer: PreTrainedTokenizerBase, split: str, name: str, example: Example, note: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    split: str,
+    name: str,
+    example: Example,
+    note: str = "",
+    messages: Sequence[Message] = (),
 ) -> TokenRow:
     """Return a row token by token, with the labels shifted as `sum_cross_entropy` shifts them."""
     control = find_control_tokens(tokenizer).ids
@@ -226,7 +237,22 @@ def read_tokens(
         targets=[*example.labels[1:], IGNORE_INDEX],
         texts=decode_each(plain_backend(tokenizer), example.input_ids),
         control=[token in control for token in example.input_ids],
+        calls=list_calls(messages),
     )
+
+
+def list_calls(messages: Sequence[Message]) -> list[str]:
+    """Return the calls of a conversation, a line each, such as `message 1 calls add({"a": 1})`."""
+    bad = {(call.turn, call.number): call.reason for call in find_bad_calls(messages)}
+    lines = []
+    for turn, message in enumerate(messages):
+        normal = {"tool_calls": normalize_calls(message.get("tool_calls"))}
+        for number, (name, arguments) in enumerate(list_call_texts(normal)):
+            line = f"message {turn} calls {name}({json.dumps(arguments, ensure_ascii=False)})"
+            line += " (not learnt)" if message.get("weight") == 0 else ""
+            reason = bad.get((turn, number))
+            lines.append(line + (f", which {reason}" if reason else ""))
+    return lines
 
 
 def decode_each(backend: Tokenizer, input_ids: Sequence[int]) -> list[str]:

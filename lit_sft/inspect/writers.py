@@ -52,6 +52,8 @@ def format_row(row: TokenRow, is_coloured: bool) -> Text:
     for first, last in row.spans():
         begin, end = (f"{_quote(row, i)} → {_quote(row, i + 1)}" for i in (first, last))
         text.append(f"\nloss at positions {first} to {last}: {begin} … {end}", "not bold")
+    for call in row.calls:
+        text.append(f"\n{show_controls(call)}", "not bold")
     return text
 
 
@@ -137,6 +139,7 @@ def _format_split(name: str, split: SplitReport, report: Report) -> Iterator[str
     if ledger.dropped:
         listed = ", ".join(split.too_long[:EXAMPLES]) + ", …" * (ledger.dropped > EXAMPLES)
         marked = ", or with a mark of turns" if ledger.markers else ""
+        marked += ", or with a bad call" if ledger.bad_calls else ""
         yield f"  dropped: {ledger.dropped:,} over {report.max_length} tokens{marked} ({listed})"
     if ledger.truncated:
         yield f"  truncated: {ledger.truncated:,} to {report.max_length} tokens"
@@ -145,6 +148,9 @@ def _format_split(name: str, split: SplitReport, report: Report) -> Iterator[str
     if ledger.markers:
         counts = ", ".join(f"{rows:,} rows with {mark!r}" for mark, rows in ledger.markers.items())
         yield f"  marks of turns as plain text: {counts}"
+    if ledger.bad_calls:
+        counts = ", ".join(f"{rows:,} rows with {kind}" for kind, rows in ledger.bad_calls.items())
+        yield f"  calls that the tools of their rows do not allow: {counts}"
     if ledger.lost_fields:
         counts = ", ".join(f"{turns:,} {name}" for name, turns in ledger.lost_fields.items())
         yield f"  left out, as the chat template does not write them: {counts}"

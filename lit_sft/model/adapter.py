@@ -1,5 +1,6 @@
 """Attach a LoRA adapter to a base (Hu et al., 2021): to which layers, and to which token rows."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,18 +33,32 @@ class Lora:
         target_modules: The linear layers that get an adapter: `attention` (q, k, v and o, by
             whatever names the model has), `all-linear` (all but the head), a list of names, or a
             regular expression over full names.
+        use_rslora: The update is scaled by `alpha / sqrt(r)` instead (rsLoRA, Kalajdzievski, 2023).
+        loraplus_lr_ratio: The learning rate of the halves B is that of all others times this
+            (LoRA+, Hayou et al., 2024); 1 for the same.
     """
 
     r: int = 32
     alpha: int = 64
     dropout: float = 0.1
     target_modules: tuple[str, ...] | str = "attention"
+    use_rslora: bool = False
+    loraplus_lr_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.r > 0, f"lora.r must be positive, got {self.r}")
         require(self.alpha > 0, f"lora.alpha must be positive, got {self.alpha}")
         require(0 <= self.dropout < 1, f"lora.dropout must be in [0, 1), got {self.dropout}")
         require(bool(self.target_modules), "lora.target_modules must name at least one layer")
+        require(
+            self.loraplus_lr_ratio > 0,
+            f"lora.loraplus_lr_ratio must be positive, got {self.loraplus_lr_ratio}",
+        )
+
+    @property
+    def scaling(self) -> float:
+        """What the update `B @ A` is multiplied by."""
+        return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
 
 def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = ()) -> "PeftModel":
@@ -64,6 +79,7 @@ def attach_lora(model: PreTrainedModel, lora: Lora, token_ids: Sequence[int] = (
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=find_targets(model, lora.target_modules),
+        use_rslora=lora.use_rslora,
         trainable_token_indices=name_token_layers(model, token_ids) if token_ids else None,
         task_type="CAUSAL_LM",
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from lit_sft.data.prompts import find_stop_ids
+from lit_sft.data.prompts import find_stop_ids, split_answer
 from lit_sft.errors import InputError
 from lit_sft.evaluation.decode import decode_batch
 from lit_sft.evaluation.evaluating import evaluating
@@ -17,6 +17,7 @@ from lit_sft.evaluation.static_cache import UnfitModelError
 from lit_sft.evaluation.token_probabilities import weigh_tokens
 from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.memory import free_memory_bytes
+from lit_sft.types import Prompt
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -67,21 +68,33 @@ def answer_greedily(
         return generate(max_batch_tokens, tell=tell)
 
 
-def weigh_answers(
+def weigh_pieces(
     model: "PeftModel",
+    tokenizer: PreTrainedTokenizerBase,
     autocast: AbstractContextManager[None],
-    answers: Sequence[tuple[Sequence[int], Sequence[int]]],
-) -> list[list[float]]:
-    """Return how likely the tokens of answers were, `[answers][tokens]`, and leave all as it was.
+    answered: Sequence[tuple[Prompt, Generation]],
+) -> dict[int, list[tuple[str, float]]]:
+    """Return the pieces of answers by row, with how likely each was; all is left as it was.
+
+    Where memory does not hold the logits of an answer, there is nothing.
 
     Args:
         model: In whatever mode.
+        tokenizer: As `load_tokenizer` returns it.
         autocast: The precision that it is trained in.
-        answers: The token ids of each prompt, and those of the answer to it.
+        answered: Prompts, and the answers to them.
     """
     use_attention(model, packed=False)
-    with evaluating(model), autocast, torch.compiler.set_stance("force_eager"):
-        return [weigh_tokens(model, prompt, answer) for prompt, answer in answers]
+    weighed: dict[int, list[tuple[str, float]]] = {}
+    stance = torch.compiler.set_stance("force_eager")
+    with suppress(torch.OutOfMemoryError), evaluating(model), autocast, stance:
+        for prompt, answer in answered:
+            pieces = split_answer(tokenizer, list(answer.token_ids))
+            if pieces:
+                likely = weigh_tokens(model, prompt.input_ids, answer.token_ids)
+                rounded = [round(p, 3) for p in likely]
+                weighed[prompt.row] = [*zip(pieces, rounded, strict=True)]
+    return weighed
 
 
 @contextmanager

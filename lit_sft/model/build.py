@@ -12,6 +12,7 @@ from lit_sft.model.adapter import attach_lora, find_targets
 from lit_sft.model.base_model import load_base, outline
 from lit_sft.model.fast.kernels import any_kernels, make_fast
 from lit_sft.model.fast.memory import cache_weights
+from lit_sft.model.noise import add_noise
 from lit_sft.model.probe import LONGEST, Probe, probe_model
 from lit_sft.model.saved_adapter import (
     load_adapter,
@@ -78,6 +79,8 @@ def build_model(
     if module.adapter:
         load_adapter(model, module.adapter)
     make_fast(model)
+    if module.neftune_noise_alpha:
+        add_noise(model, module.neftune_noise_alpha)
     name: Any = tokenizer.convert_ids_to_tokens if tokenizer else str
     named = {name(token): reason for token, reason in tokens.items()}
     return BuiltModel(model, named, cached_bytes)

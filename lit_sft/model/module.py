@@ -29,9 +29,10 @@ from lit_sft.model.fast.kernels import Speed, spare_fills
 from lit_sft.model.figures import EvalLoss, StepClock, peak_memory_gib
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.nonfinite import NonFiniteSteps
-from lit_sft.model.optim import OptimizerName, build_optimizer, cosine_with_warmup, count_steps
+from lit_sft.model.optim import build_optimizer, find_optimizer, group_parameters, is_flat
 from lit_sft.model.pace import settle_pace, widen_passes
 from lit_sft.model.resume import fill_checkpoint, resume
+from lit_sft.model.schedule import Schedule, count_steps
 from lit_sft.model.trainer_options import require_honoured
 from lit_sft.run.metrics_file import publish
 from lit_sft.types import Batch, Prompt, Window
@@ -56,10 +57,16 @@ class SFTModule(pl.LightningModule):
         trainable_tokens: Tokens whose rows in embedding and head are trained too; `auto` takes
             those of the chat format that look untrained, see `lit_sft.model.untrained_tokens`.
         speed: What is done for speed alone.
-        optimizer: By name, see `lit_sft.model.optim.build_optimizer`.
-        learning_rate: The peak of the cosine schedule.
+        optimizer: `paged_adamw_32bit`, `paged_adamw_8bit`, `adamw_8bit` (bitsandbytes'), `adamw`
+            (torch's, fused), or a class path such as `torch.optim.Muon`, which is given the
+            matrices as they are.
+        optimizer_args: Of the optimizer's class, such as `betas`, besides rate and weight decay.
+        learning_rate: The peak of the schedule.
         weight_decay: Decoupled, of every trained parameter.
         warmup_ratio: The share of all optimizer steps over which the learning rate rises from 0.
+        schedule: How it goes on from there.
+        neftune_noise_alpha: Of the noise on the embeddings in training; see
+            `lit_sft.model.noise.add_noise`. 0 for none.
         max_grad_norm: A larger gradient is scaled down to this norm; 0 never clips.
         nonfinite: A step whose loss or gradient is NaN or infinite changes no weight: `stop` ends
             the run there, `skip` goes on to the next, but not after several in a row.
@@ -77,10 +84,13 @@ class SFTModule(pl.LightningModule):
         adapter: str | None = None,
         trainable_tokens: Literal["auto", "none"] | list[str] = "auto",
         speed: Speed = Speed(),  # noqa: B008 (it is frozen)
-        optimizer: OptimizerName = "paged_adamw_32bit",
+        optimizer: str = "paged_adamw_32bit",
+        optimizer_args: dict[str, Any] | None = None,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.0,
         warmup_ratio: float = 0.03,
+        schedule: Schedule = Schedule(),  # noqa: B008 (it is frozen)
+        neftune_noise_alpha: float = 0.0,
         max_grad_norm: float = 1.0,
         nonfinite: Literal["stop", "skip"] = "stop",
         max_new_tokens: int = 256,
@@ -92,11 +102,18 @@ class SFTModule(pl.LightningModule):
         require(weight_decay >= 0, f"model.weight_decay must not be negative, got {weight_decay}")
         require(0 <= warmup_ratio < 1, f"model.warmup_ratio must be in [0, 1), got {warmup_ratio}")
         require(max_grad_norm >= 0, f"model.max_grad_norm must not be negative: {max_grad_norm}")
+        require(
+            neftune_noise_alpha >= 0,
+            f"model.neftune_noise_alpha must not be negative, got {neftune_noise_alpha}",
+        )
+        find_optimizer(optimizer)
         require(max_new_tokens > 0, f"model.max_new_tokens must be positive, got {max_new_tokens}")
         self.base_model, self.quantization, self.lora = base_model, quantization, lora
         self.adapter, self.trainable_tokens, self.speed = adapter, trainable_tokens, speed
-        self.optimizer_name, self.learning_rate = optimizer, learning_rate
-        self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
+        self.optimizer_name, self.optimizer_args = optimizer, dict(optimizer_args or {})
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.warmup_ratio, self.schedule = warmup_ratio, schedule
+        self.neftune_noise_alpha = neftune_noise_alpha
         self.max_grad_norm, self.max_new_tokens, self.seed = max_grad_norm, max_new_tokens, seed
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold no base; `on_load_checkpoint` is stricter
@@ -162,9 +179,11 @@ class SFTModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer. Its learning rate is a pure function of the step, set in each."""
-        self._flat = FlatParameters(list(self.trained_parameters.values()))
-        rates = self.learning_rate, self.weight_decay
-        return build_optimizer(self.optimizer_name, [self._flat.parameter], *rates)
+        groups = group_parameters(self.trained_parameters, self.lora.loraplus_lr_ratio)
+        self._flat = FlatParameters(*groups)
+        if is_flat(self.optimizer_name):
+            groups = [[part] for part in self._flat.parts]
+        return self._build_optimizer(groups)
 
     def training_step(self, window: Window, batch_idx: int) -> None:
         """Take one optimizer step: the mean loss over the supervised tokens of the window."""
@@ -181,10 +200,8 @@ class SFTModule(pl.LightningModule):
         trained = self._collect_gradients()
         sum_gradients(trained)
         grad_norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm or float("inf"))
-        if not self.nonfinite.accept(self.trainer, batch_idx, loss, grad_norm, supervised):
-            for parameter in trained:  # a step without gradients is counted, and changes nothing
-                parameter.grad = None
-        learning_rate = self._step_optimizer()
+        is_good = self.nonfinite.accept(self.trainer, batch_idx, loss, grad_norm, supervised)
+        learning_rate = self._step_optimizer(is_good)
         tokens = sum_over_ranks(self._count(window, "num_tokens"))
         publish(
             self.trainer,
@@ -290,20 +307,26 @@ class SFTModule(pl.LightningModule):
         """Return the data module's, where there is one that has one."""
         return getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
 
-    def _step_optimizer(self) -> float:
+    def _build_optimizer(self, groups: Sequence[Sequence[nn.Parameter]]) -> Optimizer:
+        rates = self.learning_rate, self.weight_decay
+        return build_optimizer(self.optimizer_name, groups, *rates, self.optimizer_args)
+
+    def _step_optimizer(self, is_good: bool) -> float:
         optimizer: Any = self.optimizers()
-        total = self.total_steps()
-        warmup = round(self.warmup_ratio * total)
-        learning_rate = self.learning_rate * cosine_with_warmup(self.global_step, warmup, total)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+        factor = self.schedule.factor(self.global_step, self.warmup_ratio, self.total_steps())
+        learning_rate = self.learning_rate * factor
+        ratios = 1.0, self.lora.loraplus_lr_ratio
+        for group, ratio in zip(optimizer.param_groups, ratios, strict=False):
+            group["lr"] = learning_rate * ratio
             group["weight_decay"] = self.weight_decay  # a resumed optimizer remembers its old one
+            for parameter in group["params"] if not is_good else ():
+                parameter.grad = None  # a step without gradients is counted, and changes nothing
         optimizer.step()
         self._flat.zero_grad()
         return learning_rate
 
     def _collect_gradients(self) -> list[nn.Parameter]:
-        """Return what the optimizer updates: the buffer that the trained parameters are in."""
+        """Return what a gradient is clipped by: the buffer that the trained parameters are in."""
         self._flat.collect()
         return [self._flat.parameter]
 

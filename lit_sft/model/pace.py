@@ -142,9 +142,8 @@ def _choose_decode(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder 
     recomputes = any(layer.gradient_checkpointing for layer in find_layers(module.model))
     if not isinstance(data, SizedData) or not _packs(module) or recomputes:
         return None  # a graph cannot hold what draws the same dropout again
-    parameters = list(module.trained_parameters.values())
     run = partial(decode, module.model)
-    return GraphedDecoder(run, parameters, flat.gradient, data.max_length)
+    return GraphedDecoder(run, flat.members, flat.gradient, data.max_length)
 
 
 def _packs(module: "SFTModule") -> bool:

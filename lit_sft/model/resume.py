@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_sft.errors import require
+from lit_sft.errors import InputError, require
 from lit_sft.model.nonfinite import require_finite_weights
+from lit_sft.model.optim import group_parameters, is_flat
 from lit_sft.model.pace import keep_choices
 from lit_sft.model.saved_adapter import require_same_shapes
 from lit_sft.run.identity import (
@@ -18,6 +19,7 @@ from lit_sft.run.identity import (
     read_run,
     require_same_run,
 )
+from lit_sft.run.origin import describe_origin
 
 if TYPE_CHECKING:
     from lit_sft.model.module import SFTModule
@@ -41,6 +43,7 @@ def fill_checkpoint(checkpoint: dict[str, Any], module: "SFTModule") -> None:
     checkpoint["optimizer_parameters"] = list(module.trained_parameters)
     checkpoint["run"] = describe_run(module)
     checkpoint["settings"] = describe_settings(module)
+    checkpoint["origin"] = describe_origin(module)
 
 
 def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
@@ -66,7 +69,7 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
         return
     if unknown := sorted(now.keys() - saved.keys()):
         rank_zero_info(f"the checkpoint does not say, and may differ in: {', '.join(unknown)}")
-    require_same_layout(checkpoint.get("optimizer_states", []))
+    require_same_layout(checkpoint.get("optimizer_states", []), count_tensors(module))
     # Earlier releases named none, but saved the weights in that order.
     names = checkpoint.get("optimizer_parameters", list(checkpoint["state_dict"]))
     require_same_order(names, list(trained))
@@ -76,18 +79,34 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
     module.nonfinite.load_state_dict(checkpoint["nonfinite"])
 
 
-def require_same_layout(optimizer_states: Sequence[Mapping[str, Any]]) -> None:
-    """Raise `InputError` if a saved optimizer does not know the parameters as one buffer.
+def count_tensors(module: "SFTModule") -> list[int]:
+    """Return how many tensors the optimizer of a run knows, in each of its groups."""
+    groups = group_parameters(module.trained_parameters, module.lora.loraplus_lr_ratio)
+    return [1 if is_flat(module.optimizer_name) else len(group) for group in groups]
+
+
+def require_same_layout(
+    optimizer_states: Sequence[Mapping[str, Any]], expected: Sequence[int] = (1,)
+) -> None:
+    """Raise `InputError` if a saved optimizer knows the parameters in another form.
 
     Args:
         optimizer_states: Of a checkpoint.
+        expected: How many tensors this run's knows, in each of its groups; one for a buffer.
     """
     for state in optimizer_states:
-        is_flat = sum(len(group["params"]) for group in state["param_groups"]) == 1
+        saved = [len(group["params"]) for group in state["param_groups"]]
+        if saved == list(expected):
+            continue
         require(
-            is_flat,
+            len(saved) > 1 or saved == [1] or list(expected) != [1],
             "model.speed.flat_optimizer: was False in the checkpoint, whose optimizer state fits "
             "no other form; now it is always True: go on with the release that wrote it",
+        )
+        raise InputError(
+            f"the checkpoint's optimizer knows groups of {saved} tensors, here {list(expected)}: "
+            "its state fits no other model.optimizer or model.lora.loraplus_lr_ratio; begin a new "
+            "run from its adapter (model.adapter)"
         )
 
 

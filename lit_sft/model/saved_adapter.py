@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "lit_sft.json"
 """In an adapter's folder: what the adapter was trained on, so that a wrong base is found out."""
-HONOURED = frozenset({"r", "lora_alpha", "trainable_token_indices"})
+HONOURED = frozenset({"r", "lora_alpha", "use_rslora", "trainable_token_indices"})
 """Fields that the adapter here is compared with, besides those of `TARGETING`."""
 TARGETING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 """Fields that say which layers are adapted, all four together."""
@@ -55,7 +56,7 @@ def read_adapter_config(adapter: str) -> dict[str, Any]:
         InputError: If there is none.
     """
     if is_local(adapter):
-        for name in (CONFIG, "adapter_model.safetensors"):  # never a pickle
+        for name in (CONFIG, WEIGHTS):  # never a pickle
             require_folder(adapter, holding=name, option="model.adapter")
     try:
         if is_local(adapter):
@@ -176,7 +177,8 @@ def require_same_lora(
     """
     require_plain_lora(adapter, config)
     there = {"r": config.get("r", 8), "alpha": config.get("lora_alpha", 8)}  # PEFT's defaults
-    here = {"r": lora.r, "alpha": lora.alpha}
+    here = {"r": lora.r, "alpha": lora.alpha, "use_rslora": lora.use_rslora}
+    there["use_rslora"] = bool(config.get("use_rslora"))
     differing = [
         f"{key} is {there[key]}, model.lora says {here[key]}"
         for key in here

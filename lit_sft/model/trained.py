@@ -1,4 +1,8 @@
-"""What a run has trained, ready to answer: found by the run's folder, or the adapter's."""
+"""An adapter that answers as it did in training: found by its run, its own folder or its Hub id.
+
+It is computed as in training, with all that makes that fast; `lit_sft.export.trained_model` loads a
+run's checkpoint as a plain model of PEFT.
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,7 +27,9 @@ from lit_sft.model.saved_adapter import (
     read_adapter_tokens,
 )
 from lit_sft.paths import is_local
+from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 from lit_sft.run.folder import RunFolder
+from lit_sft.run.origin import read_options
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -73,10 +79,11 @@ def find_trained(place: str, base: str | None = None) -> Source:
     if is_local(place):
         path = Path(place).expanduser()
         require(path.is_dir(), f"there is no folder {place!r} (a Hub id reads owner/name)")
-        folder = RunFolder(path if not (path / CONFIG).is_file() else path.resolve().parent)
-        adapter = str(path if (path / CONFIG).is_file() else folder.adapter)
-        _require_finished(folder, place, adapter)
-    config = folder.read_config() if folder else {}
+        is_adapter = (path / CONFIG).is_file()
+        folder = find_run(path.resolve().parent) if is_adapter else RunFolder(path)
+        adapter = str(path if is_adapter else RunFolder(path).adapter)
+        require_adapter(path, "chat")
+    config = read_options(folder, _load_last(folder)) if folder else {}
     model, trainer = config.get("model") or {}, config.get("trainer") or {}
     named = base or model.get("base_model") or _name_base(adapter)
     quantization = Quantization(**model["quantization"]) if "quantization" in model else None
@@ -99,6 +106,7 @@ def load_source(source: Source, accelerator: str = "auto") -> Trained:
         r=config.get("r", 8),
         alpha=config.get("lora_alpha", 8),
         target_modules=_as_given(config.get(TARGETING[0])),
+        use_rslora=bool(config.get("use_rslora")),
     )
     module = SFTModule(
         source.base, quantization=source.quantization, lora=lora, adapter=source.adapter
@@ -129,18 +137,39 @@ def load_source(source: Source, accelerator: str = "auto") -> Trained:
     return Trained(model, tokenizer, stop_ids, dtype)
 
 
-def _require_finished(folder: RunFolder, place: str, adapter: str) -> None:
-    if (Path(adapter) / CONFIG).is_file():
+def find_run(place: Path) -> RunFolder | None:
+    """Return the run that an adapter's folder lies in: `adapter/`, or `export/adapter/`."""
+    found = (RunFolder(x) for x in (place, *list(place.parents)[:1]))
+    return next((x for x in found if x.config.is_file() or x.last_checkpoint.is_file()), None)
+
+
+def require_adapter(place: Path, who: str) -> None:
+    """Raise `InputError` if a folder neither is an adapter's, nor that of a run that left one.
+
+    Args:
+        place: A run's folder, or an adapter's.
+        who: Asks, for the error.
+    """
+    folder = RunFolder(place)
+    if any((x / CONFIG).is_file() for x in (place, folder.adapter)):
         return
     if folder.last_checkpoint.is_file():
         raise InputError(
-            f"the run in {place!r} has no adapter yet: it has not ended; end it with "
-            f"lit-sft fit --config {folder.config} --ckpt_path last"
+            f"{who}: the run in {str(place)!r} has no adapter yet: it has not ended; end it with "
+            f"lit-sft fit --config {folder.config} --ckpt_path last, or take what it has saved: "
+            f"lit-sft export {place} --to adapter, and {who} {folder.export / 'adapter'}"
         )
     raise InputError(
-        f"{place!r} is neither a run's folder with an {folder.adapter.name}/ nor an adapter's with "
-        f"an {CONFIG}"
+        f"{who}: {str(place)!r} is neither a run's folder with an {folder.adapter.name}/ nor an "
+        f"adapter's with an {CONFIG}"
     )
+
+
+def _load_last(folder: RunFolder) -> dict[str, Any]:
+    """Return the last checkpoint of a run that has no config to tell of it."""
+    if folder.config.is_file() or not folder.last_checkpoint.is_file():
+        return {}
+    return AtomicCheckpointIO().load_checkpoint(folder.last_checkpoint)
 
 
 def _name_base(adapter: str) -> str:

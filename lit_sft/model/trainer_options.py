@@ -165,8 +165,8 @@ def require_known_monitors(trainer: pl.Trainer) -> None:
         if monitor and not monitor.startswith(FIGURES):
             raise InputError(
                 f"{type(callback).__name__}.monitor: no figure is named {monitor!r}; there are "
-                "train/loss, val/loss, with GenerationEval val/exact_match, and the other columns "
-                "of logs/metrics.csv"
+                "train/loss, val/loss, with GenerationEval val/exact_match or val/f1, and the "
+                "other columns of logs/metrics.csv"
             )
         if isinstance(callback, EarlyStopping):
             require(

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lit_sft.evaluation.comparison import weigh
 from lit_sft.report.facts import Given, Problem, RunFacts
 
 MOST_CHARACTERS = 1_600_000
@@ -78,9 +79,9 @@ def find_shared(runs: Sequence[RunFacts]) -> list[Row]:
     return [tuple(table[key] for table in tables) for key in shared]
 
 
-def find_verdict(problem: Problem, step: int) -> str | None:
-    """Return the verdict on the answer of one evaluation, None where there is none."""
-    return next((x.verdict for x in problem.answers if x.step == step), None)
+def find_given(problem: Problem, step: int) -> Given | None:
+    """Return the answer of one evaluation, None where there is none."""
+    return next((x for x in problem.answers if x.step == step), None)
 
 
 def _collect(runs: Sequence[RunFacts]) -> list[Column]:
@@ -98,11 +99,11 @@ def _join(runs: Sequence[RunFacts]) -> list[Row]:
 
 
 def _kind(row: Row, columns: Sequence[Column]) -> str:
-    given = [find_verdict(row[run], step) for _, run, step in columns]
-    known = [verdict == "right" for verdict in given if verdict]
-    if not known or known[0] == known[-1]:
-        return "right" if known and known[-1] else "wrong"
-    return "won" if known[-1] else "lost"
+    given = [find_given(row[run], step) for _, run, step in columns]
+    known = [weigh(answer.grade) for answer in given if answer] or [0.0]
+    if known[0] == known[-1]:
+        return "right" if known[-1] == 1 else "wrong"
+    return "won" if known[-1] > known[0] else "lost"
 
 
 def _size(rows: Iterable[Row], columns: Sequence[Column]) -> int:
@@ -130,7 +131,7 @@ def _fit(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
 def _list_row(row: Row, columns: Sequence[Column], texts: _Texts) -> dict[str, Any]:
     given = []
     for _, run, step in columns:
-        answer = next((x for x in row[run].answers if x.step == step), None)
+        answer = find_given(row[run], step)
         output = -1 if answer is None or answer.output is None else texts.number(answer.output)
         cut = max(answer.cut, _excess(answer.output)) if answer else 0
         tokens = texts.tokens(answer) if answer else []

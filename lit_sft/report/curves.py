@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lit_sft.report.facts import RunFacts, Series, finite
+from lit_sft.report.facts import GRADED, RunFacts, Series, finite
 
 MOST_POINTS = 2_000
 """Of a series. Where it has more, the least and the largest of each stretch are drawn."""
@@ -12,7 +12,12 @@ SMOOTH = 50
 """A noisy series of more points than twice this has its running mean beside it, of a part of it."""
 CHARTS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("Loss", "nats a token", ("train/loss", "val/loss"), "log"),
-    ("Exact match", "share", ("val/exact_match", "val/no_answer", "val/unfinished"), "share"),
+    (
+        "Exact match",
+        "share",
+        ("val/exact_match", "val/f1", "val/no_answer", "val/unfinished"),
+        "share",
+    ),
     ("Gradient norm", "before clipping", ("train/grad_norm",), "linear"),
     ("Learning rate", "", ("train/learning_rate",), "linear"),
     ("Tokens a second", "", ("train/tokens_per_second",), "linear"),
@@ -45,8 +50,7 @@ def make_charts(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
 
 def make_marks(facts: RunFacts) -> dict[str, list[int]]:
     """Return the steps that are marked in the curves: evaluated, resumed and skipped ones."""
-    measured = ("val/exact_match", "val/loss")
-    evaluated = {step for name in measured for step, _ in facts.figures.get(name, [])}
+    evaluated = {step for name in (*GRADED, "val/loss") for step, _ in facts.figures.get(name, [])}
     resumed = [record.get("step") for record in facts.begins[1:]]
     return {
         "evaluated": sorted(evaluated),
@@ -93,8 +97,8 @@ def _draw(facts: RunFacts, name: str, run: int, names_run: bool) -> Iterable[dic
         label = f"{facts.name}: {column}" if names_run else column
         is_noisy = column in ("train/loss", "train/grad_norm") and len(series) > 2 * SMOOTH
         drawn = _as_series(label, column, series, run)
-        if column == "val/exact_match":
-            bounds = [facts.interval(step) for step, _ in series]
+        if column in GRADED:
+            bounds = [facts.interval(column, step) for step, _ in series]
             if all(bounds):
                 drawn["low"] = [_short(x[0]) for x in bounds if x]
                 drawn["high"] = [_short(x[1]) for x in bounds if x]

@@ -7,10 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lit_sft.evaluation.proportions import wilson_interval
+from lit_sft.evaluation.intervals import mean_interval, wilson_interval
+from lit_sft.evaluation.verdicts import parse_verdict
+from lit_sft.types import Grade
 
 NONE = "-"
 """In the place of a value that there is not."""
+GRADED = {"val/exact_match": "exact match", "val/f1": "F1"}
+"""What graders give, by the name of its column, in words."""
 Series = list[tuple[int, float]]
 """A figure by its optimizer step, ascending; it may be NaN."""
 
@@ -28,6 +32,11 @@ class Given:
     """The characters of the longest of its texts, where they were cut."""
     tokens: tuple[tuple[str, float], ...] = ()
     """The pieces of the output with their probabilities, where these were recorded."""
+
+    @property
+    def grade(self) -> Grade:
+        """What the verdict tells."""
+        return parse_verdict(self.verdict)
 
 
 @dataclass(frozen=True)
@@ -107,12 +116,22 @@ class RunFacts:
         """Return the steps after which rows were answered, ascending."""
         return sorted({answer.step for problem in self.problems for answer in problem.answers})
 
-    def interval(self, step: int) -> tuple[float, float] | None:
-        """Return the 95 % interval of the exact match at a step, if all answers are on record."""
+    def interval(self, name: str, step: int) -> tuple[float, float] | None:
+        """Return the 95 % interval of a graded figure, if all answers of the step are on record.
+
+        Args:
+            name: One of `GRADED`.
+            step: After which it was measured.
+        """
         if self.is_partial:
             return None
-        given = [a.verdict for problem in self.problems for a in problem.answers if a.step == step]
-        return wilson_interval(given.count("right"), len(given)) if given else None
+        given = [a.grade for problem in self.problems for a in problem.answers if a.step == step]
+        scores = [grade for grade in given if isinstance(grade, float)]
+        if name == "val/f1":
+            squares = sum(score * score for score in scores)
+            return mean_interval(sum(scores), squares, len(scores)) if scores else None
+        judged = len(given) - len(scores)
+        return wilson_interval(sum(grade is True for grade in given), judged) if judged else None
 
 
 def finite(series: Iterable[tuple[int, float]]) -> Series:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from lit_sft.data.repetition import tell_repetition
-from lit_sft.report.facts import RunFacts, Series, finite
+from lit_sft.report.facts import GRADED, RunFacts, Series, finite
 from lit_sft.run.time_left import format_seconds
 
 RISE = 0.02
@@ -17,7 +17,7 @@ STILL_HIGH = 0.05
 def tell_verdict(facts: RunFacts) -> str:
     """Return what came of a run: what it learnt, when it was best, and what that took."""
     total = f" of {facts.total_steps:,}" if facts.total_steps else ""
-    learnt = [_tell_exact_match(facts), _tell_loss(facts)]
+    learnt = [*(_tell_graded(facts, name) for name in GRADED), _tell_loss(facts)]
     cost = [f"{facts.step:,}{total} steps"]
     if rate := measure_rate(facts):
         cost.append(f"{rate:,.0f} tokens/s")
@@ -55,18 +55,19 @@ def measure_rate(facts: RunFacts) -> float | None:
     return median(rates) if rates else None
 
 
-def _tell_exact_match(facts: RunFacts) -> str:
-    matches = finite(facts.figures.get("val/exact_match", []))
-    if not matches:
+def _tell_graded(facts: RunFacts, name: str) -> str:
+    figures = finite(facts.figures.get(name, []))
+    if not figures:
         return ""
-    (first, before), (last, after) = matches[0], matches[-1]
-    best_step, best = max(matches, key=lambda x: x[1])
-    interval = facts.interval(last)
+    (first, before), (last, after) = figures[0], figures[-1]
+    best_step, best = max(figures, key=lambda x: x[1])
+    interval = facts.interval(name, last)
     within = f", 95 % interval {interval[0]:.1%} to {interval[1]:.1%}" if interval else ""
     rows = f" on {len(facts.problems):,} held-out rows" if within else ""
+    label = f"{GRADED[name][0].upper()}{GRADED[name][1:]}"
     if first == last:
-        return f"Exact match {after:.1%}{rows}, measured once{within}"
-    text = f"Exact match {before:.1%} → {after:.1%}{rows}{within}"
+        return f"{label} {after:.1%}{rows}, measured once{within}"
+    text = f"{label} {before:.1%} → {after:.1%}{rows}{within}"
     return f"{text}; best after step {best_step:,}" + (f", {best:.1%}" if best > after else "")
 
 
@@ -100,14 +101,12 @@ def _worry_about_answers(facts: RunFacts) -> Iterator[str]:
             f"{unfinished[-1][1]:.1%} of the last answers did not end by themselves: "
             "model.max_new_tokens is too small for them, or ending is not learnt."
         )
-    matches = finite(facts.figures.get("val/exact_match", []))
-    if len(matches) > 1:
-        step, best = max(matches, key=lambda x: x[1])
-        interval = facts.interval(step)
-        if interval and matches[-1][1] < min(best, interval[0]):
-            yield (
-                f"The exact match fell from {best:.1%} after step {step:,} to {matches[-1][1]:.1%}."
-            )
+    for name, label in GRADED.items():
+        figures = finite(facts.figures.get(name, []))
+        step, best = max(figures, key=lambda x: x[1], default=(0, 0.0))
+        interval = facts.interval(name, step)
+        if interval and figures[-1][1] < min(best, interval[0]):
+            yield f"The {label} fell from {best:.1%} after step {step:,} to {figures[-1][1]:.1%}."
 
 
 def _worry_about_steps(facts: RunFacts) -> Iterator[str]:

@@ -96,11 +96,11 @@ def read_figures(folder: RunFolder, step: int) -> dict[str, float]:
 
 
 def _kept(folder: RunFolder, monitor: str, state: Mapping[str, Any]) -> list[Best]:
-    """Return what Lightning has kept; a run's folder may have been moved since."""
+    """Return what Lightning has kept; a run's folder may have been moved or copied since."""
     if not state.get("best_model_path") or state.get("best_model_score") is None:
         return []
     path = Path(state["best_model_path"])
-    places = (path, folder.last_checkpoint.with_name(path.name))
+    places = (folder.last_checkpoint.with_name(path.name), path)
     score = float(state["best_model_score"])
     return [Best(place, monitor, score) for place in places if place.is_file()][:1]
 

@@ -1,6 +1,6 @@
 """Lightning's callbacks that monitor a figure which is measured in a rhythm of its own."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -8,6 +8,9 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.errors import require
+
+GRADED = (["val", "exact_match"], ["val", "f1"])
+"""Figures, of all rows or of a source, that depend on how a task grades."""
 
 
 def require_same_rhythm(trainer: pl.Trainer, names: Iterable[str], every_n_steps: int) -> None:
@@ -27,6 +30,23 @@ def require_same_rhythm(trainer: pl.Trainer, names: Iterable[str], every_n_steps
                 f"ModelCheckpoint.every_n_train_steps={steps} would keep weights that are not "
                 f"measured: {callback.monitor} is, at GenerationEval.every_n_steps={every_n_steps};"
                 " set the first to a multiple of the second",
+            )
+
+
+def require_measured(trainer: pl.Trainer, names: Sequence[str]) -> None:
+    """Raise `InputError` if what `GenerationEval` does not measure is waited for.
+
+    Args:
+        trainer: With its callbacks.
+        names: Of its figures, such as `val/exact_match`.
+    """
+    for callback in getattr(trainer, "callbacks", []):
+        if isinstance(callback, (EarlyStopping, ModelCheckpoint)):
+            monitor = callback.monitor or ""
+            require(
+                monitor in names or monitor.split("/")[:2] not in GRADED,
+                f"{type(callback).__name__}.monitor: {monitor} is not measured; the graders of "
+                f"GenerationEval's task give {', '.join(names)}",
             )
 
 

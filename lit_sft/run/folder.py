@@ -40,6 +40,8 @@ class RunFolder:
         """The one before, for the case that the last is damaged later."""
         self.adapter = self.root / "adapter"
         """For PEFT and the Hub."""
+        self.export = self.root / "export"
+        """Of `lit-sft export`, a folder for a format."""
         self.predictions = self.root / "predictions.jsonl"
         """A line a prompt."""
         self.partial_predictions = self.root / "predictions.jsonl.part"

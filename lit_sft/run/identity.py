@@ -16,13 +16,19 @@ from lit_sft.errors import require
 from lit_sft.model.adapter import Lora
 from lit_sft.model.base_model import Quantization, fingerprint_base
 from lit_sft.model.fast.kernels import Speed, is_deterministic
+from lit_sft.model.schedule import Schedule
 
 if TYPE_CHECKING:
     from lit_sft.model.module import SFTModule
 
 VERSION = 2
 """Of the form. The first had `str(module.lora)` for `model.lora`, and no version."""
-OPTIONS = {"model.quantization": Quantization, "model.lora": Lora, "model.speed": Speed}
+OPTIONS = {
+    "model.quantization": Quantization,
+    "model.lora": Lora,
+    "model.schedule": Schedule,
+    "model.speed": Speed,
+}
 """Options that are fields of a run one by one."""
 SETTLED = {
     "model.speed.fused_head": True,
@@ -30,8 +36,12 @@ SETTLED = {
     "model.speed.flat_optimizer": True,
 }
 """Options of earlier releases, and the one value that every run has now."""
-BEFORE = {"model.speed.compile": False}
-"""Defaults of earlier releases that are others now."""
+BEFORE = {
+    "model.speed.compile": False,
+    "model.optimizer_args": [],
+    "model.neftune_noise_alpha": 0.0,
+}
+"""What was done before there was an option, or another default."""
 NOT_AS_DECLARED = ("model.quantization.weight_cache", "model.lora.target_modules")
 """Among them, one that changes no numbers, and one that is held as the layers that it came to."""
 
@@ -52,6 +62,8 @@ def describe_run(module: SFTModule) -> dict[str, Any]:
         "model.lora.target_modules": _find_targets(module),
         "model.trainable_tokens": ", ".join(module.trained_tokens),
         "model.optimizer": module.optimizer_name,
+        "model.optimizer_args": sorted(f"{k}={v}" for k, v in module.optimizer_args.items()),
+        "model.neftune_noise_alpha": module.neftune_noise_alpha,
         "model.seed": module.seed,
         "trainer.precision": module.trainer.precision,
         "trainer.devices": module.trainer.world_size,
@@ -94,6 +106,7 @@ def only_what_answers_depend_on(run: Mapping[str, Any]) -> dict[str, Any]:
         "model.base_model",
         "model.lora.r",
         "model.lora.alpha",
+        "model.lora.use_rslora",
         "model.lora.target_modules",
         "model.trainable_tokens",
         "data.chat_template",

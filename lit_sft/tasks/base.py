@@ -5,11 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_sft.errors import InputError
-from lit_sft.types import Message, Split
+from lit_sft.types import Grade, Message, Split
 
 Row = Mapping[str, Any]
 NamedRow = tuple[str, Row]
 """A row and what to call it in an error, such as `"train row 17"`."""
+
+HOW_TO_GRADE = (
+    "name a task that does in GenerationEval.task, or give it a grader (--data.task.grader number, "
+    "for one, of a ChatFile) or a method grade(row, text)"
+)
 
 
 class ChatTask(ABC):
@@ -26,13 +31,18 @@ class ChatTask(ABC):
     def messages(self, row: Row) -> list[Message]:
         """Return the conversation of one row; its assistant turns are what training learns."""
 
-    def grade(self, row: Row, text: str) -> bool | None:
+    def grade(self, row: Row, text: str) -> Grade:
         """Return whether `text` answers `row`. Optional: only graded evaluation calls it.
 
         None says that no answer was found in `text`. It counts as wrong, and is counted separately;
-        a task that cannot tell the two apart returns True or False alone.
+        a task that cannot tell the two apart returns True or False alone. A float from 0 to 1 says
+        how much of the answer is right, and goes into the mean `f1` rather than `exact_match`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not grade answers")
+
+    def grader_name(self) -> str | None:
+        """Return what tables call the way of grading, or None if answers cannot be graded."""
+        return None if type(self).grade is ChatTask.grade else type(self).__name__
 
     def mixed_tasks(self) -> "Mapping[str, ChatTask]":
         """Return the tasks that this one mixes, by name; none for a task with rows of its own."""
@@ -41,6 +51,10 @@ class ChatTask(ABC):
     def mix(self, split: Split, parts: Mapping[str, Sequence[NamedRow]]) -> Sequence[NamedRow]:
         """Return what a split holds of the rows of the mixed tasks, named after these."""
         raise NotImplementedError(f"{type(self).__name__} mixes no tasks")
+
+    def source_of(self, row: Row) -> str:
+        """Return the name of the mixed task that a row is from; empty where there are none."""
+        return ""
 
     def list_sources(self, rows: Sequence[NamedRow]) -> list[str]:
         """Return the name of the mixed task that each row is from; empty where there are none."""
@@ -52,6 +66,17 @@ class ChatTask(ABC):
         Printed once, with the ledger of the splits.
         """
         return ""
+
+
+def name_graders(task: ChatTask) -> dict[str, str | None]:
+    """Return what `grader_name` says, by source; that of a task that mixes none is empty."""
+    return {name: one.grader_name() for name, one in (task.mixed_tasks() or {"": task}).items()}
+
+
+def list_chosen_graders(task: ChatTask) -> str:
+    """Return the graders that options name, in order; empty for none, as where classes grade."""
+    chosen = [getattr(one, "grader", None) for one in task.mixed_tasks().values() or [task]]
+    return ", ".join(grader for grader in chosen if isinstance(grader, str))
 
 
 def read_text(row: Row, column: str) -> str:

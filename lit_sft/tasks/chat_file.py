@@ -9,7 +9,7 @@ from typing import Literal
 from lit_sft.errors import InputError, require, suggest
 from lit_sft.paths import is_local
 from lit_sft.tasks.arrow_rows import SAVED, ArrowRows, load_hub, load_saved, read_parquet
-from lit_sft.tasks.base import ChatTask, Row, read_text
+from lit_sft.tasks.base import HOW_TO_GRADE, ChatTask, Row, read_text
 from lit_sft.tasks.csv_rows import read_csv
 from lit_sft.tasks.data_files import (
     ENDINGS,
@@ -21,17 +21,20 @@ from lit_sft.tasks.data_files import (
 )
 from lit_sft.tasks.formats import (
     COLUMNS,
+    Format,
     FormatName,
     choose_format,
     read_conversation,
     recognise_rows,
     refuse_unread_columns,
 )
+from lit_sft.tasks.graders import choose_grader, spell_grader
 from lit_sft.tasks.json_rows import JsonLines, read_json
 from lit_sft.tasks.plain import read_ending
 from lit_sft.tasks.row_sequences import Joined, SlicedRows, is_sliced, read_slices, require_apart
+from lit_sft.tasks.tool_turns import add_tools, gather_tools
 from lit_sft.tasks.turns import add_system, is_missing, mark_all_but_last
-from lit_sft.types import MEANING, Message, Split
+from lit_sft.types import MEANING, Grade, Message, Split
 
 Found = Mapping[str, list[Path] | ArrowRows]
 """What there is of each split: the files that hold its rows, or the rows."""
@@ -60,10 +63,14 @@ class ChatFile(ChatTask):
             as `query_response`; with a column `system`, and but for turns, `history`. `auto` tells
             from the columns.
         columns: For any other data set, its names of `prompt` and `answer`, or of `messages`. With
-            either or alone, `system` names a column of system prompts.
+            either or alone, `system` names a column of system prompts, and `tools` one of tools.
         system_prompt: Opens every conversation that has no system turn of its own.
         train_on: `all` assistant turns, or the `last` alone. What a turn says of itself goes first:
             `weight`, `train`, `loss` or `loss_weight`, each 0, 1, false or true.
+        grader: How an answer is compared with that of its row, for `GenerationEval`: `exact`,
+            `number` (the final one), `choice` (its letter), `json` (fields equal), `contains` (the
+            row's answer in the model's), `f1` (of words), or `regex: PATTERN` (its first match, or
+            the first group of it, is the same in both), see `lit_sft.tasks.graders`.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class ChatFile(ChatTask):
         columns: dict[str, str] | None = None,
         system_prompt: str | None = None,
         train_on: Literal["all", "last"] = "all",
+        grader: str | dict[str, str] | None = None,
     ) -> None:
         self.path = path if isinstance(path, str) else ", ".join(path)
         self._listed = None if isinstance(path, str) else path
@@ -85,7 +93,10 @@ class ChatFile(ChatTask):
             require(known, f"task.splits: {split!r} is not train, val or test.{hint}")
         self.format = choose_format(format, columns or {})
         self.system_column = (columns or {}).get("system")
+        self.tools_column = (columns or {}).get("tools")
         self.system_prompt, self.train_on = system_prompt, train_on
+        self.grader = spell_grader(grader) if grader is not None else None
+        self._grade = choose_grader(self.grader) if self.grader is not None else None
         self._unread: Counter[str] = Counter()
         self._doubts: dict[str, str] = {}
 
@@ -105,20 +116,36 @@ class ChatFile(ChatTask):
 
     def messages(self, row: Row) -> list[Message]:
         """Return the turns of a row; a system prompt comes first."""
-        layout = self.format or recognise_rows([row])
-        if layout.name in COLUMNS:  # else the task's own columns say what to read
-            refuse_unread_columns(row, layout)
+        layout = self._layout_of(row)
         messages = read_conversation(row, layout)
         if self.system_column and not is_missing(row.get(self.system_column)):
             system = read_text(row, self.system_column)
             messages = add_system(messages, system, self.system_column)
+        if self.tools_column and not is_missing(row.get(self.tools_column)):
+            messages = add_tools(messages, row[self.tools_column], self.tools_column)
         if self.system_prompt and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system_prompt}, *messages]
-        read = {*layout.reads(row), self.system_column}
+        messages = gather_tools(messages)
+        read = {*layout.reads(row), self.system_column, self.tools_column}
         self._unread.update(x for x in row if x not in read and not is_missing(row[x]))
         keys = [key for turn in messages for key in turn.keys() - TURN_KEYS]
         self._unread.update(f"{key} of turns" for key in keys if not MEANING.search(key))
         return mark_all_but_last(messages) if self.train_on == "last" else messages
+
+    def grade(self, row: Row, text: str) -> Grade:
+        """Return how a text compares with the last turn of a row, by the `grader`.
+
+        Raises:
+            InputError: If there is no grader, or the row has no answer that it could compare.
+        """
+        require(self._grade is not None, f"{self.path}: there is no grader; {HOW_TO_GRADE}")
+        last = read_conversation(row, self._layout_of(row))[-1]
+        require(last["role"] == "assistant", "there is no answer to grade by")
+        return self._grade(last["content"] or "", text) if self._grade else None
+
+    def grader_name(self) -> str | None:
+        """Return the option."""
+        return self.grader
 
     def describe(self) -> str:
         """Return which format was recognised, and how often a column held what was not read."""
@@ -128,11 +155,17 @@ class ChatFile(ChatTask):
         unread = f"; not read: {counts}" if counts else ""
         return f"{self.path}: read as {self.format.name} ({', '.join(self.format.columns)}){unread}"
 
+    def _layout_of(self, row: Row) -> Format:
+        layout = self.format or recognise_rows([row])
+        if layout.name in COLUMNS:  # else the task's own columns say what to read
+            refuse_unread_columns(row, layout)
+        return layout
+
     def _look_at(self, rows: Sequence[Row]) -> None:
         """Decide how rows read: as the first that has a format, which all others must have."""
         self.format = self.format or recognise_rows(islice(rows, LOOKED_AT))
         columns = {column for row in islice(rows, LOOKED_AT) for column in row}
-        needed = [*self.format.columns, *([self.system_column] if self.system_column else [])]
+        needed = [*self.format.columns, *filter(None, [self.system_column, self.tools_column])]
         missing = [column for column in needed if column not in columns]
         is_prompt = self.format.columns[0] not in missing and missing == [self.format.columns[-1]]
         require(

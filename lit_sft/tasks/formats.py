@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import Row, read_text
+from lit_sft.tasks.tool_turns import TOOL_COLUMNS, add_tools
 from lit_sft.tasks.turns import MARKS, add_system, is_missing, read_history, read_turns
 from lit_sft.types import Message
 
@@ -40,10 +41,10 @@ CONTEXTS = ("input", "context")
 """Columns of what an instruction is about, which stands below it."""
 SYSTEMS = ("system", "system_prompt")
 """Columns of system prompts, in rows of every format."""
+BESIDE = ("system", "tools")
+"""What the option `columns` may name beside the turns."""
 UNREAD = {
     "history": "earlier turns; write rows of `messages` to have them read",
-    "tools": "the tools that may be called",
-    "functions": "the functions that may be called",
     "images": "pictures, and this trains on text",
     "image": "a picture, and this trains on text",
     "audios": "sound, and this trains on text",
@@ -73,7 +74,11 @@ class Format(NamedTuple):
         """Return the columns of a row that are read, if they hold something."""
         found = set(self.columns)
         if self.name in COLUMNS:  # else the task's own columns say what to read
-            found |= {*SYSTEMS, *(CONTEXTS if self.columns[0] == "instruction" else ())}
+            found |= {
+                *SYSTEMS,
+                *TOOL_COLUMNS,
+                *(CONTEXTS if self.columns[0] == "instruction" else ()),
+            }
             found |= {"history"} if len(self.columns) == 2 else set()
         return found & row.keys()
 
@@ -132,13 +137,13 @@ def choose_format(name: str, columns: Mapping[str, str]) -> Format | None:
 
     Args:
         name: A key of `COLUMNS`, or `auto`.
-        columns: Which columns are the `prompt` and the `answer`, or the `messages`; `system` is
-            none of the format's business.
+        columns: Which columns are the `prompt` and the `answer`, or the `messages`; `system` and
+            `tools` are none of the format's business.
 
     Raises:
         InputError: If the options contradict each other.
     """
-    named = {key: column for key, column in columns.items() if key != "system"}
+    named = {key: column for key, column in columns.items() if key not in BESIDE}
     if not named:
         require(
             name in ("auto", *COLUMNS), f"task.format: {name!r} is none of {', '.join(COLUMNS)}"
@@ -146,7 +151,8 @@ def choose_format(name: str, columns: Mapping[str, str]) -> Format | None:
         return None if name == "auto" else Format(name, COLUMNS[name])
     require(
         named.keys() in ({"prompt", "answer"}, {"messages"}),
-        "task.columns takes `prompt` and `answer`, or `messages`, and in both cases `system`; got "
+        "task.columns takes `prompt` and `answer`, or `messages`, and beside them `system` and "
+        "`tools`; got "
         f"{', '.join(columns)}",
     )
     require(name == "auto", f"task.columns says how rows read; leave out task.format={name}")
@@ -192,7 +198,10 @@ def read_conversation(row: Row, layout: Format) -> list[Message]:
     systems = [column for column in SYSTEMS if column in read and not is_missing(row[column])]
     if len(systems) > 1:
         raise InputError(f"both {' and '.join(map(repr, systems))} hold a text; keep one")
-    return add_system(turns, read_text(row, systems[0]), systems[0]) if systems else turns
+    turns = add_system(turns, read_text(row, systems[0]), systems[0]) if systems else turns
+    for column in (x for x in TOOL_COLUMNS if x in read and not is_missing(row[x])):
+        turns = add_tools(turns, row[column], column)
+    return turns
 
 
 def _refuse_verdicts(row: Row) -> None:

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import numpy as np
 
 from lit_sft.errors import require
-from lit_sft.tasks.base import ChatTask, NamedRow, Row
+from lit_sft.tasks.base import HOW_TO_GRADE, ChatTask, NamedRow, Row, name_graders
 from lit_sft.tasks.plain import remove_endings
 from lit_sft.tasks.row_sequences import Joined, hash_contents, join_hashes
-from lit_sft.types import Message, Split
+from lit_sft.types import Grade, Message, Split
 
 StoppingStrategy = Literal["first_exhausted", "all_exhausted"]
 
@@ -129,18 +129,23 @@ class Mixture(ChatTask):
         """Return what the row's own task reads."""
         return self.tasks[self.source_of(row)].messages(row["row"])
 
-    def grade(self, row: Row, text: str) -> bool | None:
-        """Return the verdict of the row's own task.
+    def grade(self, row: Row, text: str) -> Grade:
+        """Return the grade by the row's own task.
 
         Raises:
             InputError: If that does not grade.
         """
         name = self.source_of(row)
         require(
-            type(self.tasks[name]).grade is not ChatTask.grade,
-            f"Mixture: {name} does not grade answers; name a task that does in GenerationEval.task",
+            self.tasks[name].grader_name() is not None,
+            f"Mixture: {name} does not grade answers; {HOW_TO_GRADE}",
         )
         return self.tasks[name].grade(row["row"], text)
+
+    def grader_name(self) -> str | None:
+        """Return the names of all tasks' graders, or None unless each has one."""
+        names = [name for name in name_graders(self).values() if name is not None]
+        return ", ".join(dict.fromkeys(names)) if len(names) == len(self.tasks) else None
 
     def describe(self) -> str:
         """Return what the tasks say, a line each."""

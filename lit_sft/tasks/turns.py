@@ -1,11 +1,11 @@
 """Turns as published rows write them, to messages. Pure."""
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from lit_sft.errors import InputError
+from lit_sft.tasks.tool_turns import CALL_ROLES, normalize_calls, parse_json, read_calls
 from lit_sft.types import Message
 
 ROLES = {
@@ -32,7 +32,6 @@ MARKS = (
 MARKLIKE = re.compile(r"loss|train|learn|mask|weight")
 """In the names of other keys that may say so."""
 PART_TYPES = (None, "text", "input_text", "output_text")
-CALLS = ("tool_calls", "function_call")
 PARTIAL_MARKS = ("train_detail", "training_detail")
 """Which characters of a turn are learnt, as Axolotl writes it."""
 
@@ -61,7 +60,8 @@ def read_turns(value: object, column: str) -> list[Message]:
             raise InputError(f"{column}[{number}]: expected a message, got {turn!r:.60}")
         where = f"{column}[{number}]"
         is_pair = "output" in turn and not {"role", "from"} & turn.keys()
-        turns += _read_pair(turn, where) if is_pair else [_read_turn(turn, where)]
+        for read in _read_pair(turn, where) if is_pair else [_read_turn(turn, where)]:
+            _append_turn(turns, read, is_call=_names_call(turn))
     return turns
 
 
@@ -110,16 +110,6 @@ def mark_all_but_last(messages: list[Message]) -> list[Message]:
     ]
 
 
-def parse_json(value: object) -> object:
-    """Return what a string holds as a JSON list or object, or else the value itself."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
 def is_missing(value: object) -> bool:
     """Return whether a value says nothing; tables hold an empty list or object as text."""
     return value in (None, "", [], {}, "[]", "{}", "null")
@@ -156,14 +146,36 @@ def _read_turn(turn: Mapping[str, Any], where: str) -> Message:
     role = ROLES.get(role, role)
     where = f"{where} ({role})"
     others |= _read_weight(others, where)
-    for key in CALLS:
-        if key in others:
-            others[key] = _parse_calls(others[key])
-    if content is None and role == "assistant" and {*CALLS, "refusal"} & others.keys():
+    if is_missing(others.get("tool_calls")) and isinstance(others.get("function_call"), dict):
+        others["tool_calls"] = [others.pop("function_call")]  # OpenAI's form of before
+    if "tool_calls" in others:
+        others["tool_calls"] = normalize_calls(others["tool_calls"])
+    if content is None and role == "assistant" and {"tool_calls", "refusal"} & others.keys():
         content = ""  # OpenAI leaves it out where the assistant only calls a tool, or refuses
     message: Message = {"role": role, "content": _join_parts(content, where)}
     message.update(others)  # type: ignore[typeddict-item]  # whatever other keys a data set has
     return message
+
+
+def _names_call(turn: Mapping[str, Any]) -> bool:
+    """Return whether the role of a turn says that its content is a call."""
+    return (turn.get("role") or turn.get("from")) in CALL_ROLES
+
+
+def _append_turn(turns: list[Message], turn: Message, is_call: bool) -> None:
+    """Add a turn; what a role calls a call, as JSON, is one of the assistant's turn before it.
+
+    As ms-swift and LLaMA-Factory write them: a turn each call, behind what is said with them.
+    """
+    calls = read_calls(turn["content"]) if is_call else None
+    if calls is None:
+        turns.append(turn)
+        return
+    before = turns[-1] if turns and turns[-1]["role"] == "assistant" else None
+    if before is None or before.get("weight") != turn.get("weight"):
+        turns.append({**turn, "content": "", "tool_calls": calls})
+        return
+    turns[-1] = {**before, "tool_calls": [*before.get("tool_calls", []), *calls]}
 
 
 def _read_weight(others: dict[str, Any], where: str) -> dict[str, int]:
@@ -191,25 +203,6 @@ def _read_weight(others: dict[str, Any], where: str) -> dict[str, int]:
     if len(learnt) > 1:
         raise InputError(f"{where}: {' and '.join(marks)} contradict each other")
     return {"weight": learnt.pop()} if learnt else {}
-
-
-def _parse_calls(calls: object) -> object:
-    """Return tool calls with their arguments as objects, where a string holds them as JSON.
-
-    OpenAI writes them as a string; templates write an object, as servers give it to them.
-    """
-    calls = parse_json(calls)
-    if isinstance(calls, list):
-        return [_parse_calls(call) for call in calls]
-    if not isinstance(calls, dict):
-        return calls
-    parsed = dict(calls)
-    for key in ("function", "arguments"):
-        if key in parsed:
-            parsed[key] = (
-                _parse_calls(parsed[key]) if key == "function" else parse_json(parsed[key])
-            )
-    return parsed
 
 
 def _join_parts(content: object, where: str) -> str:

@@ -40,6 +40,22 @@ QA = [[U("q"), A("a")]]
 TURNS = [U("q"), A("a")]
 SHARED = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "description": "Does.",
+        "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}},
+    },
+}
+SET = {
+    "type": "function",
+    "function": {
+        "name": "set",
+        "description": "Sets.",
+        "parameters": {"type": "object", "properties": {"y": {"type": "string"}}},
+    },
+}
 PARSED = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 
 
@@ -137,8 +153,21 @@ TURN_FORMATS = [
     Shape("thoughts that the template does not write", lines({"messages": [U("q"), A("a", reasoning_content="hm")]}), None, fails="does not write its reasoning_content"),
     Shape("a name that the template does not write", lines({"messages": [U("q", name="x"), A("a")]}), None, fails="does not write its name"),
     Shape("a call to be learnt", lines({"messages": [U("q"), A(None, tool_calls=[CALL])]}), None, fails="learnt as silence"),
-    Shape("tools", lines({"messages": TURNS, "tools": [{"name": "f"}]}), None, fails="'tools' is not read, but holds the tools"),
-    Shape("functions as text", lines({"messages": TURNS, "functions": '[{"name": "f"}]'}), None, fails="'functions' is not read"),
+    Shape("tools", lines({"messages": TURNS, "tools": [TOOL]}), [[U("q", tools=[TOOL]), A("a")]]),
+    Shape("tools that the template does not write", lines({"messages": TURNS, "tools": [TOOL]}), None, fails="does not write its tools"),
+    Shape("functions as text", lines({"messages": TURNS, "functions": json.dumps([TOOL["function"]])}), [[U("q", tools=[TOOL]), A("a")]]),
+    Shape("tools as texts", lines({"conversations": SHARED, "tools": [json.dumps(TOOL)]}), [[U("q", tools=[TOOL]), A("a")]]),
+    Shape("tools at the system turn", lines({"messages": [S("s", tools=json.dumps([TOOL])), *TURNS]}), [[S("s", tools=[TOOL]), *TURNS]]),
+    Shape("tools under a system column", lines({"messages": TURNS, "system": "s", "tools": [TOOL]}), [[S("s", tools=[TOOL]), *TURNS]]),
+    Shape("tools beside a question", lines({"query": "q", "response": "a", "tools": [TOOL]}), [[U("q", tools=[TOOL]), A("a")]]),
+    Shape("tools in a column of another name", lines({"m": TURNS, "t": [TOOL]}), [[U("q", tools=[TOOL]), A("a")]], options={"columns": {"messages": "m", "tools": "t"}}, unread="read as task.columns (m)"),
+    Shape("tools that have no name", lines({"messages": TURNS, "tools": [{"f": 1}]}), None, fails=r"^train row 0: tools\[0\]: expected a tool with a name"),
+    Shape("tools that are a text", lines({"messages": TURNS, "tools": "add"}), None, fails="column 'tools' must hold a list of tools"),
+    Shape("tools that are no JSON schemas", lines({"messages": TURNS, "tools": [{"name": "f", "parameters": {"x": {"type": "int"}, "type": "dict"}}]}), None, fails=r"^train row 0: tools\[0\] \(f\): parameters.type is 'dict', which is none of object"),
+    Shape("arguments that are no JSON", lines({"messages": [U("q"), A(None, tool_calls=[{"function": {"name": "f", "arguments": "{x"}}])]}), None, fails=r"^train row 0: message 1 \(assistant\): tool_calls\[0\]: the arguments of 'f' are no JSON object \('{x'\)"),
+    Shape("OpenAI's call of before", lines({"messages": [U("q"), A(None, function_call={"name": "f", "arguments": '{"x": 1}'}, weight=0), {"role": "function", "name": "f", "content": "1"}, A("a")]}), [[U("q"), A("", tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}], weight=0), T("1", name="f"), A("a")]]),
+    Shape("ShareGPT with a call", lines({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'}, {"from": "observation", "value": "1"}, {"from": "gpt", "value": "a"}]}), [[U("q"), A("", tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}]), T("1"), A("a")]]),
+    Shape("ms-swift with two calls", lines({"messages": [U("q"), A("Let me see."), {"role": "tool_call", "content": '{"name": "f", "arguments": "{}"}'}, {"role": "tool_call", "content": '{"name": "g", "arguments": {}}'}, {"role": "tool_response", "content": "1"}, {"role": "tool_response", "content": "2"}, A("a")]}), [[U("q"), A("Let me see.", tool_calls=[{"function": {"name": "f", "arguments": {}}}, {"function": {"name": "g", "arguments": {}}}]), T("1"), T("2"), A("a")]]),
     Shape("no tools", lines({"messages": TURNS, "tools": "[]", "functions": None}), QA),
 ]  # fmt: skip
 PAIR_FORMATS = [
@@ -206,6 +235,8 @@ FILES = [
     Shape("Parquet with nulls", parquet({"question": "q", "answer": "a"}, {"question": "q", "answer": None}), None, fails="^train row 1: there is no answer"),
     Shape("Parquet with turns as JSON", parquet({"messages": json.dumps(TURNS)}), QA),
     Shape("Parquet with calls of several arguments", parquet({"messages": [U("q"), A("", weight=0, tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}]), A("a")]}, {"messages": [U("q"), A("", weight=0, tool_calls=[{"function": {"name": "g", "arguments": {"y": "z"}}}]), A("a")]}), [[U("q"), A("", weight=0, tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}]), A("a")], [U("q"), A("", weight=0, tool_calls=[{"function": {"name": "g", "arguments": {"y": "z"}}}]), A("a")]]),
+    Shape("Parquet with tools", parquet({"messages": TURNS, "tools": [TOOL]}, {"messages": TURNS, "tools": [SET]}), [[U("q", tools=[TOOL]), A("a")], [U("q", tools=[SET]), A("a")]]),
+    Shape("Parquet with tools as JSON", parquet({"messages": TURNS, "tools": json.dumps([TOOL])}), [[U("q", tools=[TOOL]), A("a")]]),
     Shape("save_to_disk", saved(splits=False), QA),
     Shape("save_to_disk with splits", saved(splits=True), QA),
     Shape("a glob", several({"b.jsonl": as_lines([{"messages": TURNS}]), "a.jsonl": as_lines([{"messages": [U("r"), A("b")]}])}, "*.jsonl"), [[U("r"), A("b")], TURNS]),

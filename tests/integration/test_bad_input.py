@@ -57,6 +57,10 @@ def corrupt(folder: Path, line: bytes, number: int = 5) -> None:
     [
         (["--model.lerning_rate", "1"], "Did you mean 'model.learning_rate'?"),
         (["--trainer.max_step", "1"], "Did you mean 'trainer.max_steps'?"),
+        (
+            ["--data.template_kwargs", "{enable_thinking: false}"],
+            "data.template_kwargs: 'enable_thinking' is unknown to the chat template",
+        ),
         (["--data.task.class_path", "lit_sft.GSM9K"], "Did you mean 'GSM8K'?"),
         (["--data.task.class_path", "lit_stf.GSM8K"], "Did you mean 'lit_sft'?"),
         (["--data.task.init_args.paht", "x"], "Did you mean 'path'?"),

@@ -118,7 +118,7 @@ class Terminal:
         os.close(follower)
         self.text = ""
 
-    def wait_for(self, pattern, seconds=15):
+    def wait_for(self, pattern, seconds=60):
         """Read on until what was printed since the last call matches."""
         deadline = time.monotonic() + seconds
         while not (found := re.search(pattern, self.text)):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+import wandb
 from torch.utils.data import DataLoader
 
 import lit_sft
@@ -161,6 +162,14 @@ def test_another_module_is_refused(tmp_path, tiny_base):
         make_trainer(tmp_path).fit(BoringModel(), Sums(tiny_base))
 
 
+@pytest.fixture
+def ends_wandb():
+    """Its service would live on, and every run of a later test of this process would use it."""
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("ends_wandb")
 def test_w_and_b_goes_on_in_the_run_s_folder(tmp_path):
     first, other = lit_sft.WandbRun(offline=True), lit_sft.WandbRun(offline=True)
     make_trainer(tmp_path, logger=first)

@@ -99,12 +99,12 @@ def test_figures_of_other_weights_stay_out_of_the_card(hub, tested_run, tmp_path
 def test_an_export_is_uploaded_with_its_certificate(hub, tmp_path):
     export = tmp_path / "gguf"
     export.mkdir()
-    for name in ("certificate.json", "model.gguf", "Modelfile", "README.md", "model.tmp"):
+    expected = {"certificate.json", "lit_sft.json", "model.gguf", "Modelfile", "README.md"}
+    for name in (*expected, "model.tmp"):
         (export / name).write_text("{}")
     done = push(hub, tmp_path, export, "me/export", "--public")
     assert done.returncode == 0, done.stderr
     assert hub.repositories["me/export"] is False
-    expected = {"certificate.json", "model.gguf", "Modelfile", "README.md"}
     assert hub.files["me/export"].keys() == expected
 
 
@@ -118,7 +118,7 @@ def test_without_a_login_a_line_says_what_to_do(hub, tested_run, tmp_path):
 
 def test_a_token_in_a_file_is_not_uploaded(hub, tmp_path):
     (tmp_path / "export").mkdir()
-    (tmp_path / "export" / "certificate.json").write_text(json.dumps({"token": TOKEN}))
+    (tmp_path / "export" / "lit_sft.json").write_text(json.dumps({"token": TOKEN}))
     line = refused(push(hub, tmp_path, tmp_path / "export", "me/leak"))
     assert "holds the token of your login" in line
     assert TOKEN not in line
@@ -132,7 +132,7 @@ def test_what_cannot_be_pushed_is_a_line(hub, tested_run, tmp_path):
     (tmp_path / "unfinished" / "checkpoints" / "last.ckpt").touch()
     for arguments, says in {
         (tmp_path / "nowhere", "me/x"): "there is no folder",
-        (tmp_path, "me/x"): "is no run's folder with an adapter/, and no export's",
+        (tmp_path, "me/x"): "is neither a run's folder with an adapter/ nor",
         (tmp_path / "unfinished", "me/x"): "has not ended; end it with",
         (tested_run, "x"): "repo_id must read owner/name, got 'x'",
         (tested_run, "me/readonly"): "use a token with write access",

@@ -20,7 +20,10 @@ from lit_sft.paths import EMBEDDED_BASE
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 SCRIPTS = [text for language, text in BLOCKS if language == "python"]
-PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md")
+PAGES = (
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md"),
+    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+)
 LINK = re.compile(r"\[`?([^\]`]*)`?\]\(([^)\s]+)\)")
 FOLDERS = r"(?:lit_sft|tests|tools|configs|docs|\.ci)"
 FILE = re.compile(rf"(?<![\w/.~-]){FOLDERS}/[\w./-]*\w/?|(?<=`)[\w./-]+\.(?:py|toml|md)(?=[`:])")

@@ -6,7 +6,6 @@ from torch.optim import Optimizer
 
 from lit_sft import SFTModule
 from lit_sft.model.loss import sum_supervised_loss
-from lit_sft.model.optim import build_optimizer
 
 
 class PlainModule(SFTModule):
@@ -41,8 +40,7 @@ class PlainModule(SFTModule):
         if self.flat_optimizer:
             return super().configure_optimizers()
         parameters = list(self.trained_parameters.values())
-        rates = self.learning_rate, self.weight_decay
-        self._flat = build_optimizer(self.optimizer_name, parameters, *rates)  # to zero gradients
+        self._flat = self._build_optimizer([parameters])  # to zero gradients
         return self._flat
 
     def _collect_gradients(self) -> list[nn.Parameter]:

@@ -8,10 +8,11 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lit_sft.data.tokenizer import load_tokenizer
+from lit_sft.export.adapter_weights import split_weights
 from lit_sft.export.base_files import TrainedRounding, open_base
 from lit_sft.export.formats_out import load_folder, load_on_published, write_export
 from lit_sft.export.trained_model import build_trained
-from lit_sft.export.trained_run import TrainedRun, split_weights
+from lit_sft.export.trained_run import TrainedRun
 from lit_sft.model.adapter import Lora, attach_lora
 from lit_sft.model.base_model import Quantization, fingerprint_base, load_base
 from lit_sft.model.fast.memory import cache_weights
@@ -54,15 +55,14 @@ def make_run(tiny_tokenizer, tmp_path):
         adapted = attach_lora(model.float(), LORA, ids)
         trained = [(n, p) for n, p in adapted.named_parameters() if p.requires_grad]
         state = {f"_model.{n}": torch.randn_like(p) * 0.1 for n, p in trained}
-        run = RunFolder(tmp_path / "run")
-        run.root.mkdir()
-        run.config.write_text(
-            f"model: {{base_model: {folder}, lora: {{r: 4, alpha: 8}}}}\ndata: {{}}\n"
-        )
+        options = {"model": {}, "data": {}}
         weights = split_weights(state, LORA.r, LORA.alpha, tuple(ids), "here")
         loaded = load_tokenizer(str(folder))
         base = open_base(str(folder))
-        return TrainedRun(run, Path("x"), 1, base, quantization, dtype, weights, loaded, state)
+        return TrainedRun(
+            RunFolder(tmp_path / "run"), options, Path("x"), 1, 1, None,
+            base, LORA, quantization, dtype, weights, loaded, state,
+        )  # fmt: skip
 
     return make
 
@@ -82,7 +82,7 @@ def differ(one: torch.Tensor, other: torch.Tensor) -> float:
 def test_the_base_is_rounded_to_the_bit_as_in_training(make_run, quantization, dtype):
     run = make_run("qwen2", quantization, dtype)
     base = load_base(run.base.base_model, quantization, dtype, torch.device("cpu"))
-    assert run.base.fingerprint() == fingerprint_base(base)
+    assert run.base.fingerprint == fingerprint_base(base)
     cache_weights(base, "auto", dtype, torch.device("cpu"))
     rounding, state = TrainedRounding(run.base, quantization, dtype), base.state_dict()
     assert len(rounding.quantized) == 14

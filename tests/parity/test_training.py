@@ -16,7 +16,7 @@ from transformers import (
 from lit_sft import ChatTask, Lora, Quantization, SFTDataModule, SFTModule
 from lit_sft.data.batching import pad_batch
 from lit_sft.data.encoded_rows import EncodedRows
-from lit_sft.model.optim import cosine_with_warmup
+from lit_sft.model.schedule import Schedule
 from lit_sft.types import Example, Message
 
 LEARNING_RATE, WARMUP_STEPS, STEPS = 1e-2, 2, 8
@@ -71,7 +71,7 @@ def train(
     module = SFTModule(
         str(base),
         lora=module_args.pop("lora", LORA),
-        optimizer="adamw",
+        optimizer=module_args.pop("optimizer", "adamw"),
         learning_rate=LEARNING_RATE,
         warmup_ratio=WARMUP_STEPS / STEPS,
         **module_args,
@@ -205,7 +205,8 @@ def test_schedule_equals_that_of_transformers(warmup, total):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     reference = get_cosine_schedule_with_warmup(optimizer, warmup, total)
     for step in range(total + 2):
-        assert cosine_with_warmup(step, warmup, total) == reference.get_last_lr()[0]
+        ours = Schedule(warmup_steps=warmup).factor(step, 0.0, total)
+        assert ours == reference.get_last_lr()[0]
         optimizer.step()
         reference.step()
 

@@ -15,6 +15,8 @@ def start(model: str) -> xllamacpp.Server:
     parameters.model.path = model
     parameters.n_ctx, parameters.n_parallel, parameters.port = 512, 1, 0
     parameters.warmup, parameters.use_jinja = False, True
+    # Threads of a small model mostly wait for each other, and spin meanwhile.
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
     # float32 where there is a choice: keys and values are halved by default.
     parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     off = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED

@@ -5,7 +5,9 @@ The engines are in an environment of their own, whose Python `LIT_SFT_SERVE` nam
 
 import json
 import os
+import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,6 @@ from command import ROOT, lit_sft_from_scratch
 
 from lit_sft.cli.export import export_run, read_held_out
 from lit_sft.export.certificate import generate
-from lit_sft.export.export_run import find_ends
 from lit_sft.export.formats_out import load_on_published
 from lit_sft.export.trained_model import build_trained
 from lit_sft.export.trained_run import TrainedRun, read_run
@@ -46,7 +47,7 @@ def trained(tmp_path_factory) -> Trained:
     run = read_run(folder)
     held_out = read_held_out(run, 64)
     model, tokenizer = build_trained(run, torch.float32)
-    answers = generate(model, tokenizer, held_out.prompts, find_ends(run), TOKENS)
+    answers = generate(model, tokenizer, held_out.prompts, run.stop_ids, TOKENS)
     return Trained(run, held_out.prompts, held_out.grade, answers)
 
 
@@ -61,17 +62,20 @@ def ask(script: str, trained: Trained, model: Path, adapter: Path | None = None)
     }
     command = [PYTHON, str(HERE / script)]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_HOME")}
-    done = subprocess.run(
-        command, input=json.dumps(asked), env=environment, capture_output=True, text=True,
-        timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+    try:
+        stdout, stderr = process.communicate(json.dumps(asked), timeout=800)
+    finally:
+        with suppress(ProcessLookupError):  # a server that outlived its script
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, stderr[-3000:]
+    return json.loads(stdout.splitlines()[-1])
 
 
 def require_equal(trained: Trained, answers: list[list[int]], got: dict, least: float) -> None:
     """The tokens are PEFT's; the chat template that is served gives the same answers as text."""
-    tokenizer, ends = trained.run.tokenizer, find_ends(trained.run)
+    tokenizer, ends = trained.run.tokenizer, trained.run.stop_ids
     tokens = [[token for token in row if token not in ends] for row in got["tokens"]]
     total = sum(max(len(a), len(b)) for a, b in zip(tokens, answers, strict=True))
     pairs = zip(tokens, answers, strict=True)
@@ -102,7 +106,7 @@ def test_vllm_answers_with_the_merged_folder(trained, tmp_path):
 def test_vllm_answers_with_the_adapter(trained, tmp_path):
     result = export_run(trained.run.folder.root, "vllm", tmp_path / "out")
     model = load_on_published(trained.run, result.folder, torch.float32)
-    ends = find_ends(trained.run)
+    ends = trained.run.stop_ids
     answers = generate(model, trained.run.tokenizer, trained.prompts, ends, TOKENS)
     got = ask("vllm_server.py", trained, BASE, result.folder)
     require_equal(trained, answers, got, 1.0)

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
-START_SECONDS = 240
+START_SECONDS = 400
 
 
 def start(asked: dict, port: int) -> subprocess.Popen:
@@ -29,6 +29,8 @@ def start(asked: dict, port: int) -> subprocess.Popen:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
     }
     environment.pop("PYTHONPATH", None)
     return subprocess.Popen(command, env=environment, stdout=sys.stderr)

@@ -35,11 +35,11 @@ class Ungraded(Echo):
     grade = ChatTask.grade
 
 
-def train(base, root, callbacks, steps=4, task=None, logger=True, **module_args):
+def train(base, root, callbacks, steps=4, task=None, logger=True, val_rows=12, **module_args):
     module = SFTModule(
         str(base), lora=Lora(r=4, alpha=8), learning_rate=1e-2, max_new_tokens=6, **module_args
     )
-    data = SFTDataModule(task or Echo(), val_rows=12, batch_size=2, accumulate_grad_batches=2)
+    data = SFTDataModule(task or Echo(), val_rows=val_rows, batch_size=2, accumulate_grad_batches=2)
     trainer = pl.Trainer(
         max_steps=steps,
         default_root_dir=root,
@@ -204,3 +204,51 @@ def test_every_answer_is_kept_and_the_lines_say_what_was_measured(tiny_base, tmp
     told = [line.partition("exact_match ")[2].split("  ")[0] for line in lines]
     assert told == [f"{right[0]:.3f} (step 0)", "", f"{right[1]:.3f}", f"{right[2]:.3f}"]
     assert [" left " in line for line in lines] == [True, True, True, False]
+
+
+class Deaf(Echo):
+    """Finds no answer in anything."""
+
+    def rows(self, split):
+        return None if split == "val" else [{"n": n} for n in range(130)]
+
+    def grade(self, row, text):
+        return None
+
+
+class Scored(Echo):
+    def grade(self, row, text):
+        return len(text) % 4 / 4
+
+
+@pytest.mark.parametrize("rows", [63, 64])
+def test_a_grader_that_never_matches_in_64_rows_is_said_aloud(tiny_base, tmp_path, recwarn, rows):
+    callback = GenerationEval(every_n_steps=1, eval_rows=rows)
+    train(tiny_base, tmp_path, [callback], steps=2, task=Deaf(), val_rows=80)
+    said = [str(x.message) for x in recwarn if "the grader" in str(x.message)]
+    assert len(said) == (2 if rows == 64 else 0)  # of the base, and once of what is trained
+    for step, text in enumerate(said):
+        expected = f"GenerationEval, after step {step}: the grader 'Deaf' finds no answer in any of"
+        assert text.startswith(f"{expected} 64 answers: one is ")
+
+
+def test_checkpoints_are_kept_by_a_score(tiny_base, tmp_path):
+    best = ModelCheckpoint(monitor="val/f1", mode="max", every_n_train_steps=1)
+    train(tiny_base, tmp_path, [GenerationEval(every_n_steps=1), best], task=Scored())
+    rows = [row for row in read_metrics(tmp_path) if row["val/f1"] and row["step"] != "0"]
+    assert best.best_model_score == pytest.approx(max(float(row["val/f1"]) for row in rows))
+    assert "val/exact_match" not in rows[0]
+    lines = (tmp_path / "logs" / "generations.jsonl").read_text().splitlines()
+    assert {json.loads(line)["verdict"][:3] for line in lines} == {"f1 "}
+
+
+@pytest.mark.parametrize(
+    ("task", "monitor"),
+    [(Scored(), "val/exact_match"), (Echo(), "val/f1"), (Echo(), "val/exact_match/chats")],
+)
+def test_a_figure_that_the_graders_do_not_give_is_not_waited_for(
+    tiny_base, tmp_path, task, monitor
+):
+    best = ModelCheckpoint(monitor=monitor, mode="max", every_n_train_steps=1)
+    with pytest.raises(InputError, match=f"ModelCheckpoint.monitor: {monitor} is not measured; "):
+        train(tiny_base, tmp_path, [GenerationEval(every_n_steps=1), best], task=task)

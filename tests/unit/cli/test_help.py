@@ -95,7 +95,7 @@ def test_a_class_tells_what_it_takes_in_full(capsys, words):
     assert shown.startswith("lit_sft.ChatFile: A chat data set in one of the formats")
     for name in parameters(ChatFile):
         assert f" --data.task.{name} " in shown
-    assert "`system` names a column of system prompts. (null)" in shown
+    assert "`system` names a column of system prompts, and `tools` one of tools. (null)" in shown
 
 
 def test_one_option_and_no_other(capsys):

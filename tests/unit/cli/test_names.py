@@ -22,7 +22,8 @@ TYPOS_IN_A_CONFIG = [
     ("checkpoint: {every_n_step: 3}", "Did you mean 'checkpoint.every_n_steps'?"),
     ("data: {batch_sise: 3}", "'data.batch_sise'. Did you mean 'data.batch_size'?"),
     ("resume_polcy: strict", "Did you mean 'resume_policy'?"),
-    ("model: {optimizer: adamv}", "model.optimizer must be one of paged_adamw_32bit, paged_adamw_"),
+    ("model: {nonfinite: skp}", "got 'skp'. Did you mean 'skip'?"),
+    ("model: {schedule: {kind: cosin}}", "kind must be one of cosine, linear, constant, warmup_"),
     ("trainer: {precision: bf16-mixd}", "got 'bf16-mixd'. Did you mean 'bf16-mixed'?"),
     ("trainer: {precision: 16-true}", "must be one of auto, bf16-mixed, 32-true, bf16, 32, got "),
     ("trainer: {precision: 64}", "trainer.precision must be one of auto, bf16-mixed, "),
@@ -60,7 +61,7 @@ TYPOS_IN_A_CONFIG = [
         "init_args: {monitr: x}}}",
         "ModelCheckpoint does not take 'monitr'. Did you mean 'monitor'?",
     ),
-    ("model: {lora: 3}", "model.lora takes r, alpha, dropout, target_modules by name, got 3"),
+    ("model: {lora: 3}", "model.lora takes r, alpha, dropout, target_modules, use_rslora, lora"),
     (
         "model: {quantization: nf4}",
         "model.quantization takes format, double_quant, weight_cache by",

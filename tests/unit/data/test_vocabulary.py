@@ -116,7 +116,7 @@ def test_a_word_that_was_added_to_the_tokenizer_is_found_where_it_is_said(tiny_b
     prompts.task.messages = lambda row: [
         {"role": "user", "content": "wonderful"}, {"role": "assistant", "content": "a"}
     ]  # fmt: skip
-    with pytest.raises(InputError, match="test row 0 holds it"):
+    with pytest.raises(InputError, match="row 0 of test holds it"):
         attach(prompts, tiny_base).predict_dataloader()
 
 

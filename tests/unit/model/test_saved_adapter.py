@@ -45,8 +45,8 @@ def change(folder, target, **fields):
     return target
 
 
-def make_module(base, adapter, targets=ATTENTION):
-    lora = Lora(r=4, alpha=8, target_modules=targets)
+def make_module(base, adapter, targets=ATTENTION, use_rslora=False):
+    lora = Lora(r=4, alpha=8, target_modules=targets, use_rslora=use_rslora)
     return SFTModule(
         str(base), quantization=Quantization(format="none"), lora=lora, adapter=str(adapter)
     )
@@ -133,7 +133,8 @@ def test_every_field_of_the_installed_peft_is_refused_unless_it_is_known():
             continue
         accepted.add(name)
     assert accepted == {
-        *("r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform"),
+        *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules"),
+        "layers_to_transform",
         *("layers_pattern", "trainable_token_indices", "lora_dropout", "fan_in_fan_out"),
         *("base_model_name_or_path", "revision", "auto_mapping", "peft_version"),
         *("inference_mode", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
@@ -151,6 +152,7 @@ def test_every_field_of_the_installed_peft_is_refused_unless_it_is_known():
         ({"layers_to_transform": [1], "layers_pattern": "layers"}, r".*s\.1\..*\.[qkvo]_proj"),
         ({"target_modules": "all-linear"}, "all-linear"),
         ({"target_modules": r".*\.(q|down)_proj"}, ["q_proj", "down_proj"]),
+        ({"use_rslora": True}, ATTENTION),
         ({"init_lora_weights": "gaussian"}, ATTENTION),
         ({"init_lora_weights": "orthogonal"}, ATTENTION),
         ({"fan_in_fan_out": True}, ATTENTION),
@@ -163,9 +165,8 @@ def test_every_field_of_the_installed_peft_is_refused_unless_it_is_known():
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set", "ignore:You have requested `ensure_w")
 def test_what_is_accepted_has_the_logits_of_plain_peft(tiny_base, tmp_path, fields, targets):
     adapter = publish(tiny_base, tmp_path / "adapter", **fields)
-    module = make_module(
-        tiny_base, adapter, targets if isinstance(targets, str) else tuple(targets)
-    )
+    targets = targets if isinstance(targets, str) else tuple(targets)
+    module = make_module(tiny_base, adapter, targets, fields.get("use_rslora", False))
     make_trainer(tmp_path).validate(module, make_data(), verbose=False)
     module.model.config._attn_implementation = "sdpa"
     base = AutoModelForCausalLM.from_pretrained(tiny_base)

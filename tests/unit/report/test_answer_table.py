@@ -21,6 +21,14 @@ def test_lost_and_won_rows_come_first(tmp_path):
     assert (verdict, finished, table["texts"][output], cut) == ("wrong", 1, "the answer 20", 0)
 
 
+def test_scores_are_won_and_lost_too(tmp_path):
+    scores = {0: ("f1 0.5", "f1 0.4"), 1: ("f1 0.500", "f1 1.000"), 2: ("f1 0.5", "f1 0.5")}
+    scores[3] = ("f1 1.0", "f1 1.0")
+    given = [answer(s, row, x[s > 0]) for row, x in scores.items() for s in (0, 9)]
+    kinds = {row["row"]: row["kind"] for row in answers_of(tmp_path, *given)["rows"]}
+    assert kinds == {0: "lost", 1: "won", 2: "wrong", 3: "right"}
+
+
 def test_a_text_stands_once(tmp_path):
     table = answers_of(tmp_path, *(answer(step, 0, "r", "same") for step in range(9)))
     assert table["texts"].count("same") == 1

@@ -20,7 +20,7 @@ def test_a_whole_run_is_read_without_a_remark(tmp_path):
     assert facts.seconds() == 90
     assert facts.has_finished
     assert not facts.remarks
-    low, high = facts.interval(20)
+    low, high = facts.interval("val/exact_match", 20)
     assert 0.14 < low < 0.5 < high < 0.86  # Wilson's, of 2 of 4
 
 
@@ -73,7 +73,7 @@ def test_samples_of_a_former_version_give_no_interval(tmp_path):
     (root / "logs" / "answers.jsonl").rename(root / "logs" / "generations.jsonl")
     facts = read_run(root)
     assert len(facts.problems) == 4
-    assert facts.interval(20) is None
+    assert facts.interval("val/exact_match", 20) is None
 
 
 def test_a_killed_run_ended_when_it_last_wrote(tmp_path):

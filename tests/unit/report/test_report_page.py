@@ -104,7 +104,7 @@ def test_several_runs_share_a_page(tmp_path):
     page = Page(write_report([one, two], tmp_path / "both.html"))
     shown = " ".join(" ".join(text for text, _ in page.texts).split())
     assert "a against b" in shown
-    assert "won 0, lost 0 of 4 shared rows; McNemar's exact p = 1" in shown
+    assert "won 0, lost 0, alike 4 of 4 rows; McNemar's exact p = 1" in shown
     assert "These runs are of different tasks." in shown
     assert "model.learning_rate 0.002 0.001" in shown
     assert page.data["answers"]["columns"] == ["a, step 20", "b, step 20"]

@@ -17,12 +17,12 @@ def test_the_rows_that_both_have_answered_decide(tmp_path):
         run_of(tmp_path / "b", "r" * 8 + "w"),
     )
     (duel,) = compare_runs([one, two])
-    assert (duel.rows, duel.won, duel.lost) == (9, 8, 1)
-    assert duel.p == 2 * (1 + 9) / 2**9
-    assert "won 8, lost 1 of 9 shared rows; McNemar's exact p = 0.0391" in duel.describe()
+    assert duel.change == (8, 1, 9)
+    assert duel.change.p == 2 * (1 + 9) / 2**9
+    assert "won 8, lost 1, alike 0 of 9 rows; McNemar's exact p = 0.0391" in duel.describe()
 
 
 def test_runs_of_other_rows_cannot_be_compared(tmp_path):
     (duel,) = compare_runs([run_of(tmp_path / "a", "rw"), run_of(tmp_path / "b", "rw", first=9)])
-    assert duel.rows == 0
+    assert duel.change.rows == 0
     assert "no row in common" in duel.describe()

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from run_folders import make_run
+from run_folders import answer, make_run
 
+from lit_sft.evaluation.intervals import mean_interval, wilson_interval
 from lit_sft.report.facts import RunFacts
 from lit_sft.report.read_run import read_run
 from lit_sft.report.verdict import list_worries, tell_state, tell_verdict
@@ -25,6 +26,17 @@ def test_the_verdict_has_the_figures(tmp_path):
         "step 20. Loss on held-out rows 2 → 0.1. 20 of 20 steps, 1,010 tokens/s, 1 min 30 s of "
         "wall time."
     )
+
+
+def test_scores_have_their_own_figure_and_interval(tmp_path):
+    given = [answer(20, row, verdict) for row, verdict in enumerate(["f1 0.5", "f1 1.0", "r", "w"])]
+    facts = read_run(make_run(tmp_path / "run", answers=given))
+    facts.figures["val/f1"] = [(0, 0.25), (20, 0.75)]
+    low, high = mean_interval(1.5, 1.25, 2)
+    assert f"F1 25.0% → 75.0% on 4 held-out rows, 95 % interval {low:.1%} to {high:.1%}" in (
+        tell_verdict(facts)
+    )
+    assert facts.interval("val/exact_match", 20) == wilson_interval(1, 2)
 
 
 def test_a_run_without_figures_has_a_verdict():

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lit_sft import Lora, SFTDataModule, SFTModule, WordProblems
+from lit_sft import Lora, Schedule, SFTDataModule, SFTModule, WordProblems
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.errors import InputError
 
@@ -170,6 +170,52 @@ def test_all_that_decides_the_bits_is_compared(tiny_base, tmp_path, whole):
     held = whole[1]["run"]
     assert {type(value) for value in held.values()} <= {str, int, float, bool, list}
     assert held["model.lora.target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+
+
+def test_variants_go_on_to_the_same_bits(tiny_base, tmp_path):
+    """What noise draws, as dropout, and the rates of both halves are functions of the step."""
+    variant = {
+        "lora": Lora(4, 8, target_modules="all-linear", use_rslora=True, loraplus_lr_ratio=4.0),
+        "optimizer": "torch.optim.NAdam",
+        "optimizer_args": {"betas": (0.8, 0.9)},
+        "schedule": Schedule("linear", warmup_steps=1, min_lr_ratio=0.1),
+        "neftune_noise_alpha": 5.0,
+    }
+    whole = train(tiny_base, tmp_path, **variant), None
+    path = str(tmp_path / "new.ckpt")
+    assert is_whole(train(tiny_base, tmp_path, path, **variant), whole)
+    for named in ("neftune_noise_alpha", "schedule", "optimizer_args"):
+        with pytest.raises(InputError, match=rf"model\.{named}[a-z_.]*: was "):
+            train(tiny_base, tmp_path, path, **{k: v for k, v in variant.items() if k != named})
+    plain = Lora(4, 8, target_modules="all-linear")
+    with pytest.raises(InputError, match=r"loraplus_lr_ratio: was 4\.0, is now 1\.0") as error:
+        train(tiny_base, tmp_path, path, **variant | {"lora": plain})
+    assert "model.lora.use_rslora: was True, is now False" in str(error.value)
+    accepted = variant | {"lora": plain, "accept_changes": ["model.lora"]}
+    with pytest.raises(InputError, match=r"optimizer knows groups of \[14, 14\] tensors, here"):
+        train(tiny_base, tmp_path, path, **accepted)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lora": Lora(4, 8, use_rslora=True)},
+        {"lora": Lora(4, 8, loraplus_lr_ratio=2.0)},
+        {"schedule": Schedule(warmup_steps=1)},
+        {"neftune_noise_alpha": 5.0},
+        {"optimizer_args": {"eps": 1e-6}},
+    ],
+    ids=str,
+)
+def test_a_variant_is_no_way_on_from_a_checkpoint_of_before(tiny_base, tmp_path, whole, options):
+    new = "use_rslora", "loraplus_lr_ratio"
+    names = [f"model.lora.{name}" for name in new]
+    names += ["model.neftune_noise_alpha", "model.optimizer_args"]
+    names += [name for name in whole[1]["run"] if name.startswith("model.schedule.")]
+    path = write(tmp_path / "x.ckpt", whole[1], run=without(whole[1], *names))
+    with pytest.raises(InputError, match="the checkpoint is of another run") as error:
+        train(tiny_base, tmp_path, path, **options)
+    assert str(error.value).count("\n  ") == 1
 
 
 def test_several_options_are_accepted_by_the_name_of_their_group(tiny_base, tmp_path, whole):

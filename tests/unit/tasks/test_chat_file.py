@@ -1,11 +1,12 @@
 """A chat data set as a file, a folder, or a data set of `datasets`."""
 
+import gzip
 import json
 import time
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from lit_sft import ChatFile
 from lit_sft.data.splits import read_conversations, read_split
@@ -74,15 +75,13 @@ TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"messages": TURNS, "tools": [{"name": "add"}]}, "'tools' is not read, but holds the to"),
         ({"messages": TURNS, "history": [["q", "a"]]}, "earlier turns"),
-        ({"conversations": TURNS, "functions": '[{"name": "add"}]'}, "'functions' is not read"),
         ({"question": "q", "answer": "a", "images": ["1.png"]}, "this trains on text"),
     ],
 )
 def test_a_column_that_says_something_is_refused_where_it_is_not_read(tmp_path, row, says):
     """In any row, whether the first has it or not."""
-    unsaid = {x: row[x] for x in row if x not in ("tools", "history", "functions", "images")}
+    unsaid = {x: row[x] for x in row if x not in ("history", "images")}
     empty = {**unsaid, **dict.fromkeys(row.keys() - unsaid.keys(), "[]")}
     path = str(write(tmp_path / "a.jsonl", as_jsonl([unsaid, empty, row])))
     with pytest.raises(InputError, match=rf"^train row 2: column .*{says}"):
@@ -207,3 +206,48 @@ def test_the_client_of_the_hub_reads_splits_and_fails_cleanly(tmp_path):
     says = r"'nobody/nothing' could not be loaded from the Hub \(.*check the id and the network"
     with pytest.raises(InputError, match=says):
         ChatFile("nobody/nothing").rows("train")
+
+
+def test_a_file_grades_by_the_last_turn_of_a_row(tmp_path):
+    turns = [("user", "1 + 1?"), ("assistant", "2"), ("user", "and 1?"), ("assistant", "so 3")]
+    chat = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    path = write(tmp_path / "a.jsonl", as_jsonl([chat, {"messages": chat["messages"][:3]}]))
+    task = ChatFile(str(path), grader="number")
+    whole, open_ended = task.rows("train")
+    assert [task.grade(whole, text) for text in ("It is 3.", "2", "?")] == [True, False, None]
+    assert (task.grader, task.grader_name()) == ("number", "number")
+    with pytest.raises(InputError, match="there is no answer to grade by"):
+        task.grade(open_ended, "3")
+    assert ChatFile(str(path), grader={"regex": "[0-9]"}).grader_name() == "regex: [0-9]"
+    with pytest.raises(InputError, match=r"there is no grader; name a task that does in"):
+        ChatFile(str(path)).grade(whole, "3")
+    assert ChatFile(str(path)).grader_name() is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "held_out"), [(2, 1), (9, 1), (150, 15), (2560, 256), (9000, 256)]
+)
+def test_val_rows_auto_takes_a_tenth_at_most_256(tmp_path, rows, held_out):
+    many = [{"question": f"{n}?", "answer": f"{n}"} for n in range(rows)]
+    task = ChatFile(str(write(tmp_path / "a.jsonl", as_jsonl(many))))
+    train, val = (read_split(task, split, "auto") for split in ("train", "val"))
+    assert (len(train), len(val)) == (rows - held_out, held_out)
+    assert not {name for name, _ in train} & {name for name, _ in val}
+    assert list(val) == list(read_split(task, "val", held_out))
+
+
+def test_val_rows_auto_leaves_a_row_to_train_on(tmp_path):
+    task = ChatFile(str(write(tmp_path / "a.jsonl", as_jsonl(ROWS[:1]))))
+    with pytest.raises(InputError, match=r"data\.val_rows=auto leaves nothing to train on"):
+        read_split(task, "train", "auto")
+
+
+def test_a_tenth_of_a_packed_file_in_a_folder_and_of_a_table(tmp_path):
+    many = [{"question": f"{n}?", "answer": f"{n}"} for n in range(50)]
+    write(tmp_path / "data" / "train.jsonl.gz", gzip.compress(as_jsonl(many)))
+    DatasetDict({"train": Dataset.from_list(many)}).save_to_disk(tmp_path / "saved")  # as a Hub id
+    splits = {"train": "train[:10%]", "test": "train[90%:]"}
+    for name in ("data", "saved"):
+        task = ChatFile(str(tmp_path / name), splits=splits)
+        assert [row["answer"] for row in task.rows("train")] == ["0", "1", "2", "3", "4"]
+        assert [row["answer"] for row in task.rows("test")] == ["45", "46", "47", "48", "49"]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lit_sft import ChatFile, ChatTask, Mixture
 from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.errors import InputError
+from lit_sft.tasks.base import list_chosen_graders, name_graders
 from lit_sft.tasks.mixture import count_rows, draw_rows
 
 
@@ -160,3 +161,22 @@ def test_errors_name_the_row_of_the_source(tmp_path):
 def test_a_mixture_that_cannot_be(make, reason):
     with pytest.raises(InputError, match=reason):
         make()
+
+
+def test_each_task_of_a_mixture_has_its_grader():
+    f1 = ChatFile("some/where.jsonl", grader="f1")
+    mixture = Mixture({"chats": f1, "words": Words("x", 2)})
+    assert name_graders(mixture) == {"chats": "f1", "words": "Words"}
+    assert mixture.grader_name() == "f1, Words"
+    assert list_chosen_graders(mixture) == list_chosen_graders(f1) == "f1"
+    assert list_chosen_graders(Words("x", 2)) == ""
+    row = {"source": "chats", "row": {"question": "q", "answer": "red house"}}
+    assert mixture.grade(row, "red car") == 0.5
+    assert Mixture({"a": Ungraded("a", 2), "b": f1}).grader_name() is None
+    assert name_graders(Ungraded("a", 2)) == {"": None}
+
+
+def test_auto_holds_a_tenth_of_every_task_out_and_no_more_than_its_part():
+    val = [row for _, row in read_split(mix(60, 7, 9000), "val", "auto")]
+    assert sources(val) == {"a": 6, "b": 1, "c": 86}
+    assert len(train(mix(60, 7, 9000), "auto")) == 9067 - 93

@@ -1,4 +1,4 @@
-"""Shares of answers: how sure one may be of one, and of a difference between two. Without torch."""
+"""95 % intervals: how sure one may be of a share, and of a mean. Without torch."""
 
 import math
 
@@ -36,19 +36,22 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
-def mcnemar_p(won: int, lost: int) -> float:
-    """Return how likely a split as uneven as this is, where rows change either way alike.
+def mean_interval(score_sum: float, square_sum: float, total: int) -> tuple[float, float]:
+    """Return a 95 % interval of the mean of scores from 0 to 1: normal, with four scores added.
 
-    It is the exact, two-sided binomial test of the rows that differ (McNemar, 1947). Rows that are
-    alike say nothing, and where none differs, it is 1.
+    Two are 0 and two are 1, as Agresti and Coull (1998) add them to a proportion: equal scores do
+    not shrink it to a point, and few do not make it too narrow.
 
     Args:
-        won: Rows that are right now and were not, 0 or more.
-        lost: Rows the other way round.
+        score_sum: Of all scores.
+        square_sum: Of their squares.
+        total: How many they are, one at least.
+
+    Returns:
+        The lower and the upper bound, between 0 and 1, with the mean between them.
     """
-    differing, fewer = won + lost, min(won, lost)
-    ways = tail = 1
-    for rows in range(fewer):
-        ways = ways * (differing - rows) // (rows + 1)
-        tail += ways
-    return min(1.0, 2 * tail / 2**differing) if differing else 1.0
+    count, mean = total + 4, score_sum / total
+    centre = (score_sum + 2) / count
+    variance = max(0.0, (square_sum + 2) / count - centre**2) * count / (count - 1)
+    half = Z_95 * math.sqrt(variance / count)
+    return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
