@@ -6,11 +6,12 @@ from typing import Any
 
 from lit_sft.evaluation.comparison import weigh
 from lit_sft.report.facts import Given, Problem, RunFacts
+from lit_sft.report.script_json import to_json
 
-MOST_CHARACTERS = 1_600_000
-"""Of all texts in a page. Where there are more, evaluations between the first and the last are left
-out, then rows."""
-MOST_TOKENS = 30_000
+MOST_BYTES = 1_100_000
+"""Of all texts in a page, as they stand in there. Where there are more, evaluations between the
+first and the last are left out, then rows."""
+MOST_TOKENS = 15_000
 """Of all answers of a page that are coloured by the probability of their tokens."""
 MOST_IN_A_TEXT = 8_000
 """Of a single one, such as of runs that have kept theirs whole."""
@@ -26,7 +27,7 @@ def make_answers(runs: Sequence[RunFacts]) -> dict[str, Any]:
             that all have answered.
     """
     columns, rows, left_out = _collect(runs), _join(runs), ""
-    if len(columns) > 2 and _size(rows, columns) > MOST_CHARACTERS:
+    if len(columns) > 2 and _size(rows, columns) > MOST_BYTES:
         left_out = f"{len(columns) - 2:,} evaluations between the first and the last"
         columns = [columns[0], columns[-1]]
     rows = sorted(rows, key=lambda row: (KINDS.index(_kind(row, columns)), row[0].row))
@@ -107,8 +108,9 @@ def _kind(row: Row, columns: Sequence[Column]) -> str:
 
 
 def _size(rows: Iterable[Row], columns: Sequence[Column]) -> int:
-    """Return about how many characters the rows take, each text once."""
-    return sum(sum(min(len(x), MOST_IN_A_TEXT) for x in _texts_of(row, columns)) for row in rows)
+    """Return about how many bytes the rows take, each text once."""
+    texts = (text[:MOST_IN_A_TEXT] for row in rows for text in _texts_of(row, columns))
+    return sum(len(to_json(text).encode("utf-8", "replace")) for text in texts)
 
 
 def _texts_of(row: Row, columns: Sequence[Column]) -> set[str]:
@@ -119,7 +121,7 @@ def _texts_of(row: Row, columns: Sequence[Column]) -> set[str]:
 
 def _fit(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
     kept: list[Row] = []
-    room = MOST_CHARACTERS
+    room = MOST_BYTES
     for row in rows:
         room -= _size([row], columns)
         if room < 0 and kept:

@@ -7,7 +7,10 @@ from typing import Any
 from lit_sft.report.facts import GRADED, RunFacts, Series, finite
 
 MOST_POINTS = 2_000
-"""Of a series. Where it has more, the least and the largest of each stretch are drawn."""
+"""Of a series, which several runs share. Where it has more, the least and the largest of each
+stretch are drawn."""
+LEAST_POINTS = 200
+"""Of a series of one of many runs."""
 SMOOTH = 50
 """A noisy series of more points than twice this has its running mean beside it, of a part of it."""
 CHARTS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
@@ -38,7 +41,7 @@ def make_charts(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
             drawn
             for number, facts in enumerate(runs)
             for name in names
-            for drawn in _draw(facts, name, number, len(runs) > 1)
+            for drawn in _draw(facts, name, number, len(runs))
         ]
         if title == "Gradient norm" and series:
             series += _draw_clip(runs)
@@ -59,7 +62,7 @@ def make_marks(facts: RunFacts) -> dict[str, list[int]]:
     }
 
 
-def thin(series: Series, most: int = MOST_POINTS) -> Series:
+def thin(series: Series, most: int) -> Series:
     """Return at most `most` points of a series: the least and the largest of each stretch.
 
     A point that is not a number stays where its stretch has no other.
@@ -90,21 +93,22 @@ def smooth(series: Series) -> Series:
     return means
 
 
-def _draw(facts: RunFacts, name: str, run: int, names_run: bool) -> Iterable[dict[str, Any]]:
+def _draw(facts: RunFacts, name: str, run: int, runs: int) -> Iterable[dict[str, Any]]:
+    most = max(LEAST_POINTS, MOST_POINTS // runs)
     columns = [x for x in facts.figures if x == name or x.startswith(f"{name}/")]
     for column in columns:
         series = facts.figures[column]
-        label = f"{facts.name}: {column}" if names_run else column
+        label = f"{facts.name}: {column}" if runs > 1 else column
         is_noisy = column in ("train/loss", "train/grad_norm") and len(series) > 2 * SMOOTH
-        drawn = _as_series(label, column, series, run)
-        if column in GRADED:
+        drawn = _as_series(label, column, thin(series, most), run)
+        if column in GRADED and len(series) <= most:
             bounds = [facts.interval(column, step) for step, _ in series]
             if all(bounds):
                 drawn["low"] = [_short(x[0]) for x in bounds if x]
                 drawn["high"] = [_short(x[1]) for x in bounds if x]
         yield drawn | {"faint": is_noisy}
         if is_noisy:
-            yield _as_series(f"{label}, running mean", column, smooth(series), run)
+            yield _as_series(f"{label}, running mean", column, thin(smooth(series), most), run)
 
 
 def _draw_clip(runs: Sequence[RunFacts]) -> Iterable[dict[str, Any]]:
@@ -125,8 +129,7 @@ def _colour(series: Sequence[dict[str, Any]], by_run: bool) -> None:
 
 
 def _as_series(label: str, column: str, series: Series, run: int) -> dict[str, Any]:
-    kept = thin(series)
-    points = {"x": [x for x, _ in kept], "y": [_short(y) for _, y in kept]}
+    points = {"x": [x for x, _ in series], "y": [_short(y) for _, y in series]}
     return {"label": label, "column": column, "run": run, **points}
 
 

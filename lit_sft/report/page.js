@@ -12,106 +12,81 @@ const show = (text) =>
 
 // Curves
 
-const style = (name) => getComputedStyle(root).getPropertyValue(name).trim();
-const colour = (series) => `--c${series.colour % 8}`;
-const DASHES = [[], [6, 3], [2, 3], [9, 3, 2, 3]];
-const FEW_POINTS = 60;
+const plots = data.plots;
+let plotViews = [];
 const format = (value) =>
-  value == null ? "–"
+  Number.isNaN(value) ? "–"
   : value !== 0 && Math.abs(value) < 1e-4 ? value.toExponential(2)
-  : value.toLocaleString("en", { maximumSignificantDigits: 5 });
+  : value.toLocaleString("en", Math.abs(value) < 1000 ? { maximumSignificantDigits: 4 } : { maximumFractionDigits: 0 });
 
-function lineOf(series, label, shown) {
-  const last = (values) => values.findLast((x) => x != null);
-  return {
-    label,
-    stroke: shown ? () => style(colour(series)) : "transparent",
-    width: series.faint ? 1 : 2,
-    alpha: series.faint ? 0.45 : 1,
-    dash: DASHES[series.dash % DASHES.length],
-    points: { show: shown && series.x.length < FEW_POINTS, size: 6, fill: () => style("--ground") },
-    value: (plot, value, line, at) => at == null ? format(last(plot.data[line])) : format(value),
-  };
-}
-
-function drawMarks(plot) {
-  const { ctx, bbox } = plot, unit = devicePixelRatio;
-  ctx.save();
-  for (const [kind, steps] of Object.entries(data.marks)) {
-    for (const step of steps) {
-      const x = plot.valToPos(step, "x", true);
-      if (x < bbox.left || x > bbox.left + bbox.width) continue;
-      const height = kind === "evaluated" ? 6 * unit : bbox.height;
-      ctx.strokeStyle = style({ evaluated: "--faint", resumed: "--c3", skipped: "--bad" }[kind]);
-      ctx.lineWidth = unit;
-      ctx.setLineDash(kind === "resumed" ? [4 * unit, 4 * unit] : []);
-      ctx.beginPath();
-      ctx.moveTo(x, bbox.top + bbox.height);
-      ctx.lineTo(x, bbox.top + bbox.height - height);
-      ctx.stroke();
+/* Give everything drawn the colours of the page; a model's first tag names them by property. */
+function paint() {
+  const style = getComputedStyle(root);
+  for (const document of Bokeh.documents)
+    for (const model of document.all_models) {
+      const names = Object.entries(model.tags[0] ?? {});
+      if (names.length)
+        model.setv(Object.fromEntries(names.map(([property, name]) =>
+          [property, style.getPropertyValue(`--${name}`).trim()])));
     }
-  }
-  ctx.restore();
 }
 
-function drawChart(chart) {
-  const lines = [], tables = [], bands = [], owners = [];
-  const add = (series, label, values, shown) => {
-    lines.push(lineOf(series, label, shown));
-    tables.push([series.x, values]);
-    owners.push(series);
-  };
-  for (const series of chart.series) {
-    add(series, series.label, series.y, true);
-    if (series.low) {
-      add(series, "95 % to", series.high, false);
-      add(series, "95 % from", series.low, false);
-      const fill = () => style(colour(series)) + "30";
-      bands.push({ series: [lines.length - 1, lines.length], fill });
-    }
+/* Say in all legends what the lines have nearest to a step; without one, what they have last. */
+function tellNumbers(drawn, step) {
+  drawn.get_model_by_name("pointer").setv({ visible: step != null, location: step ?? 0 });
+  for (const line of document.querySelectorAll(".legend li")) {
+    const source = drawn.get_model_by_id(line.querySelector("input").value.split(" ")[0]).data_source;
+    const [x, y] = ["x", "y"].map((name) => source.get_column(name));
+    let at = x.findLastIndex((_, i) => !Number.isNaN(y[i]));
+    if (step != null)
+      for (at = 0; at + 1 < x.length && Math.abs(x[at + 1] - step) <= Math.abs(x[at] - step);) at++;
+    const place = step == null ? "last" : `step ${x[at].toLocaleString("en")}:`;
+    line.querySelector(".number").textContent = at < 0 ? "" : `${place} ${format(y[at])}`;
   }
-  const values = chart.series.flatMap((x) => x.y).filter((x) => x != null);
-  const isLog = chart.scale === "log" && values.every((x) => x > 0);
-  const range = chart.scale === "share" ? [0, 1]
-    : isLog ? (plot, low, high) => [low / 1.3, high * 1.3]
-    : (plot, low, high) => [Math.min(0, low), (high || 1) * 1.05];
-  const axis = { stroke: () => style("--ink"), grid: { stroke: () => style("--line"), width: 1 },
-                 ticks: { stroke: () => style("--line"), width: 1 } };
-  const host = make("div");
-  const unit = chart.unit ? ` (${chart.unit})` : "";
-  const caption = make("figcaption", {}, chart.title, make("span", {}, unit));
-  document.getElementById("charts").append(make("figure", {}, caption, host));
-  const plot = new uPlot({
-    width: host.clientWidth || 320,
-    height: 220,
-    padding: [8, 10, 0, 0],
-    scales: { x: { time: false }, y: { distr: isLog ? 3 : 1, range } },
-    axes: [{ ...axis, size: 34 }, { ...axis, size: 64, values: (u, ticks) => ticks.map((x) => x == null ? "" : format(x)) }],
-    series: [{ label: "step", value: (u, x) => x == null ? "last" : x.toLocaleString("en") }, ...lines],
-    bands,
-    cursor: { sync: { key: "steps" } },
-    legend: { markers: { stroke: (u, i) => i && lines[i - 1].stroke !== "transparent" ? `var(${colour(owners[i - 1])})` : "transparent", fill: () => "transparent", dash: (u, i) => i && lines[i - 1].dash.length ? "dashed" : "solid" } },
-    hooks: { draw: [drawMarks] },
-  }, uPlot.join(tables), host);
-  plot.root.querySelector("canvas").setAttribute("role", "img");
-  plot.root.querySelector("canvas").setAttribute("aria-label", `${chart.title} by step`);
-  new ResizeObserver(() => {
-    if (host.clientWidth !== plot.width) plot.setSize({ width: host.clientWidth, height: 220 });
-  }).observe(host);
-  return plot;
 }
 
-const plots = data.charts.map(drawChart);
-const redraw = () => plots.forEach((plot) => plot.redraw(false, true));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-const onPaper = (isOn) => { root.classList.toggle("print", isOn); redraw(); };
+async function drawCharts() {
+  const hosts = Object.fromEntries(plots.roots.map((id, i) => [id, `chart-${i}`]));
+  const item = { docid: "plots", roots: hosts, root_ids: plots.roots };
+  const [views] = await Bokeh.embed.embed_items({ plots: plots.document }, [item]);
+  plotViews = plots.roots.map((id) => views.get_by_id(id));
+  paint();
+  const [drawn] = Bokeh.documents;
+  const steps = drawn.get_model_by_name("steps");
+  plotViews.forEach(({ frame }, i) => {
+    const host = document.getElementById(`chart-${i}`);
+    const point = (event) => tellNumbers(drawn, Math.min(steps.end, Math.max(steps.start,
+      frame.x_scale.invert(event.clientX - host.getBoundingClientRect().left))));
+    host.addEventListener("pointermove", point);
+    host.addEventListener("pointerdown", point);
+    host.addEventListener("pointerleave", (event) =>
+      event.pointerType === "mouse" && tellNumbers(drawn, null));
+    host.addEventListener("dblclick", () => steps.reset());
+  });
+  for (const box of document.querySelectorAll(".legend input"))
+    box.addEventListener("change", () =>
+      box.value.split(" ").forEach((id) => { drawn.get_model_by_id(id).visible = box.checked; }));
+  if (matchMedia("(pointer: coarse)").matches)  // a finger that moves scrolls the page
+    for (const model of drawn.all_models)
+      if (model.type === "BoxZoomTool") model.active = false;
+  root.dataset.drawn = Math.round(performance.now());
+}
+
+/* Lay out and draw at once: for paper, a browser waits for no frame of an animation. */
+function onPaper(isOn) {
+  root.classList.toggle("print", isOn);
+  paint();
+  for (const view of plotViews) {
+    view.compute_layout();
+    view.request_repaint();
+    view.paint();
+  }
+}
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
 matchMedia("print").addEventListener("change", (event) => onPaper(event.matches));
 addEventListener("beforeprint", () => onPaper(true));
 addEventListener("afterprint", () => onPaper(false));
-const SIGNS = { evaluated: "short ticks at the foot: evaluated", resumed: "dashed lines: resumed", skipped: "red lines: skipped" };
-const signs = Object.keys(SIGNS).filter((kind) => data.marks[kind]?.length).map((kind) => SIGNS[kind]);
-document.getElementById("marks").textContent =
-  ["Point at a curve for its numbers, drag to zoom, double-click to zoom out", ...signs].join("; ") + ".";
 
 // Answers
 
@@ -186,7 +161,7 @@ function cardsOf(row, isWeighed) {
   });
   let before = null;
   return cards.map(({ labels, given: [verdict, finished, output, cut, tokens] }) => {
-    const tone = verdict === "right" ? "good" : "bad";
+    const tone = verdict === "right" || verdict === "f1 1.000" ? "good" : "bad";
     const heading = make("h4", {}, `${labels.join(", ")}: `, make("span", { className: tone }, show(verdict)));
     if (!finished) heading.append(", unfinished");
     const card = make("div", {}, heading);
@@ -244,3 +219,4 @@ function showAnswers() {
 }
 
 if (rows.length) showAnswers();
+if (plots.roots.length) drawCharts();

@@ -2,10 +2,10 @@
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,13 @@ from lit_sft.report.curves import make_charts, make_marks
 from lit_sft.report.facts import NONE, RunFacts
 from lit_sft.report.read_run import read_run
 from lit_sft.report.run_comparison import compare_runs, name_tasks
+from lit_sft.report.script_json import to_json
 from lit_sft.report.verdict import list_worries, tell_state, tell_verdict
 from lit_sft.run.folder import RunFolder
 from lit_sft.run.time_left import format_seconds
 
 UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 """Characters that show nothing, or turn the order of what follows."""
-
-KNOWN_LANGUAGE = """\
-try { new Intl.NumberFormat(navigator.language); }
-catch { Object.defineProperty(navigator, "language", { value: "en" }); }
-"""
-"""Before uPlot, which asks for it at once: where `LANG` is C, Chromium names one that is none."""
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
@@ -55,49 +50,39 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
 
 def render_report(runs: Sequence[RunFacts]) -> str:
     """Return the page of runs; a browser runs no script in it but its own, and loads nothing."""
+    from lit_sft.report.plots import draw_charts, list_signs, read_script, write_short
+
     folder = files("lit_sft.report")
-    parts = {
-        name: folder.joinpath(path).read_text(encoding="utf-8")
-        for name, path in {
-            "plotter": "uplot/uPlot.iife.min.js",
-            "plotter_style": "uplot/uPlot.min.css",
-            "script": "page.js",
-            "style": "page.css",
-        }.items()
-    }
-    parts["plotter"] = KNOWN_LANGUAGE + parts["plotter"]
+    script, style, page = (
+        folder.joinpath(f"page.{kind}").read_text(encoding="utf-8")
+        for kind in ("js", "css", "html.jinja")
+    )
+    plotter = read_script()
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_show_unseen
     )
-    template = environment.from_string(
-        folder.joinpath("page.html.jinja").read_text(encoding="utf-8")
-    )
-    data = {
-        "charts": make_charts(runs),
-        "marks": make_marks(runs[0]) if len(runs) == 1 else {},
-        "answers": make_answers(runs),
-    }
-    return template.render(
+    marks = make_marks(runs[0]) if len(runs) == 1 else {}
+    drawing, answers = draw_charts(make_charts(runs), marks), make_answers(runs)
+    plots = {"document": drawing.document, "roots": drawing.roots}
+    return environment.from_string(page).render(
         runs=[_describe(facts) for facts in runs],
         title=" against ".join(facts.name for facts in runs),
         duels=[duel.describe() for duel in compare_runs(runs)],
         other_tasks=len({name_tasks(facts) for facts in runs}) > 1,
         differences=compare_settings(runs) if len(runs) > 1 else [],
-        data=to_json(data),
-        answers=data["answers"],
-        hashes=[_hash(parts[name]) for name in ("plotter", "script")],
+        drawing=drawing,
+        signs=list_signs(marks),
+        answers=answers,
+        data=to_json({"plots": plots, "answers": answers}),
+        plotter=plotter,
+        plotter_version=version("bokeh"),
+        script=script,
+        style=style,
+        hashes=[_hash(plotter), _hash(script)],
         thousands=_write_count,
         percent=_write_share,
-        **parts,
+        short=write_short,
     )
-
-
-def to_json(data: Any) -> str:
-    """Return JSON that can stand inside of a `script` element, whatever its texts say."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for mark in "<>&\u2028\u2029":
-        text = text.replace(mark, f"\\u{ord(mark):04x}")
-    return text
 
 
 def _tell_apart(runs: Sequence[RunFacts]) -> list[RunFacts]:
@@ -124,11 +109,20 @@ def _describe(facts: RunFacts) -> dict[str, Any]:
         "measured": facts.measured,
         "begin": last,
         "sessions": facts.sessions,
+        "machine": _name_machine(last),
         "wall": format_seconds(seconds) if seconds is not None else "",
         "repeat": f"lit-sft fit --config {RunFolder(facts.folder).config} "
         "--trainer.default_root_dir NEW_FOLDER",
         "adapter": facts.adapter,
     }
+
+
+def _name_machine(begin: Mapping[str, Any]) -> str:
+    """Return what a session ran on, as far as it is on record."""
+    device, cores = begin.get("device"), begin.get("cores")
+    parts = [f"{begin.get('ranks', 1)} x {device}" if device else "", begin.get("cpu")]
+    parts += [f"{cores} cores" if cores else "", begin.get("system")]
+    return ", ".join(str(part) for part in parts if part)
 
 
 def _show_unseen(value: Any) -> Any:

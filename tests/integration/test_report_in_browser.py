@@ -5,7 +5,6 @@ It takes the Chromium of `playwright install chromium-headless-shell`, or the on
 """
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -56,12 +55,16 @@ CONTRASTS = """() => {
   }
   return found.sort((a, b) => a[0] - b[0]).slice(0, 3);
 }"""
-INKED = """() => [...document.querySelectorAll("canvas")].map((canvas) => {
-  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-  const colours = new Set();
-  for (let i = 0; i < data.length; i += 4)
-    if (data[i + 3] === 255) colours.add(data[i] << 16 | data[i + 1] << 8 | data[i + 2]);
-  return colours.size;
+DRAWN = "html[data-drawn]"
+# What stands in shadow roots, which is all that Bokeh draws: curves, and the numbers at the axes.
+INKED = """() => [...document.querySelectorAll(".chart")].map((chart) => {
+  const within = (node) =>
+    [node, ...[...node.children, ...(node.shadowRoot?.children ?? [])].flatMap(within)];
+  const nodes = within(chart), seen = (name) => nodes.filter((node) => node.tagName === name);
+  return { colours: [...new Set(seen("path").map((x) => x.getAttribute("stroke")))],
+           ink: [...new Set(seen("text").map((x) => x.getAttribute("fill")))]
+             .filter((x) => x !== "none"),
+           width: Math.max(...seen("svg").map((x) => x.getBoundingClientRect().width)) };
 })"""
 
 
@@ -106,30 +109,74 @@ def open_page(browser, page_file):
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: trouble.append(message.text))
-        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("console", lambda message: trouble.append((message.type, message.text)))
+        page.on("pageerror", lambda error: trouble.append(("error", str(error))))
         page.goto(path.as_uri())
+        page.wait_for_selector(DRAWN, state="attached")
         return page
 
     yield _open
-    assert trouble == []
+    assert [said for said in trouble if said[0] not in ("log", "info")] == []
     assert [url for url in requests if not url.startswith("file:")] == []
     assert len(requests) == len(contexts)
     for context in contexts:
         context.close()
 
 
+def palette(page, *names):
+    style = "getComputedStyle(document.documentElement)"
+    return [page.evaluate(f"{style}.getPropertyValue('--{name}').trim()") for name in names]
+
+
 def test_the_curves_are_drawn_and_tell_their_numbers(open_page):
     page = open_page(viewport={"width": 1280, "height": 900})
-    assert page.locator("figcaption").count() == page.locator("canvas").count() == 5
-    assert all(colours > 3 for colours in page.evaluate(INKED))
-    chart = page.locator("figure").first
-    box = chart.locator(".u-over").bounding_box()
-    assert "last" in chart.locator(".u-legend").inner_text()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    legends = page.locator(".u-legend .u-series:first-child .u-value").all_inner_texts()
-    assert legends[0] in ("10", "11")  # of 20 steps
-    assert len(set(legends) - {"0", "20"}) == 1  # all charts stand at the step
+    charts = page.evaluate(INKED)
+    assert page.locator("figcaption").count() == len(charts) == 5
+    *loss, faint, ink = palette(page, "c0", "c1", "faint", "ink")
+    ticks = "rgb({},{},{})".format(*bytes.fromhex(faint.removeprefix("#")))  # of evaluations
+    assert {*loss, ticks} <= set(charts[0]["colours"])
+    assert all(chart["ink"] == [ink] for chart in charts)
+    numbers = page.locator("figure").first.locator(".number")
+    assert numbers.all_inner_texts() == ["last 0.1", "last 0.1"]
+    chart = page.locator(".chart").first.bounding_box()
+    page.mouse.move(chart["x"] + chart["width"] * 0.6, chart["y"] + chart["height"] / 2)
+    assert numbers.all_inner_texts() == ["step 11: 0.1818", "step 20: 0.1"]
+    assert page.locator(".number").last.inner_text() == "step 11: 1,011"  # of the last chart
+    page.mouse.move(0, 0)
+    assert numbers.first.inner_text() == "last 0.1"
+
+
+def test_a_drag_zooms_all_charts_and_a_double_click_shows_all(open_page):
+    page = open_page(viewport={"width": 1280, "height": 900})
+    steps = "Bokeh.documents[0].get_model_by_name('steps').start"
+    before = page.evaluate(steps)
+    chart = page.locator(".chart").first.bounding_box()
+    middle = chart["y"] + chart["height"] / 2
+    page.mouse.move(chart["x"] + chart["width"] * 0.5, middle)
+    page.mouse.down()
+    page.mouse.move(chart["x"] + chart["width"] * 0.8, middle, steps=4)
+    page.mouse.up()
+    assert page.evaluate(steps) > before + 5
+    page.mouse.dblclick(chart["x"] + chart["width"] * 0.5, middle)
+    assert page.evaluate(steps) == before
+
+
+def test_a_line_of_the_legend_can_be_taken_out(open_page):
+    page = open_page(viewport={"width": 1280, "height": 900})
+    page.get_by_label("train/loss").uncheck()
+    blue = palette(page, "c0")[0]
+    page.wait_for_timeout(200)  # until the frame after
+    assert blue not in page.evaluate(INKED)[0]["colours"]
+
+
+def test_a_finger_gets_numbers_and_can_scroll(open_page):
+    page = open_page(viewport={"width": 390, "height": 900}, has_touch=True, is_mobile=True)
+    chart = page.locator(".chart").first
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] * 0.6, box["y"] + box["height"] / 2)
+    assert "step 1" in page.locator(".number").first.inner_text()
+    assert page.evaluate("Bokeh.documents[0]._roots[0].toolbar.tools.every((tool) => !tool.active)")
 
 
 def test_filters_and_search_find_answers(open_page):
@@ -191,6 +238,9 @@ def test_all_is_legible_and_nothing_stands_out_of_the_page(open_page, width, sch
         box = figure.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
+    for chart in page.evaluate(INKED):
+        assert chart["ink"] == palette(page, "ink")
+        assert chart["width"] <= width
     folder = Path(os.environ.get("LIT_SFT_SCREENSHOTS", tmp_path))
     page.screenshot(path=folder / f"{width}-{scheme}.png", full_page=True)
 
@@ -198,7 +248,10 @@ def test_all_is_legible_and_nothing_stands_out_of_the_page(open_page, width, sch
 def test_on_paper_it_is_light_and_has_no_controls(open_page):
     page = open_page(color_scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")
-    page.wait_for_function("document.documentElement.classList.contains('print')")
+    page.wait_for_selector("html.print", state="attached")
+    for chart in page.evaluate(INKED):  # at once: a printer waits for no frame
+        assert chart["ink"] == ["#1a1d21"]
+        assert chart["width"] < 400
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.get_by_label("Search").is_visible()
     assert page.locator("article").first.is_visible()
@@ -212,7 +265,6 @@ def test_a_page_of_three_megabytes_opens_within_a_second(open_page, tmp_path):
     ]
     path = write_report([make_run(tmp_path / "run", 1400, 1400, answers=given)])
     assert path.stat().st_size < 3 * 10**6
-    started = time.monotonic()
     page = open_page(path)
-    took = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
-    assert took < 3000, (took, time.monotonic() - started)  # 300 ms on an idle machine
+    took = page.locator(DRAWN).get_attribute("data-drawn")  # ms, with all drawn
+    assert float(took) < 3000, took  # 500 on an idle core

@@ -46,10 +46,17 @@ def test_a_source_s_loss_is_drawn_beside_the_others():
 def test_thinning_keeps_every_spike(length):
     series = [(step, 1000.0 if step == 777 else float(step % 7)) for step in range(length)]
     series[5] = (5, math.nan)
-    kept = thin(series)
+    kept = thin(series, MOST_POINTS)
     assert len(kept) <= MOST_POINTS
     assert (777, 1000.0) in kept
     assert [step for step, _ in kept] == sorted(step for step, _ in kept)
+
+
+def test_many_runs_share_the_points_of_one():
+    series = {"train/tokens_per_second": [(step, float(step)) for step in range(5000)]}
+    runs = [RunFacts(f"run {i}", Path("run"), series) for i in range(8)]
+    (chart,) = make_charts(runs)
+    assert sum(len(x["x"]) for x in chart["series"]) <= MOST_POINTS
 
 
 def test_what_is_no_number_is_a_gap():

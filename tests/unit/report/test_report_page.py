@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import pytest
 from run_folders import answer, make_run
 
-from lit_sft.report.report_page import to_json, write_report
+from lit_sft.report.report_page import write_report
+from lit_sft.report.script_json import to_json
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -121,7 +122,7 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
 def test_whatever_is_missing_leaves_a_page(tmp_path, missing):
     root = make_run(tmp_path / "run")
     (root / missing).unlink()
-    assert Page(write_report([root])).data["charts"]
+    assert Page(write_report([root])).data["plots"]["roots"]
 
 
 def test_what_was_tested_is_shown(tmp_path):
@@ -140,7 +141,8 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     (root / "logs" / "metrics.csv").unlink()
     (root / "logs" / "answers.jsonl").unlink()
     page = Page(write_report([root]))
-    assert page.data["charts"] == []
+    assert page.data["plots"]["roots"] == []
+    assert any("No figures are on record" in text for text, _ in page.texts)
     assert any("was killed" in text for text, _ in page.texts)
 
 
