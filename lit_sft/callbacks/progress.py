@@ -139,6 +139,12 @@ class Progress(RichProgressBar):
             shown = "  ".join(f"{label} {value}" for label, value in figures.items())
             print(f"step {step:,}/{total:,}  {shown}", flush=True)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End the bar as it is now, so that what came of the run stands below it."""
+        if self.is_terminal:
+            self.refresh(hard=True)
+            self.teardown(trainer, pl_module, stage="fit")
+
     def tell_answers(self, ended: int, total: int) -> None:
         """Show how many answers of an evaluation have ended; whoever evaluates calls it.
 

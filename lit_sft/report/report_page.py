@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -111,7 +112,7 @@ def _describe(facts: RunFacts) -> dict[str, Any]:
         "sessions": facts.sessions,
         "machine": _name_machine(last),
         "wall": format_seconds(seconds) if seconds is not None else "",
-        "repeat": f"lit-sft fit --config {RunFolder(facts.folder).config} "
+        "repeat": f"lit-sft fit --config {shlex.quote(str(RunFolder(facts.folder).config))} "
         "--trainer.default_root_dir NEW_FOLDER",
         "adapter": facts.adapter,
     }

@@ -12,6 +12,8 @@ RISE = 0.02
 """By which part of its least value a held-out loss has to have risen to be worth a word."""
 STILL_HIGH = 0.05
 """The part of the peak learning rate from which on a run has not come to rest."""
+FEW_STEPS = 50
+"""A schedule of fewer steps has a high rate in its last one, and ends at zero behind it."""
 
 
 def tell_verdict(facts: RunFacts) -> str:
@@ -115,10 +117,12 @@ def _worry_about_steps(facts: RunFacts) -> Iterator[str]:
     rates: Series = finite(facts.figures.get("train/learning_rate", []))
     peak = max((value for _, value in rates), default=0.0)
     is_early = facts.step < facts.total_steps or not facts.total_steps
-    if is_early and rates and rates[-1][1] > STILL_HIGH * peak and not facts.is_going_on:
+    is_high = rates and rates[-1][1] > STILL_HIGH * peak and not facts.is_going_on
+    if is_high and (is_early or facts.total_steps >= FEW_STEPS):
+        reason = "the run ended before its schedule did" if is_early else "so model.schedule has it"
         yield (
             f"The learning rate ended at {rates[-1][1]:.2e}, {rates[-1][1] / peak:.0%} of its "
-            "peak: the run ended before its schedule did."
+            f"peak: {reason}."
         )
 
 

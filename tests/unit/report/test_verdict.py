@@ -102,3 +102,16 @@ def test_a_run_that_is_not_over_says_so():
     stopped = [{"event": "begin"}, {"event": "end", "how": "SIGTERM received"}]
     assert "stopped: SIGTERM" in tell_state(RunFacts("run", Path("run"), sessions=stopped))
     assert tell_state(facts_of()) == ""
+
+
+@pytest.mark.parametrize(("total", "worries"), [(49, 0), (50, 1), (400, 1)])
+def test_a_schedule_that_does_not_end_at_zero_is_said(total, worries):
+    rates = [(1, 0.0), (2, 1e-3), (total, 1e-3)]
+    facts = facts_of({"train/learning_rate": rates})
+    facts.sessions[0]["total_steps"] = total
+    told = list_worries(facts)
+    assert len(told) == worries
+    assert all(
+        text == "The learning rate ended at 1.00e-03, 100% of its peak: so model.schedule has it."
+        for text in told
+    )
