@@ -134,14 +134,22 @@ def _worry_about_rows(facts: RunFacts) -> Iterator[str]:
         if truncated := _count(ledger, "truncated"):
             yield f"{truncated:,} of {_count(ledger, 'rows'):,} rows of {split} were cut."
         repeats = ledger.get("repeats") if isinstance(ledger, dict) else None
-        for other in ("test", "val"):
-            if rows := _count(repeats, other):
+        leaked = {other: _count(repeats, other) for other in ("test", "val")}
+        if split == "train":
+            leaked["test"] = max([leaked["test"], *_list_leaks(facts)])
+        for other, rows in leaked.items():
+            if rows:
                 yield f"The questions of {rows:,} rows of {split} stand in {other}, too."
         repetition = ""
         if split == "train":
             repetition = tell_repetition(_count(ledger, "kept"), _count_epochs(facts))
         if repetition:
             yield f"{repetition}."
+
+
+def _list_leaks(facts: RunFacts) -> list[int]:
+    """Return how many rows of train `lit-sft test` has found in test, each time."""
+    return [_count(record.get("data"), "train_rows_in_test") for record in facts.measured]
 
 
 def _count_epochs(facts: RunFacts) -> float:

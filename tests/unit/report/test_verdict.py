@@ -115,3 +115,11 @@ def test_a_schedule_that_does_not_end_at_zero_is_said(total, worries):
         text == "The learning rate ended at 1.00e-03, 100% of its peak: so model.schedule has it."
         for text in told
     )
+
+
+def test_rows_of_train_that_a_test_has_found_in_test_are_said():
+    data = {"train": {"split": "train", "repeats": {"val": 0}}}
+    measured = [{"data": {"train_rows_in_test": count}} for count in (None, 7)] + [{"data": None}]
+    assert list_worries(facts_of(data=data, measured=measured)) == [
+        "The questions of 7 rows of train stand in test, too."
+    ]
