@@ -8,10 +8,12 @@ from lit_sft.evaluation.comparison import weigh
 from lit_sft.report.facts import Given, Problem, RunFacts
 from lit_sft.report.script_json import to_json
 
-MOST_BYTES = 1_100_000
+MOST_BYTES = 1_250_000
 """Of all texts in a page, as they stand in there. Where there are more, evaluations between the
-first and the last are left out, then rows."""
-MOST_TOKENS = 15_000
+first and the last are left out, every second at a time, then rows."""
+VERDICT_BYTES = 24
+"""Of an answer beside its text."""
+MOST_TOKENS = 12_000
 """Of all answers of a page that are coloured by the probability of their tokens."""
 MOST_IN_A_TEXT = 8_000
 """Of a single one, such as of runs that have kept theirs whole."""
@@ -26,10 +28,11 @@ def make_answers(runs: Sequence[RunFacts]) -> dict[str, Any]:
         runs: One with all its evaluations, or several with the last one of each; of these, the rows
             that all have answered.
     """
-    columns, rows, left_out = _collect(runs), _join(runs), ""
-    if len(columns) > 2 and _size(rows, columns) > MOST_BYTES:
-        left_out = f"{len(columns) - 2:,} evaluations between the first and the last"
-        columns = [columns[0], columns[-1]]
+    collected, rows, left_out = _collect(runs), _join(runs), ""
+    columns = collected
+    while len(columns) > 2 and _size(rows, columns) > MOST_BYTES:
+        columns = [columns[0], *columns[2:-1:2], columns[-1]]
+        left_out = f"{len(collected) - len(columns):,} evaluations between the first and the last"
     rows = sorted(rows, key=lambda row: (KINDS.index(_kind(row, columns)), row[0].row))
     kept = _fit(rows, columns)
     if len(kept) < len(rows):
@@ -108,9 +111,11 @@ def _kind(row: Row, columns: Sequence[Column]) -> str:
 
 
 def _size(rows: Iterable[Row], columns: Sequence[Column]) -> int:
-    """Return about how many bytes the rows take, each text once."""
+    """Return about how many bytes the rows take, each text once in its row."""
+    rows = list(rows)
     texts = (text[:MOST_IN_A_TEXT] for row in rows for text in _texts_of(row, columns))
-    return sum(len(to_json(text).encode("utf-8", "replace")) for text in texts)
+    verdicts = VERDICT_BYTES * len(columns) * len(rows)
+    return verdicts + sum(len(to_json(text).encode("utf-8", "replace")) for text in texts)
 
 
 def _texts_of(row: Row, columns: Sequence[Column]) -> set[str]:

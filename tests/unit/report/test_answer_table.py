@@ -71,6 +71,17 @@ def test_verdicts_without_texts_are_kept(tmp_path):
     assert table["rows"][0]["given"][1][2] == -1
 
 
+def test_every_second_evaluation_is_left_out_where_all_are_too_many(tmp_path):
+    many = [
+        answer(step, row, "w", f"{step} {row} {'x' * 7000}")
+        for step in range(9)
+        for row in range(30)
+    ]
+    table = answers_of(tmp_path, *many)
+    assert table["columns"] == [f"step {step}" for step in (0, 2, 4, 6, 8)]
+    assert table["left_out"] == "4 evaluations between the first and the last"
+
+
 def test_a_page_has_room_for_so_much_only(tmp_path):
     many = [
         answer(step, row, "w", f"{step} {row} {'x' * 7000}")
