@@ -186,7 +186,9 @@ function showAnswers() {
   const list = document.getElementById("rows"), more = document.getElementById("more");
   const field = document.getElementById("search"), count = document.getElementById("count");
   const weighed = document.getElementById("weighed");
-  document.getElementById("surely").hidden = !rows.some((row) => row.given.some((x) => x?.[4]));
+  const weighable = rows.filter((row) => row.given.some((x) => x?.[4])).length;
+  document.getElementById("surely").hidden = !weighable;
+  document.getElementById("surely").append(` (of ${weighable} rows)`);
   const plain = (text) => text.replace(/\s+/g, " ").toLowerCase();
   const folded = texts.map(plain);
   const textsOf = (row) => [row.question, row.reference, ...row.given.map((x) => x ? x[2] : -1)];
