@@ -174,7 +174,7 @@ class Printer(TextStreamer):
         self._stop_ids, self._is_terminal = set(stop_ids), sys.stdout.isatty()
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the prompt, and then a token at a time."""
+        """Take the prompt, int64 of shape `[batch, tokens]`, then a token at a time, `[batch]`."""
         is_prompt: bool = self.next_tokens_are_prompt
         if is_prompt or value.item() not in self._stop_ids:
             super().put(value)  # type: ignore[no-untyped-call]

@@ -105,7 +105,7 @@ def explain_calls(text: str, message: Message, turn: int) -> InputError:
     )
 
 
-def list_call_texts(message: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def list_call_texts(message: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """Yield the name and the arguments of each call of a message."""
     calls = message.get("tool_calls")
     for call in calls if isinstance(calls, list | tuple) else ():
@@ -246,5 +246,5 @@ def _spell(value: Any) -> str:
     return json.dumps(plain, sort_keys=True)
 
 
-def _plain(text: Any) -> str:
+def _plain(text: object) -> str:
     return str(text).replace(BREAKER, "")

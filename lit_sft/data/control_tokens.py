@@ -123,7 +123,7 @@ def _find_turn_marks(tokenizer: PreTrainedTokenizerBase, tokens: set[str]) -> se
     return marks
 
 
-def _render_words(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]]) -> str:
+def _render_words(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, object]]) -> str:
     """Return what the template writes of some turns, each of which says a word.
 
     Before the first question stands no mark of a turn, but maybe a default system prompt, which is
@@ -173,14 +173,14 @@ def _break_up_message(message: Message, control: re.Pattern[str], is_opened: boo
     return safe
 
 
-def _spell(tools: Any) -> str:
+def _spell(tools: object) -> str:
     """Return tools as one text, whose JSON escapes nothing that a control token has."""
     text = json.dumps(tools, ensure_ascii=False, default=repr)
     require(BREAKER not in text, f"a message holds U+{ord(BREAKER):X}; remove it")
     return text
 
 
-def _break_up(value: Any, control: re.Pattern[str]) -> Any:
+def _break_up(value: object, control: re.Pattern[str]) -> Any:
     if isinstance(value, str):
         require(BREAKER not in value, f"a message holds U+{ord(BREAKER):X}; remove it")
         return control.sub(lambda found: found[0][0] + BREAKER + found[0][1:], value)

@@ -101,7 +101,7 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
                 require_embeddings(self.tokenizer, prompt.input_ids, rows, where)
         return DataLoader(prompts, batch_size=PREDICTED_ROWS, collate_fn=list)
 
-    def describe_run(self) -> dict[str, Any]:
+    def describe_run(self) -> dict[str, object]:
         """Return what decides which rows an optimizer step sees, and how they lie in it.
 
         The layout decides what dropout draws for each token. What a run has not loaded, such as the
@@ -147,12 +147,12 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
         kept = train.list_kept()
         return [kept[number] for number in numbers]
 
-    def describe_data(self) -> dict[str, dict[str, Any]]:
+    def describe_data(self) -> dict[str, dict[str, object]]:
         """Return the figures of the loaded splits, as plain values.
 
         Those of `train` have `repeats`, too: its rows whose question stands in each split.
         """
-        figures: dict[str, dict[str, Any]] = {
+        figures: dict[str, dict[str, object]] = {
             split: prepared.ledger.as_dict() for split, prepared in self.prepared.items()
         }
         for split, prepared in self.prepared.items():

@@ -55,7 +55,7 @@ class Disguise:
             )
         return disguised
 
-    def _replace(self, value: Any, kept: re.Pattern[str], field: str = "") -> Any:
+    def _replace(self, value: object, kept: re.Pattern[str], field: str = "") -> object:
         if isinstance(value, dict):
             return {
                 key if PLAIN_KEY.fullmatch(str(key)) else self._replace(key, kept): self._replace(

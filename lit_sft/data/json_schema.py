@@ -31,7 +31,7 @@ MAX_DEPTH = 32
 """Of nested schemas; a reference to itself alone would never end."""
 
 
-def find_flaws(schema: Any, where: str, depth: int = 0) -> Iterator[str]:
+def find_flaws(schema: object, where: str, depth: int = 0) -> Iterator[str]:
     """Yield what makes a value no JSON schema, from without inwards; None is one for any value."""
     if (schema is None and not depth) or isinstance(schema, bool):
         return
@@ -66,7 +66,7 @@ def find_flaws(schema: Any, where: str, depth: int = 0) -> Iterator[str]:
             yield from find_flaws(one, f"{where}.{key}[{number}]", depth + 1)
 
 
-def find_violations(value: Any, schema: Any, root: Any = None, where: str = "") -> Iterator[str]:
+def find_violations(value: Any, schema: Any, root: object = None, where: str = "") -> Iterator[str]:
     """Yield where a value breaks a schema, in words, from without inwards.
 
     Args:
@@ -101,7 +101,7 @@ def find_violations(value: Any, schema: Any, root: Any = None, where: str = "") 
 
 
 def _find_wrong_keys(
-    value: Mapping[str, Any], schema: Mapping[str, Any], root: Any, where: str
+    value: Mapping[str, object], schema: Mapping[str, Any], root: object, where: str
 ) -> Iterator[str]:
     known = schema.get("properties") or {}
     prefix = f"{where}." if where else ""
@@ -116,7 +116,7 @@ def _find_wrong_keys(
             yield from find_violations(entry, others, root, f"{prefix}{key}")
 
 
-def _find_out_of_bounds(value: Any, schema: Mapping[str, Any], where: str) -> Iterator[str]:
+def _find_out_of_bounds(value: object, schema: Mapping[str, object], where: str) -> Iterator[str]:
     if isinstance(value, int | float) and not isinstance(value, bool):
         for word, keeps in BOUNDS.items():
             bound = schema.get(word)
@@ -128,7 +128,9 @@ def _find_out_of_bounds(value: Any, schema: Mapping[str, Any], where: str) -> It
             yield f"{where or 'it'} has a length of {length}, and its {word} is {bound}"
 
 
-def _find_unmatched(value: Any, schema: Mapping[str, Any], root: Any, where: str) -> Iterator[str]:
+def _find_unmatched(
+    value: Any, schema: Mapping[str, Any], root: object, where: str
+) -> Iterator[str]:
     for one in schema.get("allOf") or ():
         yield from find_violations(value, one, root, where)
     for word in ("anyOf", "oneOf"):
@@ -140,7 +142,7 @@ def _find_unmatched(value: Any, schema: Mapping[str, Any], root: Any, where: str
             yield f"{where or 'it'} is {value!r:.40}, which fits {sum(fits)} of its {word}"
 
 
-def _resolve(schema: Any, root: Any) -> Any:
+def _resolve(schema: object, root: object) -> object:
     """Return what a reference within the schema names; one to elsewhere allows anything."""
     for _ in range(MAX_DEPTH):
         reference = schema.get("$ref") if isinstance(schema, Mapping) else None
@@ -154,7 +156,7 @@ def _resolve(schema: Any, root: Any) -> Any:
     return None
 
 
-def _is_of_type(value: Any, name: str) -> bool:
+def _is_of_type(value: object, name: str) -> bool:
     if name in ("integer", "number") and isinstance(value, bool):
         return False
     if name == "integer" and isinstance(value, float):
@@ -162,5 +164,5 @@ def _is_of_type(value: Any, name: str) -> bool:
     return isinstance(value, TYPES[name])
 
 
-def _is_same(value: Any, other: Any) -> bool:
+def _is_same(value: object, other: object) -> bool:
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Ledger:
     bad_calls: dict[str, int] = field(default_factory=dict)
     """Rows with a call that their tools do not allow, by the tool and what is wrong."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the figures as plain values, for a logger or a model card."""
         return asdict(self)
 

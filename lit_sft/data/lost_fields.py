@@ -153,7 +153,9 @@ class _StandIns:
         self.leaves.append(_Leaf(turn, field, text, probe, is_thought))
         return probe
 
-    def put_all(self, value: Any, turn: int, field: str, within_arguments: bool = False) -> Any:
+    def put_all(
+        self, value: object, turn: int, field: str, within_arguments: bool = False
+    ) -> object:
         """Return the value of a field with all that has to be found in it replaced."""
         if isinstance(value, dict):
             replaced = {}
@@ -221,7 +223,7 @@ def _find_implied(messages: Sequence[Message]) -> set[tuple[int, str]]:
     return implied
 
 
-def _list_calls(message: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+def _list_calls(message: Mapping[str, object]) -> Iterator[tuple[object, object]]:
     """Yield the id and the function's name of each call of a turn."""
     listed = message.get("tool_calls") or [message.get("function_call")]
     for call in listed if isinstance(listed, list | tuple) else []:

@@ -2,7 +2,6 @@
 
 import random
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -96,7 +95,7 @@ def find_turn_end(tokenizer: PreTrainedTokenizerBase) -> int:
     return [label for label in encode_chat(tokenizer, PROBE).labels if label != IGNORE_INDEX][-1]
 
 
-def find_stop_ids(tokenizer: PreTrainedTokenizerBase, *configs: Any) -> list[int]:
+def find_stop_ids(tokenizer: PreTrainedTokenizerBase, *configs: object) -> list[int]:
     """Return the tokens that end an answer, sorted.
 
     They are what the template writes after one, the tokenizer's end token, the end token that it

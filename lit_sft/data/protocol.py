@@ -45,7 +45,7 @@ class RunData(Protocol):
         Whatever decides which rows a step sees; `data.rows` is a hash of them, for instance.
         """
 
-    def describe_data(self) -> dict[str, Any]:
+    def describe_data(self) -> dict[str, object]:
         """Return figures of each split, as plain values by its name; loggers keep them."""
 
 

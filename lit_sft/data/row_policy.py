@@ -38,7 +38,7 @@ class RowPolicy:
     learn_thoughts: bool = True
     """Whether the thoughts before an answer carry loss."""
 
-    def describe_choices(self) -> dict[str, Any]:
+    def describe_choices(self) -> dict[str, object]:
         """Return what gives other rows than by default, by the names of the options."""
         choices = dict.fromkeys(("on_marker", "on_bad_call"), "drop")
         chosen: dict[str, Any] = {k: x for k, x in choices.items() if getattr(self, k) == x}

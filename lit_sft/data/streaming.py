@@ -150,7 +150,7 @@ class StreamLoader(WindowLoader):
 
 
 def make_loader(
-    rows: Any, windows: PackedWindows | PaddedWindows, sampler: WindowSampler, num_workers: int
+    rows: object, windows: PackedWindows | PaddedWindows, sampler: WindowSampler, num_workers: int
 ) -> DataLoader[Window]:
     """Return the loader of a split's windows, wherever its rows lie.
 

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import date
-from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, meta
 
@@ -29,7 +28,7 @@ NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 MARKS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 
-def set_template_kwargs(template: str, kwargs: Mapping[str, Any]) -> str:
+def set_template_kwargs(template: str, kwargs: Mapping[str, object]) -> str:
     """Return a template that takes some variables for granted.
 
     Args:
@@ -87,7 +86,7 @@ def list_kwargs(template: str) -> set[str] | None:
     return set(meta.find_undeclared_variables(tree)) - OWN
 
 
-def _write(value: Any, where: str) -> str:
+def _write(value: object, where: str) -> str:
     """Return a value as Jinja writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -38,7 +37,7 @@ GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 def load_tokenizer(
     path: str,
     chat_template: str | None = None,
-    template_kwargs: Mapping[str, Any] | None = None,
+    template_kwargs: Mapping[str, object] | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a base model, with a pad token and a chat template.
 
@@ -122,7 +121,7 @@ def _load(place: str, local_files_only: bool = False) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def _read_json(folder: str, name: str) -> dict[str, Any]:
+def _read_json(folder: str, name: str) -> dict[str, object]:
     path = Path(folder) / name
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -148,7 +147,7 @@ def _set_template(
     tokenizer: PreTrainedTokenizerBase,
     path: str,
     chat_template: str | None,
-    kwargs: Mapping[str, Any],
+    kwargs: Mapping[str, object],
 ) -> None:
     """Give a tokenizer the chat template that is asked for, without a clock.
 
@@ -181,12 +180,12 @@ def _set_template(
         tokenizer.chat_template = _pin(own, kwargs)
 
 
-def _pin(template: str, kwargs: Mapping[str, Any]) -> str:
+def _pin(template: str, kwargs: Mapping[str, object]) -> str:
     return set_template_kwargs(pin_date(template), kwargs)
 
 
 def _install_template(
-    tokenizer: PreTrainedTokenizerBase, path: str, name: str | None, kwargs: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase, path: str, name: str | None, kwargs: Mapping[str, object]
 ) -> None:
     tokenizer.chat_template = _pin(_read_template(name, tokenizer, path), kwargs)
     with naming(f"data.chat_template={name}" if name else ""):

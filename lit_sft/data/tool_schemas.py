@@ -115,7 +115,7 @@ def refuse_bad_calls(bad: Sequence[BadCall], on_bad_call: OnBadCall) -> None:
         )
 
 
-def _is_json(value: Any) -> bool:
+def _is_json(value: object) -> bool:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):

@@ -125,11 +125,11 @@ class WindowLoader(DataLoader[Window]):
     their number makes no difference either.
     """
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return nothing; having it tells Lightning that resuming is taken care of."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         """Do nothing: `WindowSampler.first_window` is the position."""
 
     def __iter__(self) -> Any:

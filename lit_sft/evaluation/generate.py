@@ -273,7 +273,7 @@ def find_likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def require_finite(are_finite: Tensor) -> None:
-    """Raise `FloatingPointError` where logits are not; `are_finite` is a bool scalar."""
+    """Raise `FloatingPointError` where logits are not; `are_finite` is a bool of shape `[]`."""
     if not bool(are_finite):
         raise FloatingPointError(
             "the logits of the model are NaN or infinite, so it cannot answer: its weights have "

@@ -45,6 +45,13 @@ def split_weights(
 ) -> AdapterWeights:
     """Sort the tensors of an adapter by the layers that they change.
 
+    Args:
+        state: A by `[r, in]`, B by `[out, r]`, and trained rows by `[token_ids, hidden]`.
+        rank: `r`.
+        alpha: The update is scaled by `alpha / rank`.
+        token_ids: Whose rows are trained.
+        what: The adapter, for messages.
+
     Raises:
         InputError: If one is neither LoRA's nor a token's row, such as of DoRA.
     """

@@ -127,7 +127,7 @@ class TrainedRounding:
         self.quantized = find_quantized(base, quantization)
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor as training computes with it, in its dtype."""
+        """Return a tensor of any shape as training computes with it, in its dtype."""
         tensor = tensor.to(self.dtype)
         if name not in self.quantized:
             return tensor

@@ -22,7 +22,7 @@ SHARD_BYTES = 10**9
 def merge_tensors(run: TrainedRun, onto: Onto) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of the merged model by name, in the order of `BaseFiles.names`.
 
-    What the adapter changes is float32; the rest is as the base has it.
+    What the adapter changes is float32; the rest is as the base has it, and so is every shape.
 
     Args:
         run: As `read_run` returns it.

@@ -12,6 +12,7 @@ from lit_sft.model.adapter import attach_lora, find_targets
 from lit_sft.model.base_model import load_base, outline
 from lit_sft.model.fast.kernels import any_kernels, make_fast
 from lit_sft.model.fast.memory import cache_weights
+from lit_sft.model.fast.siblings import part_unused
 from lit_sft.model.noise import add_noise
 from lit_sft.model.probe import LONGEST, Probe, probe_model
 from lit_sft.model.saved_adapter import (
@@ -99,6 +100,7 @@ def try_out(model: "PeftModel", trainer: pl.Trainer) -> Probe:
     packs = getattr(data, "batching", "padding_free") == "padding_free"
     with trainer.precision_plugin.forward_context(), any_kernels():
         probe = probe_model(model, packs, max_length=getattr(data, "max_length", LONGEST))
+    part_unused(model)
     remark = probe.remark
     if packs and not probe.packs and hasattr(data, "pad_rows"):
         remark += f" ({data.pad_rows():.1%} of train is padding then)"

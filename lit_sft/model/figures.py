@@ -34,7 +34,7 @@ class StepClock:
         """Return what to log of a step that ends now.
 
         Args:
-            tokens: float32 scalar, over all ranks; it may stay on its device.
+            tokens: float32 of shape `[]`, over all ranks; it may stay on its device.
             supervised: Likewise, of those that carry loss.
         """
         seconds = time.perf_counter() - self._asked_at

@@ -298,6 +298,7 @@ class SFTModule(pl.LightningModule):
         resume(checkpoint, self)
 
     def _sum_loss(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch's supervised tokens, summed: float32 of shape `[]`."""
         if "cu_seq_lens" in batch and not self.may_pack:
             raise InputError("the data module packs rows, which this model cannot keep apart")
         hidden = self._graphed(batch) if self._graphed and torch.is_grad_enabled() else None
@@ -331,6 +332,7 @@ class SFTModule(pl.LightningModule):
         return [self._flat.parameter]
 
     def _take_eval_losses(self, split: str) -> dict[str, Tensor]:
+        """Return the mean losses since the last call by name, each of shape `[]`."""
         data: Any = getattr(self.trainer, "datamodule", None)
         sources = data.source_names(split) if hasattr(data, "source_names") else []
         return self.eval_loss.take(f"{split}/loss", sources)

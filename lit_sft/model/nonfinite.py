@@ -46,7 +46,7 @@ class NonFiniteSteps:
         Args:
             trainer: Whose data module can name rows, or cannot.
             batch_idx: The number of the step's window within its epoch.
-            loss: float32 scalar, over the window, the same on all ranks.
+            loss: float32 of shape `[]`, over the window, the same on all ranks.
             grad_norm: Likewise, before clipping.
             supervised: The tokens of the window that carry loss, likewise. A stream may have left
                 out all of its rows; then there is nothing to update by.
@@ -70,7 +70,7 @@ class NonFiniteSteps:
         return False
 
     def figures(self, loss: Tensor, grad_norm: Tensor) -> dict[str, Tensor | float]:
-        """Return what to log of the step: its loss, or how many were skipped; scalars all."""
+        """Return what to log of the step: its loss, or how many were skipped; shapes are `[]`."""
         if self._accepted:
             return {"train/loss": loss, "train/grad_norm": grad_norm}
         return {"train/skipped_steps": float(self.skipped)} if self.in_a_row else {}

@@ -192,6 +192,7 @@ def _run_together(
     embedded: list[Tensor] = []
 
     def watch(module: object, inputs: object, output: Tensor) -> Tensor:
+        """Keep what is embedded, `[batch, tokens, hidden]`, with a gradient."""
         embedded.append(output if output.requires_grad else output.requires_grad_())
         return output.clone()  # which a model may scale in place
 

@@ -94,6 +94,7 @@ def _sample_ordinary_rows(weight: Tensor, special: Tensor) -> Tensor:
 
 
 def _typical_nearest_cosine(rows: Tensor) -> float:
+    """Return how near most of the rows, `[rows, hidden]`, are to another one."""
     directions = normalize(rows, dim=1)
     cosines = directions @ directions.T
     cosines.fill_diagonal_(-1.0)

@@ -28,7 +28,7 @@ def publish(trainer: pl.Trainer, metrics: Mapping[str, float | Tensor]) -> None:
 
     Args:
         trainer: In `fit`.
-        metrics: Scalars by name.
+        metrics: Numbers by name, or tensors of shape `[]`.
     """
     values = {name: float(value) for name, value in metrics.items()}
     trainer.callback_metrics.update({name: torch.tensor(v) for name, v in values.items()})

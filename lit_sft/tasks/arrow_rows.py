@@ -191,11 +191,11 @@ def _load_hash(table: "Dataset", files: Sequence[Path]) -> str:
     return digest
 
 
-def _clean(row: dict[str, Any]) -> dict[str, Any]:
+def _clean(row: dict[str, object]) -> dict[str, object]:
     return {key: _drop_nulls(value) for key, value in row.items()}
 
 
-def _drop_nulls(value: Any) -> Any:
+def _drop_nulls(value: object) -> object:
     if isinstance(value, dict):
         return {key: _drop_nulls(entry) for key, entry in value.items() if entry is not None}
     return [_drop_nulls(entry) for entry in value] if isinstance(value, list) else value

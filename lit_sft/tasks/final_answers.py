@@ -4,7 +4,6 @@ import json
 import re
 import unicodedata
 from fractions import Fraction
-from typing import Any
 
 THOUGHT, AFTER_THOUGHT = "<think>", "</think>"
 
@@ -82,7 +81,7 @@ def split_words(text: str) -> list[str]:
     return WORD.findall(ARTICLE.sub(" ", plain))
 
 
-def find_json(text: str, like: object = None) -> tuple[Any, bool]:
+def find_json(text: str, like: object = None) -> tuple[object, bool]:
     """Return the value of JSON that a text is, or has in it, and whether there is one.
 
     Args:
@@ -101,7 +100,7 @@ def find_json(text: str, like: object = None) -> tuple[Any, bool]:
     return None, False
 
 
-def equal_json(one: Any, other: Any) -> bool:
+def equal_json(one: object, other: object) -> bool:
     """Return whether two values of JSON are one: 1 and 1.0 are, and 1 and true are not."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(equal_json(one[x], other[x]) for x in one)

@@ -92,7 +92,7 @@ class JsonLines(Sequence[dict[str, Any]]):
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from error
         return file
 
-    def _read(self, line: bytes, start: int) -> dict[str, Any]:
+    def _read(self, line: bytes, start: int) -> dict[str, object]:
         try:
             return _read_object(line.rstrip(b"\r\n").removeprefix(b"" if start else BOM_UTF8))
         except InputError as error:
@@ -104,7 +104,7 @@ class JsonLines(Sequence[dict[str, Any]]):
             raise InputError(f"{where}: {error}{hint}") from error.__cause__
 
 
-def read_json(path: Path) -> Sequence[dict[str, Any]]:
+def read_json(path: Path) -> Sequence[dict[str, object]]:
     """Return the objects of a JSON file: of a list, of its lines, or one after the other.
 
     Raises:
@@ -127,7 +127,7 @@ def read_json(path: Path) -> Sequence[dict[str, Any]]:
     return rows
 
 
-def _read_whole(path: Path, content: bytes) -> Sequence[dict[str, Any]]:
+def _read_whole(path: Path, content: bytes) -> Sequence[dict[str, object]]:
     """Return the objects of a list, or those that stand one after the other."""
     is_list = content.lstrip().startswith(b"[")
     try:
@@ -142,7 +142,7 @@ def _read_whole(path: Path, content: bytes) -> Sequence[dict[str, Any]]:
     return rows
 
 
-def _read_objects(content: bytes) -> Iterator[Any]:
+def _read_objects(content: bytes) -> Iterator[object]:
     """Yield the values that stand one after the other, over any number of lines."""
     text = _decode(content)
     at = 0
@@ -180,7 +180,7 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _read_object(line: bytes) -> dict[str, Any]:
+def _read_object(line: bytes) -> dict[str, object]:
     row = _parse(line)
     if not isinstance(row, dict):
         raise InputError(f"expected a JSON object, found {type(row).__name__}")
@@ -218,7 +218,7 @@ def _complain(read: Callable[[], Any], content: bytes) -> Any:
         raise InputError(f"not readable: {error}") from error
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     row = dict(pairs)
     if len(row) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]

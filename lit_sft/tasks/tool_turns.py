@@ -29,7 +29,7 @@ def parse_json(value: object) -> object:
     return value
 
 
-def read_tools(value: object, column: str) -> list[dict[str, Any]]:
+def read_tools(value: object, column: str) -> list[dict[str, object]]:
     """Return the tools of a row, each as `{"type": "function", "function": {…}}`.
 
     Raises:
@@ -97,7 +97,7 @@ def normalize_calls(calls: object) -> object:
     return [_normalize_call(calls)] if isinstance(calls, dict) else calls
 
 
-def read_calls(content: str) -> list[dict[str, Any]] | None:
+def read_calls(content: str) -> list[dict[str, object]] | None:
     """Return the calls that the content of a turn holds as JSON; None where it holds other text."""
     found = parse_json(content)
     calls = found if isinstance(found, list) else [found]
@@ -106,7 +106,7 @@ def read_calls(content: str) -> list[dict[str, Any]] | None:
     return [_normalize_call(call) for call in calls] or None
 
 
-def _normalize_call(call: Any) -> Any:
+def _normalize_call(call: object) -> Any:
     if not isinstance(call, dict):
         return call
     function = parse_json(call.get("function", None))

@@ -119,7 +119,7 @@ def _make_pair(asked: str, answered: str) -> list[Message]:
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
 
 
-def _read_pair(turn: Mapping[str, Any], where: str) -> list[Message]:
+def _read_pair(turn: Mapping[str, object], where: str) -> list[Message]:
     """Read a system prompt, if there is one, what is asked and what is answered."""
     turns: list[Message] = []
     for key, role in (("system", "system"), ("input", "user"), ("output", "assistant")):
@@ -133,7 +133,7 @@ def _read_pair(turn: Mapping[str, Any], where: str) -> list[Message]:
     return turns
 
 
-def _read_turn(turn: Mapping[str, Any], where: str) -> Message:
+def _read_turn(turn: Mapping[str, object], where: str) -> Message:
     others = {key: entry for key, entry in turn.items() if entry is not None}
     role = others.pop("role", None) or others.pop("from", None)
     content = others.pop("content", None)
@@ -157,7 +157,7 @@ def _read_turn(turn: Mapping[str, Any], where: str) -> Message:
     return message
 
 
-def _names_call(turn: Mapping[str, Any]) -> bool:
+def _names_call(turn: Mapping[str, object]) -> bool:
     """Return whether the role of a turn says that its content is a call."""
     return (turn.get("role") or turn.get("from")) in CALL_ROLES
 

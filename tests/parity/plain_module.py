@@ -32,8 +32,11 @@ class PlainModule(SFTModule):
     def configure_model(self) -> None:
         super().configure_model()
         for layer in self.model.modules():
+            is_gated = isinstance(getattr(layer, "down_proj", None), LoraLayer)
             is_lora, has_rows = isinstance(layer, LoraLayer), hasattr(layer, "token_adapter")
-            if (is_lora and not self.fused_lora) or (has_rows and not self.fused_head):
+            if ((is_lora or is_gated) and not self.fused_lora) or (
+                has_rows and not self.fused_head
+            ):
                 vars(layer).pop("forward", None)  # what stands before the class's own
 
     def configure_optimizers(self) -> Optimizer:

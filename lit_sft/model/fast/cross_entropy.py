@@ -96,6 +96,8 @@ def fused_cross_entropy(
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
+    """The loss, `[]`, of states `[n, hidden]`; both gradients are made in the forward pass."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -192,7 +194,7 @@ def differentiate_by_chunks(
 
 
 def _split(head: TokenRows) -> list[Tensor]:
-    """Return the rows in use, as views of the frozen ones and the trained ones after them."""
+    """Return the rows in use, `[some, hidden]` each: views of the frozen ones, then the trained."""
     ends = pairwise([-1, *head.token_ids, len(head.weight)])
     parts = [head.weight[a + 1 : b] for a, b in ends if a + 1 < b]
     frozen = [piece for part in parts for piece in torch.split(part, ROWS_AT_ONCE)]
@@ -211,6 +213,7 @@ def _attend(states: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _join(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return what `_attend` would of all rows at once: `[n]` and `[n, hidden]`."""
     if len(parts) == 1:
         return parts[0]
     lse = torch.stack([own for own, _ in parts]).logsumexp(0)
@@ -228,6 +231,7 @@ def _cap(logits: Tensor, softcap: float) -> Tensor:
 
 
 def _multiply_in_float32(left: Tensor, right: Tensor) -> Tensor:
+    """Return `[n, m]` in float32 of `[n, k]` and `[k, m]`, which may be narrower."""
     if left.is_cuda and left.dtype != torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).float()

@@ -128,4 +128,5 @@ def match_tokens(tokens: Tensor, token_ids: tuple[int, ...]) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _on_device(token_ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return int64 `[token_ids]`."""
     return torch.tensor(token_ids, dtype=torch.int64, device=device)

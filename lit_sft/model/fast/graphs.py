@@ -124,7 +124,12 @@ class GraphedDecoder:
         return _Graphs(forward, backward, batch, hidden.detach(), slope)
 
     def _add_gradients(self, hidden: Tensor, slope: Tensor) -> None:
-        """Add to the gradient, all at once; autograd would, one by one."""
+        """Add to the gradient, all at once; autograd would, one by one.
+
+        Args:
+            hidden: `[1, tokens, hidden]`, with its graph.
+            slope: Of that shape, the gradient of the loss by it.
+        """
         found = torch.autograd.grad(hidden, self._parameters, slope, materialize_grads=True)
         self._gradient += torch.cat([gradient.flatten() for gradient in found])
 
@@ -142,6 +147,8 @@ class _Graphs(NamedTuple):
 
 
 class _Replay(torch.autograd.Function):
+    """The hidden states of a pass that was captured, `[1, tokens, hidden]`, and their gradient."""
+
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, graphs: _Graphs, tokens: int) -> Tensor:
         ctx.graphs = graphs

@@ -166,6 +166,7 @@ def count_bytes_per_token(model: "PeftModel", device: torch.device, packed: bool
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
+        """Note what a node keeps for the backward pass, of any shape."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()

@@ -94,6 +94,8 @@ def multiply_packed(x: Tensor, packed: Packed) -> Tensor:
 
 
 class _MultiplyPacked(torch.autograd.Function):
+    """`[..., out]` of `[..., in]`, and the gradient back."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, *packed: Any) -> Tensor:
         weight = Packed(*packed)
@@ -110,6 +112,7 @@ class _MultiplyPacked(torch.autograd.Function):
 
 def _make_forward(packed: Packed) -> Callable[[Any, Tensor], Tensor]:
     def forward(layer: Any, x: Tensor) -> Tensor:
+        """Return `[..., out]` of `[..., in]`, in its dtype."""
         if not (layer.training and torch.is_grad_enabled()):
             answered: Tensor = type(layer).forward(layer, x)
             return answered
