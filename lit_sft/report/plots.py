@@ -156,8 +156,8 @@ def _span_values(chart: Mapping[str, Any]) -> tuple[float, float, Literal["linea
 
 def _draw_series(plot: Any, series: Mapping[str, Any]) -> Line:
     colour, dash = f"c{series['colour'] % 8}", DASHES[series["dash"] % len(DASHES)]
-    columns = {name: _as_array(series[name]) for name in ("y", "low", "high") if name in series}
-    source = ColumnDataSource({"x": np.array(series["x"], dtype=np.int32), **columns})
+    columns = {x: _as_array(series[x]) for x in ("x", "y", "low", "high") if x in series}
+    source = ColumnDataSource(columns)
     line = plot.line(
         "x", "y", source=source, name=series["label"], line_dash=dash,
         line_width=1 if series.get("faint") else 2, line_alpha=0.45 if series.get("faint") else 1,
@@ -192,5 +192,5 @@ def _colour(model: Model, **names: str) -> None:
 
 
 def _as_array(values: Sequence[float | None]) -> Any:
-    """Return float32 `[points]`, NaN where there is none: bytes, which JSON has no NaN for."""
-    return np.array([math.nan if y is None else y for y in values], dtype=np.float32)
+    """Return float64 `[points]`, NaN where there is none: bytes, which JSON has no NaN for."""
+    return np.array([math.nan if y is None else y for y in values], dtype=np.float64)

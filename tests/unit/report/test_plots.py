@@ -2,14 +2,17 @@
 
 import base64
 import gzip
+import math
 import re
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
 from run_folders import make_run
 
 from lit_sft.report.curves import make_charts, make_marks
+from lit_sft.report.facts import RunFacts
 from lit_sft.report.plots import draw_charts, list_signs, read_script, write_short
 from lit_sft.report.read_run import read_run
 
@@ -42,8 +45,8 @@ def test_what_is_drawn_has_the_numbers_of_the_run(charts):
     assert len(set(drawing.roots)) == len(drawing.charts)
     train = next(x for x in find(drawing.document, "ColumnDataSource"))
     columns = dict(train["attributes"]["data"]["entries"])
-    assert read_array(columns["x"], "int32") == list(range(1, 21))
-    values = read_array(columns["y"], "float32")
+    assert read_array(columns["x"], "float64") == list(range(1, 21))
+    values = read_array(columns["y"], "float64")
     assert values[:4] == pytest.approx([2, 1, 2 / 3, 0.5])
     assert np.isnan(values[4])
 
@@ -70,6 +73,12 @@ def test_marks_are_explained_where_there_are_any(charts):
         "short ticks at the foot: evaluated", "dashed lines: resumed",
     ]  # fmt: skip
     assert list_signs({}) == []
+
+
+def test_figures_out_of_all_bounds_are_drawn_too():
+    series = {"train/loss": [(1, 1e-300), (2**40, 1e300)], "train/grad_norm": [(1, math.nan)]}
+    drawing = draw_charts(make_charts([RunFacts("run", Path("run"), series)]), {})
+    assert [chart.lines[0].last for chart in drawing.charts] == [1e300, None]
 
 
 def test_nothing_can_be_drawn_of_nothing():
