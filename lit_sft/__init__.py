@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from lit_sft.model.fast.kernels import Speed
     from lit_sft.model.module import SFTModule
     from lit_sft.model.schedule import Schedule
+    from lit_sft.report.report_page import write_report
     from lit_sft.run.checkpoint_io import last_checkpoint
+    from lit_sft.run.tensorboard_run import TensorBoardRun
     from lit_sft.run.wandb_run import WandbRun
     from lit_sft.tasks.base import ChatTask
     from lit_sft.tasks.chat_file import ChatFile
@@ -47,6 +49,7 @@ _HOMES = {
     "GSM8K": "lit_sft.tasks.gsm8k",
     "Mixture": "lit_sft.tasks.mixture",
     "WordProblems": "lit_sft.toy.word_problems",
+    "TensorBoardRun": "lit_sft.run.tensorboard_run",
     "WandbRun": "lit_sft.run.wandb_run",
     "export_run": "lit_sft.cli.export",
     "load_trained": "lit_sft.export.trained_model",
@@ -54,6 +57,7 @@ _HOMES = {
     "last_checkpoint": "lit_sft.run.checkpoint_io",
     "make_trainer": "lit_sft.trainer",
     "run_callbacks": "lit_sft.trainer",
+    "write_report": "lit_sft.report.report_page",
     "IGNORE_INDEX": "lit_sft.types",
     "Batch": "lit_sft.types",
     "Example": "lit_sft.types",
@@ -80,6 +84,7 @@ __all__ = [
     "SFTModule",
     "Schedule",
     "Speed",
+    "TensorBoardRun",
     "WandbRun",
     "Window",
     "WordProblems",
@@ -91,6 +96,7 @@ __all__ = [
     "make_trainer",
     "merge_adapter",
     "run_callbacks",
+    "write_report",
 ]
 
 

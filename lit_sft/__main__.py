@@ -11,12 +11,13 @@ COMMANDS = {
     "test": "loss and exact match on the test split, with a 95 % interval",
     "predict": "answers to the prompts of the test split",
     "inspect": "the rows as the model will see them, and figures of the data; reads no weights",
+    "report": "a page to look at: curves, answers and config of a run, or of several",
     "export": "the trained model for PEFT, vLLM, transformers, llama.cpp or Ollama, and a proof",
     "chat": "speak to what a run has trained, at the terminal or in a pipe",
     "push": "upload what a run has trained, or an export of it, to the Hugging Face Hub",
 }
-TOOLS = ("export", "chat", "push")
-"""Those about a run that has ended: they take no config, and read their own words."""
+TOOLS = ("report", "export", "chat", "push")
+"""Those about a run that there is: they take no config, and read their own words."""
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How a user says what a thread does while it waits for another; by default it spins, and takes the
 core from the one that it waits for where other processes run."""

@@ -12,8 +12,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_sft.callbacks.checkpoint import LastCheckpoint
-from lit_sft.callbacks.console import Progress, Summary
+from lit_sft.callbacks.console import Summary
 from lit_sft.callbacks.memory_advice import MemoryAdvice
+from lit_sft.callbacks.progress import Progress
 from lit_sft.callbacks.record_run import RecordRun
 from lit_sft.callbacks.record_test import RecordTest
 from lit_sft.callbacks.save_adapter import SaveAdapter
@@ -26,6 +27,7 @@ from lit_sft.model.device import (
     require_precision,
 )
 from lit_sft.model.trainer_options import require_known_callbacks, require_known_options
+from lit_sft.run.tensorboard_run import TensorBoardRun
 from lit_sft.run.wandb_run import WandbRun
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -121,7 +123,7 @@ def build_trainer(**options: Any) -> pl.Trainer:
     callbacks.sort(key=lambda callback: not isinstance(callback, RecordRun))
     loggers: list[Logger] = _as_list(options["logger"])
     for logger in loggers:
-        if isinstance(logger, WandbRun):
+        if isinstance(logger, (WandbRun, TensorBoardRun)):
             logger.keep_in(options["default_root_dir"])
     workspace = os.environ.get(WORKSPACE)
     try:

@@ -1,67 +1,21 @@
-"""What a run prints: a line before it starts, its progress, and what came of it."""
+"""What a run prints before it starts, and what came of it at the end."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_sft.data.protocol import run_data
+from lit_sft.data.repetition import tell_repetition
 from lit_sft.evaluation.exact_match import format_table
 from lit_sft.model.module import SFTModule
 from lit_sft.run.folder import RunFolder
 from lit_sft.run.metrics_file import read_metrics
 from lit_sft.run.records import read_generations
 
-SHOWN = {
-    "train/loss": ("loss", ".4f"),
-    "train/learning_rate": ("lr", ".2e"),
-    "train/tokens_per_second": ("tokens/s", ",.0f"),
-    "val/loss": ("val_loss", ".4f"),
-    "val/exact_match": ("exact_match", ".3f"),
-    "val/f1": ("f1", ".3f"),
-}
-LINES = 10
-"""How many lines a training run prints where there is no terminal."""
 COMPARED = ("val/loss", "val/exact_match", "val/f1", "val/no_answer", "val/unfinished")
 """Figures of the first and of the last evaluation."""
-
-
-class Progress(RichProgressBar):
-    """A bar in a terminal; elsewhere, such as in a log file, a line every tenth of the run."""
-
-    def __init__(self) -> None:
-        super().__init__(refresh_rate=4)
-        self.is_terminal = sys.stdout.isatty()
-        if not self.is_terminal:
-            self.disable()
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        """Return the name of the bar; where steps end a run, Lightning says "Epoch 0/-2"."""
-        return super()._get_train_description(current_epoch).replace("/-2", "")
-
-    def get_metrics(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        """Return the figures worth watching, under short names and ready to print."""
-        metrics = trainer.callback_metrics
-        return {
-            label: format(metrics[name].item(), spec)
-            for name, (label, spec) in SHOWN.items()
-            if name in metrics
-        }
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: SFTModule, *args: Any) -> None:
-        """Move the bar, or print a line."""
-        super().on_train_batch_end(trainer, pl_module, *args)
-        if self.is_terminal or not trainer.is_global_zero:
-            return
-        step, total = trainer.global_step, pl_module.total_steps()
-        if step % max(1, total // LINES) == 0 or step == total:
-            shown = self.get_metrics(trainer, pl_module).items()
-            figures = "  ".join(f"{label} {value}" for label, value in shown)
-            print(f"step {step:,}/{total:,}  {figures}", flush=True)
 
 
 class Summary(pl.Callback):
@@ -103,6 +57,10 @@ class Summary(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Print where a resumed run goes on; a finished one never gets here."""
         self._has_trained = True
+        ledger = run_data(trainer).describe_data().get("train")
+        rows = ledger.get("kept", 0) if isinstance(ledger, dict) else 0
+        if text := tell_repetition(rows, pl_module.total_steps() / trainer.num_training_batches):
+            print(text, flush=True)
         if trainer.global_step:
             print(
                 f"going on from step {trainer.global_step} of {pl_module.total_steps()}", flush=True

@@ -1,6 +1,5 @@
 """Let the model answer, grade its answers, and log how many are right."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,15 +17,15 @@ from lit_sft.errors import require
 from lit_sft.evaluation.comparison import Change, compare_grades
 from lit_sft.evaluation.exact_match import Answer, make_answer
 from lit_sft.evaluation.scores import describe_no_match, format_scores, list_figures, measure
-from lit_sft.files import replace_file
-from lit_sft.model.answering import BATCH_TOKENS
-from lit_sft.model.distributed import max_over_ranks, sum_over_ranks
+from lit_sft.model.answering import BATCH_TOKENS, weigh_pieces
+from lit_sft.model.distributed import gather_over_ranks, max_over_ranks, sum_over_ranks
 from lit_sft.model.module import SFTModule
+from lit_sft.run.answer_file import keep_answers
 from lit_sft.run.early_stopping import Stoppers, require_measured, require_same_rhythm
 from lit_sft.run.folder import RunFolder, is_trial
 from lit_sft.run.metrics_file import publish
 from lit_sft.run.predictions import find_earlier_answers
-from lit_sft.run.records import read_generations
+from lit_sft.run.sample_file import keep_samples
 from lit_sft.tasks.base import ChatTask
 from lit_sft.types import Split
 
@@ -146,6 +145,10 @@ class GenerationEval(pl.Callback):
         if trainer.is_global_zero:
             print("\n".join(told), flush=True)
 
+    def steps_between(self, trainer: pl.Trainer) -> float:
+        """Return the optimizer steps from one evaluation to the next, as a progress bar asks."""
+        return self.every_n_steps or trainer.num_training_batches
+
     def advise_less_memory(self) -> str:
         """Return what would make its batches smaller."""
         tokens = BATCH_TOKENS if self.max_batch_tokens == "auto" else self.max_batch_tokens
@@ -173,8 +176,17 @@ class GenerationEval(pl.Callback):
         publish(trainer, figures)
         if trainer.global_step:  # the base as it is sets no mark
             self._stoppers.look(trainer)
+        everyone = gather_over_ranks([answer.describe() for answer in answers])
         if trainer.is_global_zero and not is_trial(trainer):
-            self._keep_samples(trainer, answers[: self.samples])
+            keep_samples(trainer, answers[: self.samples])
+            autocast = trainer.precision_plugin.forward_context()
+            tokenizer = run_data(trainer).tokenizer
+            pieces = weigh_pieces(pl_module.model, tokenizer, autocast, self._sampled)
+            ranked = sorted(everyone, key=lambda told: told["row"])
+            for told in ranked:
+                if told["row"] in pieces:
+                    told["tokens"] = pieces[told["row"]]
+            keep_answers(RunFolder.of(trainer).answers, trainer.global_step, ranked)
 
     def _answer(self, trainer: pl.Trainer, pl_module: SFTModule) -> list[Answer]:
         """Return this rank's answers."""
@@ -182,8 +194,10 @@ class GenerationEval(pl.Callback):
             [prompt.input_ids for prompt in self.prompts],
             max_new_tokens=self.max_new_tokens,
             max_batch_tokens=self.max_batch_tokens,
+            tell=getattr(trainer.progress_bar_callback, "tell_answers", None),
         )
         tokenizer = run_data(trainer).tokenizer
+        self._sampled = [*zip(self.prompts, generations, strict=True)][: self.samples]
         answers = []
         for prompt, generation in zip(self.prompts, generations, strict=True):
             output = decode_answer(tokenizer, generation.token_ids)
@@ -235,17 +249,3 @@ class GenerationEval(pl.Callback):
             rest = f" ({missing:,} are not in it)" if missing else ""
             lines.append(f"against {self._compare_with}{label}: {Change(*counts).describe()}{rest}")
         return lines
-
-    def _keep_samples(self, trainer: pl.Trainer, answers: Sequence[Answer]) -> None:
-        step = trainer.global_step
-        path = RunFolder.of(trainer).generations
-        # A resumed run writes the steps after its checkpoint again.
-        earlier = [x.line for x in read_generations(path) if x.step < step] if step > 0 else []
-        lines = [json.dumps({"step": step} | answer.describe()) for answer in answers]
-        with replace_file(path) as staged:
-            staged.write_text("".join(f"{line}\n" for line in [*earlier, *lines]), encoding="utf-8")
-        columns = list(answers[0].describe()) if answers else []
-        rows = [list(answer.describe().values()) for answer in answers]
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_table"):
-                logger.log_table("val/generations", columns=columns, data=rows, step=step)

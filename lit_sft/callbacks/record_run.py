@@ -1,6 +1,7 @@
 """Tell the loggers what they would otherwise not know of a run."""
 
 import subprocess
+from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,10 +10,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_sft.data.protocol import run_data
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.errors import InputError
+from lit_sft.model.device import describe_device
 from lit_sft.model.module import SFTModule
 from lit_sft.run.folder import RunFolder, is_trial
 from lit_sft.run.metrics_file import MetricsFile, read_columns
+from lit_sft.run.sessions import begin_session, end_session
 from lit_sft.run.wandb_run import WandbRun
+
+MOST_TOLD = 500
+"""Characters of what has ended a run."""
 
 
 class RecordRun(pl.Callback):
@@ -20,11 +26,13 @@ class RecordRun(pl.Callback):
 
     The figures of the run go to `logs/metrics.csv` under its folder, whatever other loggers it has.
     On a resumed run, the metrics file goes on behind the step that the run resumes from, and W&B is
-    sent what it lacks of the rows before.
+    sent what it lacks of the rows before. `logs/sessions.jsonl` says when a process began to train,
+    on what machine and with which versions, and how it ended.
     """
 
     def __init__(self) -> None:
         self._resumed_from = 0
+        self._has_begun = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Open the file of figures, and look at those that a resumed run goes on with.
@@ -80,6 +88,43 @@ class RecordRun(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
                 logger.catch_up(folder.metrics)
+
+    @rank_zero_only
+    def on_train_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
+        """Put on record that training begins here; the number of steps is known now."""
+        if is_trial(trainer):
+            return
+        self._has_begun = True
+        device = pl_module.device
+        record = {
+            "step": trainer.global_step,
+            "total_steps": pl_module.total_steps(),
+            "steps_per_epoch": trainer.num_training_batches,
+            "device": None if device.type == "cpu" else describe_device(device).name,
+            "ranks": trainer.world_size,
+            "git_commit": read_git_commit(),
+            "data": run_data(trainer).describe_data(),
+        }
+        begin_session(RunFolder.of(trainer).sessions, record)
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
+        """Put on record that it has ended, evaluations and all."""
+        self._end(trainer, "finished")
+
+    @rank_zero_only
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Put on record what has ended it."""
+        text = " ".join(str(exception).split()) or type(exception).__name__
+        self._end(trainer, text[:MOST_TOLD])
+
+    def _end(self, trainer: pl.Trainer, how: str) -> None:
+        if self._has_begun:
+            self._has_begun = False
+            with suppress(OSError):  # where the disk is full, what has ended the run says so
+                end_session(RunFolder.of(trainer).sessions, trainer.global_step, how)
 
 
 def read_git_commit() -> str | None:

@@ -6,6 +6,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_sft.data.duplicates import count_in_test
+from lit_sft.data.options import DataOptions
 from lit_sft.data.protocol import run_data
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.export.card import name_source
@@ -21,7 +23,8 @@ class RecordTest(pl.Callback):
     """Write `measured/test-step-N.json` under the run's folder, or that of `base` or `adapter`.
 
     It has the figures, with the 95 % intervals of exact match and F1, and what they are of: the
-    base, the checkpoint, the template, the rows and their grader.
+    base, the checkpoint, the template, the rows, their grader, and how many rows of `train` ask the
+    same.
     """
 
     @rank_zero_only
@@ -46,9 +49,10 @@ class RecordTest(pl.Callback):
         if is_trial(trainer):
             return
         weights = find_weights(trainer, pl_module)
-        path = write_measured(
-            RunFolder.of(trainer), weights, describe_test(trainer, pl_module, weights._asdict())
-        )
+        record = describe_test(trainer, pl_module, weights._asdict())
+        path = write_measured(RunFolder.of(trainer), weights, record)
+        if rows := record["data"]["train_rows_in_test"]:
+            print(f"the questions of {rows:,} rows of train stand in test, too", flush=True)
         print(f"wrote {path}", flush=True)
 
 
@@ -90,6 +94,7 @@ def describe_test(
             "rows": test.ledger.rows if test else None,
             "grader": source.grader_name() if hasattr(source, "grader_name") else None,
             "sha256": test.fingerprint if test else None,
+            "train_rows_in_test": count_in_test(data) if isinstance(data, DataOptions) else None,
         },
         "figures": figures,
         "exact_match_95": None,

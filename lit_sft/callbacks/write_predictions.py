@@ -11,8 +11,8 @@ import lightning.pytorch as pl
 from lit_sft.data.prompts import decode_answer
 from lit_sft.data.protocol import run_data
 from lit_sft.errors import InputError
-from lit_sft.evaluation.exact_match import name_verdict
 from lit_sft.evaluation.generate import Generation
+from lit_sft.evaluation.verdicts import name_verdict
 from lit_sft.files import sync
 from lit_sft.model.module import SFTModule
 from lit_sft.run.folder import RunFolder, is_trial

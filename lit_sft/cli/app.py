@@ -29,12 +29,17 @@ from lit_sft.files import replace_file, require_writable
 from lit_sft.model.device import PrecisionName, limit_threads
 from lit_sft.model.module import SFTModule
 from lit_sft.model.trainer_options import require_limits
+from lit_sft.report.report_page import write_report
 from lit_sft.run.best_checkpoint import choose_best
 from lit_sft.run.checkpoint_io import choose_checkpoint
-from lit_sft.run.folder import RunFolder
+from lit_sft.run.folder import RunFolder, is_trial
 from lit_sft.run.lock import hold_folder
 from lit_sft.signals import SIGNALS
 from lit_sft.trainer import TRAINER_DEFAULTS, build_trainer, report_callbacks, settle_options
+
+LOGGERS = {"TensorBoardLogger": "lit_sft.TensorBoardRun", "WandbLogger": "lit_sft.WandbRun"}
+"""Loggers of Lightning by their short names, and those that keep to the run: its folder, its
+answers, and that it may be killed and resumed."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -105,6 +110,12 @@ class SFTCommandLine(LightningCLI):
             nargs="?",
             const=True,
             help="Tell the memory and the time of the run, and stop; measure takes three steps.",
+        )
+        parser.add_argument(
+            "--report",
+            type=bool,
+            default=True,
+            help="Whether fit writes report.html into the run's folder at its end.",
         )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         for retired in RETIRED:
@@ -177,6 +188,21 @@ class SFTCommandLine(LightningCLI):
             width = self.model.base_config.get_text_config().hidden_size
             limit_threads(width, self.trainer.num_devices)
 
+    def after_fit(self) -> None:
+        """Write the page about the run; that it could not be written is no failure of the run."""
+        trainer = self.trainer
+        is_wanted = self.config.fit.report and not self._dry_run and not is_trial(trainer)
+        if not is_wanted or not trainer.is_global_zero:
+            return
+        try:
+            path = write_report([trainer.default_root_dir])
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_report"):
+                    logger.log_report(path)
+            print(f"wrote {path}", flush=True)
+        except Exception as error:
+            print(f"report.html could not be written: {error}", file=sys.stderr)
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer; what is no training run logs nothing, and leaves its figures alone."""
         trains = self.subcommand == "fit" and not self._dry_run
@@ -193,6 +219,20 @@ class SFTCommandLine(LightningCLI):
         tell_plan(self.trainer, self.model, self.datamodule, self._dry_run == "measure")
 
 
+def name_loggers(arguments: Sequence[str]) -> list[str]:
+    """Return a command line in which short names of loggers mean those that keep to the run."""
+    words = list(arguments)
+    for place, word in enumerate(words):
+        option, _, value = word.partition("=")
+        if option.removesuffix("+") != "--trainer.logger":
+            continue
+        if value in LOGGERS:
+            words[place] = f"{option}={LOGGERS[value]}"
+        elif not value and place + 1 < len(words):
+            words[place + 1] = LOGGERS.get(words[place + 1], words[place + 1])
+    return words
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run a command line, and return its exit status.
 
@@ -201,6 +241,7 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: Those after the program's name.
     """
+    arguments = name_loggers(arguments)
     sys.argv[1:] = arguments
     launcher = os.getppid()
     try:

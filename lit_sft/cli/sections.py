@@ -30,11 +30,12 @@ PARSERS = ("lightning.pytorch.cli", "lit_sft.cli.app")
 INSPECT = "lit_sft.inspect.command"
 """The module of a command that looks at the data alone, and has a parser of its own."""
 TOOLS = {
+    "report": ("RUN [RUN ...]", "lit_sft.cli.report"),
     "export": ("RUN", "lit_sft.cli.export"),
     "chat": ("RUN_OR_ADAPTER", "lit_sft.cli.chat"),
     "push": ("RUN_OR_FOLDER REPO", "lit_sft.cli.push"),
 }
-"""Commands about a run that has ended: the words that they take, and the modules that read them."""
+"""Commands about a run that there is: the words that they take, and the modules that read them."""
 TRAINER_DEFAULTS = "lit_sft.cli.app.TRAINER_DEFAULTS"
 """The trainer's, where they are not Lightning's."""
 GIVEN = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}

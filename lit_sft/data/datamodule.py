@@ -149,8 +149,18 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
         return [kept[number] for number in numbers]
 
     def describe_data(self) -> dict[str, dict[str, object]]:
-        """Return the figures of the loaded splits, as plain values."""
-        return {split: prepared.ledger.as_dict() for split, prepared in self.prepared.items()}
+        """Return the figures of the loaded splits, as plain values.
+
+        Those of `train` have `repeats`, too: its rows whose question stands in each split.
+        """
+        figures: dict[str, dict[str, object]] = {
+            split: prepared.ledger.as_dict() for split, prepared in self.prepared.items()
+        }
+        for split, prepared in self.prepared.items():
+            if prepared.repeats:
+                counts = {other: len(found) for other, found in prepared.repeats.items()}
+                figures[split]["repeats"] = counts
+        return figures
 
     def source_names(self, split: Split) -> list[str]:
         """Return the sources of a mixture, as its loaders are ordered; empty for one source."""

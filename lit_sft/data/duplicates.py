@@ -25,7 +25,8 @@ MARK = re.compile(
 )
 ARITHMETIC = "*/%"
 """Punctuation to Unicode, but not to a word problem."""
-
+MOST_COMPARED = 50_000
+"""Rows of `train` that a test reads only to compare them, in two seconds."""
 
 T = TypeVar("T")
 
@@ -88,6 +89,28 @@ def read_held_out(
                 rows = read_split(data.task, split, data.val_rows)
                 held_out[split] = read_conversations(data.task, rows)
     return held_out
+
+
+def count_in_test(data: DataOptions) -> int | None:
+    """Return how many rows are trained on whose question stands in `test`, too.
+
+    Args:
+        data: The task, and how many rows of it are held out.
+
+    Returns:
+        None where it is not known: a split is missing or cannot be read, or there are more rows
+        than a test should wait for.
+    """
+    if data.dedup:
+        return 0
+    try:
+        train = read_split(data.task, "train", data.val_rows)
+        if data.streaming or len(train) > MOST_COMPARED:
+            return None
+        test = read_conversations(data.task, read_split(data.task, "test", data.val_rows))
+        return len(find_repeats(read_conversations(data.task, train), {"test": test})["test"])
+    except (InputError, OSError):
+        return None
 
 
 def drop_repeats(rows: Sequence[T], repeats: Mapping[Split, Sequence[Repeat]]) -> list[T]:

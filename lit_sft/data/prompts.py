@@ -131,3 +131,26 @@ def _draw_shots(task: ChatTask, val_rows: ValRows, num_shots: int) -> list[Messa
     )
     drawn = random.Random(SHOTS_SEED).sample(rows, num_shots)
     return [turn for _, messages in read_conversations(task, drawn) for turn in messages]
+
+
+def split_answer(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[str]:
+    """Return what each token adds to the text of an answer, which they are together.
+
+    Of a character of several tokens, all is with the last. Where a text does not begin with that of
+    fewer tokens, as with some decoders, it is empty.
+
+    Args:
+        tokenizer: As `load_tokenizer` returns it.
+        token_ids: Of a `Generation`.
+    """
+    pieces, before = [], ""
+    for end in range(1, len(token_ids) + 1):
+        text = decode_answer(tokenizer, token_ids[:end])
+        if text.endswith("\ufffd") and end < len(token_ids):
+            pieces.append("")
+        elif text.startswith(before):
+            pieces.append(text[len(before) :])
+            before = text
+        else:
+            return []
+    return pieces

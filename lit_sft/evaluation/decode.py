@@ -22,6 +22,7 @@ from transformers import Cache
 from lit_sft.evaluation.generate import (
     Ending,
     Generation,
+    TellEnded,
     find_likeliest,
     require_finite,
 )
@@ -63,6 +64,7 @@ def decode_batch(
     model: Any,
     prompts: Sequence[Sequence[int]],
     ending: Ending,
+    tell_ended: TellEnded = lambda ended: None,
     use_graphs: bool = True,
 ) -> list[Generation]:
     """Continue the prompts of one batch with the likeliest token.
@@ -71,6 +73,7 @@ def decode_batch(
         model: A causal language model of transformers in eval mode, or a `peft.PeftModel`.
         prompts: Token ids of each, unpadded, none empty.
         ending: How answers end.
+        tell_ended: Is told now and then how many of them have.
         use_graphs: Whether steps are captured, which takes CUDA.
 
     Returns:
@@ -84,7 +87,8 @@ def decode_batch(
         batch = _Batch(model, prompts, ending)
         batch.read(prompts)
         step = batch.replay if use_graphs else batch.step
-        while (left := ending.max_new_tokens - batch.written) and batch.going_on():
+        while (left := ending.max_new_tokens - batch.written) and (going_on := batch.going_on()):
+            tell_ended(len(prompts) - going_on)
             for _ in range(min(left, BLOCK)):
                 step()
     return batch.finish()
@@ -163,8 +167,8 @@ class _Batch:
         self.graphs[size].replay()
         self.written += 1
 
-    def going_on(self) -> bool:
-        """Return whether there is a row that does, and leave out the others where that pays."""
+    def going_on(self) -> int:
+        """Return how many rows do, and leave out the others where that pays."""
         require_finite(self.state.are_finite)
         going_on = self.state.running[: len(self.rows)].nonzero()[:, 0]
         size = -(-len(going_on) // ROWS_STEP) * ROWS_STEP
@@ -180,7 +184,7 @@ class _Batch:
             ):
                 held[:size] = held[kept]
             self.rows = [self.rows[row] for row in kept.tolist()]
-        return len(going_on) > 0
+        return len(going_on)
 
     def finish(self) -> list[Generation]:
         """Return the answers up to their stop tokens, in the order of the prompts."""

@@ -9,10 +9,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_sft.errors import InputError, require
+from lit_sft.evaluation.intervals import mean_interval, wilson_interval
+from lit_sft.evaluation.verdicts import name_verdict
 from lit_sft.types import Grade, Prompt
-
-Z_95 = 1.959963984540054
-"""The 97.5 % quantile of the standard normal distribution."""
 
 FIGURES = ("exact_match", "f1", "no_answer", "unfinished")
 """What is told of answers: of the first two, what the graders give."""
@@ -57,13 +56,6 @@ def make_answer(
     said = {message["role"]: message["content"] for message in prompt.messages}
     question, reference = said.get("user", ""), said.get("assistant", "")
     return Answer(prompt.row, question, reference, output, grade, finished, source)
-
-
-def name_verdict(grade: Grade) -> str:
-    """Return a grade in words: `right`, `wrong`, `no answer` for None, and such as `f1 0.667`."""
-    if isinstance(grade, float):
-        return f"f1 {grade:.3f}"
-    return "no answer" if grade is None else "right" if grade else "wrong"
 
 
 class ExactMatch(Metric):
@@ -146,55 +138,6 @@ class ExactMatch(Metric):
         for name, (low, high) in intervals.items() if self.with_interval else ():
             figures |= {f"{name}_low": low, f"{name}_high": high}
         return figures
-
-
-def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a proportion (Wilson, 1927).
-
-    Unlike the textbook `p +- 1.96 s`, it stays within [0, 1] and does not shrink to a point when
-    all answers are right or all are wrong (Brown, Cai and DasGupta, 2001).
-
-    Args:
-        correct: Of the graded answers, how many are right.
-        total: How many answers were graded.
-
-    Returns:
-        The lower and the upper bound, shares between 0 and 1.
-
-    Raises:
-        InputError: Unless `0 <= correct <= total` and `total > 0`.
-    """
-    if not (0 <= correct <= total and total > 0):
-        raise InputError(
-            f"an interval needs 0 <= correct <= total and a total above 0, got {correct} of {total}"
-        )
-    share, z2 = correct / total, Z_95**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    spread = math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    half = Z_95 / (1 + z2 / total) * spread
-    # With none or all right a bound is the share itself, which rounding must not push it past.
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
-
-
-def mean_interval(score_sum: float, square_sum: float, total: int) -> tuple[float, float]:
-    """Return a 95 % interval of the mean of scores from 0 to 1: normal, with four scores added.
-
-    Two are 0 and two are 1, as Agresti and Coull (1998) add them to a proportion: equal scores do
-    not shrink it to a point, and few do not make it too narrow.
-
-    Args:
-        score_sum: Of all scores.
-        square_sum: Of their squares.
-        total: How many they are, one at least.
-
-    Returns:
-        The lower and the upper bound, between 0 and 1, with the mean between them.
-    """
-    count, mean = total + 4, score_sum / total
-    centre = (score_sum + 2) / count
-    variance = max(0.0, (square_sum + 2) / count - centre**2) * count / (count - 1)
-    half = Z_95 * math.sqrt(variance / count)
-    return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
 
 
 def format_table(columns: Mapping[str, Mapping[str, float]]) -> str:

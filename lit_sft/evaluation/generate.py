@@ -40,7 +40,11 @@ class Ending(NamedTuple):
     max_new_tokens: int
 
 
-GenerateBatch = Callable[[nn.Module, Sequence[Sequence[int]], Ending], list[Generation]]
+Tell = Callable[[int, int], None]
+"""Is told how many answers have ended, and how many there will be, as often as that changes."""
+TellEnded = Callable[[int], None]
+"""Likewise, of the answers of one batch."""
+GenerateBatch = Callable[[nn.Module, Sequence[Sequence[int]], Ending, TellEnded], list[Generation]]
 
 
 def generate_greedy(
@@ -51,6 +55,7 @@ def generate_greedy(
     max_new_tokens: int,
     max_batch_tokens: int,
     generate_batch: "GenerateBatch | None" = None,
+    tell: Tell | None = None,
 ) -> list[Generation]:
     """Continue prompts with the likeliest token until a stop token or the token limit.
 
@@ -68,6 +73,7 @@ def generate_greedy(
         max_batch_tokens: Limits rows x (longest prompt + `max_new_tokens`) of a batch: the size of
             its cache. A row that is larger by itself runs alone.
         generate_batch: What continues a batch; without one, any model's own cache that grows.
+        tell: Is told how far it is.
 
     Returns:
         One `Generation` a prompt, in the order of the prompts.
@@ -80,7 +86,7 @@ def generate_greedy(
     _check_request(model, prompts, max_new_tokens, max_batch_tokens)
     ending = Ending(tuple(stop_ids), pad_id, max_new_tokens)
     one_batch = generate_batch or _generate_batch
-    answers = _generate_all(model, prompts, ending, max_batch_tokens, one_batch)
+    answers = _generate_all(model, prompts, ending, max_batch_tokens, one_batch, tell)
     return [answers[row] for row in range(len(prompts))]
 
 
@@ -104,9 +110,15 @@ def _generate_all(
     ending: Ending,
     max_batch_tokens: int,
     generate_batch: GenerateBatch,
+    tell: Tell | None,
 ) -> dict[int, Generation]:
     """Return the generation of each prompt, by its number."""
     answers: dict[int, Generation] = {}
+
+    def tell_ended(rows: int) -> None:
+        if tell:
+            tell(len(answers) + rows, len(prompts))
+
     # Longest first: where memory is short, the first batch shows it.
     waiting = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
     budget = max_batch_tokens
@@ -114,9 +126,10 @@ def _generate_all(
         width = len(prompts[waiting[0]]) + ending.max_new_tokens
         rows = waiting[: max(1, budget // width)]
         batch = [prompts[row] for row in rows]
-        generations = _generate_if_it_fits(model, batch, ending, generate_batch)
+        generations = _generate_if_it_fits(model, batch, ending, generate_batch, tell_ended)
         if generations is not None:
             answers |= zip(rows, generations, strict=True)
+            tell_ended(0)
             waiting = waiting[len(rows) :]
             continue
         told = budget < max_batch_tokens
@@ -135,10 +148,11 @@ def _generate_if_it_fits(
     prompts: Sequence[Sequence[int]],
     ending: Ending,
     generate_batch: GenerateBatch,
+    tell_ended: TellEnded,
 ) -> list[Generation] | None:
     """Return the generations of one batch, or None where it ran out of memory with several rows."""
     try:
-        return generate_batch(model, prompts, ending)
+        return generate_batch(model, prompts, ending, tell_ended)
     except (RuntimeError, MemoryError) as error:
         if len(prompts) == 1 or not _is_out_of_memory(error):
             raise
@@ -156,7 +170,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 @torch.no_grad()
 def _generate_batch(
-    model: nn.Module, prompts: Sequence[Sequence[int]], ending: Ending
+    model: nn.Module, prompts: Sequence[Sequence[int]], ending: Ending, tell_ended: TellEnded
 ) -> list[Generation]:
     stop_ids, pad_id, max_new_tokens = ending
     device = next(model.parameters()).device
@@ -180,6 +194,7 @@ def _generate_batch(
         lengths[rows[stopped]] = step
         running = running & ~stopped
         going_on = int(running.sum())
+        tell_ended(len(prompts) - going_on)
         if going_on == 0:
             break
         if going_on < COMPACT_BELOW * len(rows):

@@ -13,7 +13,7 @@ from lit_sft.data.splits import Conversation
 from lit_sft.data.tokenizer import hash_template
 from lit_sft.data.tool_schemas import find_bad_calls
 from lit_sft.errors import InputError, require
-from lit_sft.inspect.report import (
+from lit_sft.inspect.row_report import (
     LISTED,
     FailedRow,
     Report,

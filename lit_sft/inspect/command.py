@@ -15,7 +15,7 @@ from lit_sft.data.options import DataOptions
 from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file, require_writable
 from lit_sft.inspect.collect import Choice, inspect_data
-from lit_sft.inspect.report import Report
+from lit_sft.inspect.row_report import Report
 from lit_sft.inspect.writers import print_report, render_page
 
 OTHER_SECTIONS = ("model", "trainer", "checkpoint")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lit_sft.data.ledger import format_ledgers
-from lit_sft.inspect.report import FailedRow, Repeats, Report, SplitReport, TokenRow
+from lit_sft.inspect.row_report import FailedRow, Repeats, Report, SplitReport, TokenRow
 
 BAR = 40
 """Characters of the longest bar."""

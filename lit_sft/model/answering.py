@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from lit_sft.data.prompts import find_stop_ids
+from lit_sft.data.prompts import find_stop_ids, split_answer
 from lit_sft.errors import InputError
 from lit_sft.evaluation.decode import decode_batch
 from lit_sft.evaluation.evaluating import evaluating
-from lit_sft.evaluation.generate import Generation, generate_greedy
+from lit_sft.evaluation.generate import Generation, Tell, generate_greedy
 from lit_sft.evaluation.static_cache import UnfitModelError
+from lit_sft.evaluation.token_probabilities import weigh_tokens
 from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.memory import free_memory_bytes
+from lit_sft.types import Prompt
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,6 +34,7 @@ def answer_greedily(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     max_batch_tokens: Literal["auto"] | int = "auto",
+    tell: Tell | None = None,
 ) -> list[Generation]:
     """Answer prompts greedily, and leave modes and random states as they were.
 
@@ -43,6 +46,7 @@ def answer_greedily(
         max_new_tokens: Of an answer.
         max_batch_tokens: Rows times their longest length, of a batch; `auto` is 32,768, and on a
             GPU as many as half of the free memory holds keys and values of.
+        tell: Is told how far it is.
 
     Raises:
         InputError: If there is no tokenizer.
@@ -61,8 +65,37 @@ def answer_greedily(
         generate = partial(generate_greedy, model, prompts, stop_ids, pad_id, max_new_tokens)
         if device.type == "cuda":
             with suppress(UnfitModelError), _memory_of_its_own():
-                return generate(max_batch_tokens, decode_batch)
-        return generate(max_batch_tokens)
+                return generate(max_batch_tokens, decode_batch, tell)
+        return generate(max_batch_tokens, tell=tell)
+
+
+def weigh_pieces(
+    model: "PeftModel | PreTrainedModel",
+    tokenizer: PreTrainedTokenizerBase,
+    autocast: AbstractContextManager[None],
+    answered: Sequence[tuple[Prompt, Generation]],
+) -> dict[int, list[tuple[str, float]]]:
+    """Return the pieces of answers by row, with how likely each was; all is left as it was.
+
+    Where memory does not hold the logits of an answer, there is nothing.
+
+    Args:
+        model: In whatever mode.
+        tokenizer: As `load_tokenizer` returns it.
+        autocast: The precision that it is trained in.
+        answered: Prompts, and the answers to them.
+    """
+    use_attention(model, packed=False)
+    weighed: dict[int, list[tuple[str, float]]] = {}
+    stance = torch.compiler.set_stance("force_eager")
+    with suppress(torch.OutOfMemoryError), evaluating(model), autocast, stance:
+        for prompt, answer in answered:
+            pieces = split_answer(tokenizer, list(answer.token_ids))
+            if pieces:
+                likely = weigh_tokens(model, prompt.input_ids, answer.token_ids)
+                rounded = [round(p, 3) for p in likely]
+                weighed[prompt.row] = [*zip(pieces, rounded, strict=True)]
+    return weighed
 
 
 @contextmanager

@@ -3,10 +3,13 @@
 import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -24,6 +27,15 @@ def max_over_ranks(value: int, device: torch.device) -> int:
     largest = torch.tensor(value, device=device)
     distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
     return int(largest.item())
+
+
+def gather_over_ranks(mine: list[T]) -> list[T]:
+    """Return the values of all ranks, those of the first one first; they must be picklable."""
+    if not _is_distributed():
+        return mine
+    everyone: list[list[T]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(everyone, mine)
+    return [value for part in everyone for value in part]
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.errors import InputError, require
-from lit_sft.evaluation.generate import Generation
+from lit_sft.evaluation.generate import Generation, Tell
 from lit_sft.model.adapter import Lora
 from lit_sft.model.answering import answer_greedily
 from lit_sft.model.base_model import (
@@ -272,6 +272,7 @@ class SFTModule(pl.LightningModule):
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int | None = None,
         max_batch_tokens: Literal["auto"] | int = "auto",
+        tell: Tell | None = None,
     ) -> list[Generation]:
         """Answer prompts greedily, and leave modes and random states as they were.
 
@@ -280,6 +281,7 @@ class SFTModule(pl.LightningModule):
             max_new_tokens: Of an answer; None takes the module's own.
             max_batch_tokens: Rows times their longest length, of a batch; see
                 `lit_sft.model.answering`.
+            tell: Is told how far it is.
         """
         return answer_greedily(
             self.model,
@@ -288,6 +290,7 @@ class SFTModule(pl.LightningModule):
             prompts,
             max_new_tokens or self.max_new_tokens,
             max_batch_tokens,
+            tell,
         )
 
     def total_steps(self) -> int:

@@ -64,6 +64,8 @@ class Job(NamedTuple):
 
 def find_token_rows(module: SFTModule, data: SFTDataModule) -> int:
     """Return how many rows of the embedding may be trained; `auto` may find fewer untrained."""
+    if module.lora and module.lora.modules_to_save:
+        return 0
     if isinstance(module.trainable_tokens, list):
         return len(module.trainable_tokens)
     return 0 if module.trainable_tokens == "none" else len(set(find_chat_tokens(data.tokenizer)))
@@ -80,7 +82,10 @@ def outline_job(trainer: pl.Trainer, module: SFTModule, data: SFTDataModule, tok
 
     Raises:
         InputError: If the base cannot be stored or trained as asked.
+        UnknownPassError: If there is no adapter.
     """
+    if module.lora is None:
+        raise UnknownPassError("model.lora: null trains all weights, which is not planned here")
     device, dtype = trainer.strategy.root_device, compute_dtype(str(trainer.precision))
     layers = outline(module.base_model, module.base_config)
     base = measure_base(layers, module.quantization, dtype)

@@ -46,8 +46,7 @@ class Weightless:
             parameter.data = parameter.data.to(dtype)
         self.model: PeftModel = attach_lora(base, lora, range(token_rows))
         self._replace_tensors()
-        with self.mode:
-            make_fast(self.model)
+        make_fast(self.model)  # beside the mode: it tries out what an MLP computes, with numbers
 
     def make_batch(self, lengths: Sequence[int], packed: bool) -> Batch:
         """Return a batch of rows of these lengths, without contents."""

@@ -67,7 +67,7 @@ def read_checkpoint(folder: RunFolder, wanted: str | None) -> ChosenCheckpoint:
         _require_own(folder, path, content, newest)
     is_best = best is not None and path.resolve() == best.path.resolve()
     best_by = best.monitor if best and is_best else None
-    return ChosenCheckpoint(path, content, newest["global_step"], best_by, is_held(folder))
+    return ChosenCheckpoint(path, content, newest["global_step"], best_by, is_held(folder.root))
 
 
 def _find_newest(folder: RunFolder) -> Path | None:

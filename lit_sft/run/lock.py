@@ -70,10 +70,12 @@ def hold_folder(folder: Path, command: str = "fit") -> Iterator[None]:
         os.close(handle)
 
 
-def is_held(folder: RunFolder, command: str = "fit") -> bool:
-    """Return whether another process runs a command in a run's folder now, so far as is known."""
-    path = folder.lock(command)
-    if not path.is_file() or path.stat().st_size == 0 or _identify(path) in _held:
+def is_held(folder: Path, command: str = "fit") -> bool:
+    """Return whether a process runs a command in a folder now, as far as its system has locks."""
+    path = RunFolder(folder).lock(command)
+    if _identify(path) in _held:
+        return True
+    if not path.is_file() or path.stat().st_size == 0:
         return False  # who holds it has written who it is; a killed one may have left that
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -81,7 +83,7 @@ def is_held(folder: RunFolder, command: str = "fit") -> bool:
     except OSError as error:
         return error.errno in (errno.EACCES, errno.EAGAIN)
     finally:
-        os.close(handle)
+        os.close(handle)  # which gives back what it has got
     return False
 
 

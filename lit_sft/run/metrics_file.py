@@ -2,8 +2,7 @@
 
 import csv
 import io
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from lit_sft.errors import require
 from lit_sft.files import replace_file, sync
 from lit_sft.run.folder import RunFolder
+from lit_sft.run.metrics_rows import parse_rows, split_cells
 from lit_sft.run.records import append_rows, read_lines, tell_damage
 
 
@@ -123,7 +123,7 @@ def read_columns(path: Path) -> list[str]:
     """
     if not path.is_file():
         return ["step"]
-    columns = _split(next(iter(read_lines(path)), None))
+    columns = split_cells(next(iter(read_lines(path)), None))
     require(
         columns[:1] == ["step"] and len(set(columns)) == len(columns),
         f"{path}: the first line is damaged; expected the names of the columns, step first. Put a "
@@ -143,34 +143,6 @@ def read_metrics(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
     """
     columns = read_columns(path)
     lines = read_lines(path)[1:] if path.is_file() else []
-    rows: dict[int, dict[str, str]] = {}
-    damaged = []
-    for number, line in enumerate(lines, start=2):
-        row = _read_row(columns, _split(line))
-        if row is None or int(row["step"]) in rows:
-            damaged.append(number)
-        else:
-            rows[int(row["step"])] = row
+    rows, damaged = parse_rows(columns, lines)
     tell_damage(path, damaged, f"a row of {len(columns)} columns, each step once")
     return columns, rows
-
-
-def _split(line: str | None) -> list[str]:
-    """Return the cells of a line, none where it is damaged."""
-    try:
-        return next(csv.reader([line or ""], strict=True), [])
-    except csv.Error:
-        return []
-
-
-def _read_row(columns: Sequence[str], cells: Sequence[str]) -> dict[str, str] | None:
-    """Return the figures of a row by column, or None where it cannot be one."""
-    if len(cells) != len(columns) or not re.fullmatch(r"0|[1-9][0-9]{0,17}", cells[0]):
-        return None
-    figures = {name: cell for name, cell in zip(columns, cells, strict=True) if cell}
-    try:
-        for figure in figures.values():
-            float(figure)
-    except ValueError:
-        return None
-    return figures

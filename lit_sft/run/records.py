@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.pytorch.utilities import rank_zero_info
-
 SHOWN_LINES = 3
 """Numbers of damaged lines that are named."""
 TEXTS = ("question", "output", "verdict")
@@ -70,6 +68,8 @@ def tell_damage(path: Path, lines: Sequence[int], what: str) -> None:
         what: A line should be, such as "a row of 5 figures".
     """
     if lines:
+        from lightning.pytorch.utilities import rank_zero_info
+
         more = f" and {len(lines) - SHOWN_LINES} more" if len(lines) > SHOWN_LINES else ""
         numbers = ", ".join(map(str, lines[:SHOWN_LINES])) + more
         rank_zero_info(

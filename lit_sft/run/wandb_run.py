@@ -98,6 +98,16 @@ class WandbRun(WandbLogger):
             self.experiment.log(row)
 
     @rank_zero_only
+    def log_report(self, path: Path) -> None:
+        """Keep the report of the run as an artifact of it."""
+        import wandb
+
+        run = self.experiment
+        artifact = wandb.Artifact(f"report-{run.id}", type="report")
+        artifact.add_file(str(path), policy="immutable")  # no second copy of it
+        run.log_artifact(artifact)
+
+    @rank_zero_only
     def catch_up(self, metrics_file: Path) -> None:
         """Send the rows of a resumed run that were lost on their way when it was killed.
 
@@ -114,7 +124,9 @@ class WandbRun(WandbLogger):
     def _start(self) -> Any:
         import wandb
 
-        self._id = self._wandb_init["id"] = self._id or secrets.token_hex(6)
+        # An agent of a sweep has given the run its id.
+        given = self._id or os.environ.get("WANDB_RUN_ID")
+        self._id = self._wandb_init["id"] = given or secrets.token_hex(6)
         Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
         if self._id_file:
             with replace_file(self._id_file) as staged:

@@ -171,7 +171,7 @@ def _run_ours(arm: Ours, job: Job, pacer: Pacer, folder: Path) -> None:
     import lightning.pytorch as pl
 
     from lit_sft import GradientCheckpointing, Lora, Quantization, SFTModule
-    from lit_sft.callbacks.console import Progress
+    from lit_sft.callbacks.progress import Progress
     from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowLoader
     from lit_sft.model import module
     from lit_sft.run.metrics_file import MetricsFile

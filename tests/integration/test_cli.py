@@ -86,7 +86,7 @@ def test_what_the_run_printed_is_a_ledger_some_steps_and_a_summary(recipe_run):
     assert re.search(r"^train +7,457 +7,457 +0 ", outcome.stdout, re.MULTILINE)
     assert "step 3/3  loss " in outcome.stdout
     assert re.search(r"val/exact_match +0\.0000 +0\.0000", outcome.stdout)
-    assert outcome.stdout.count("wrote ") == 5
+    assert outcome.stdout.count("wrote ") == 6
 
 
 def test_the_adapter_loads_in_plain_peft_with_the_same_logits(recipe_run, llama_base):

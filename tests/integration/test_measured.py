@@ -59,6 +59,7 @@ def test_a_test_says_and_writes_what_it_measured_of_which_weights(graded_run):
         assert record[name] == about[name]
     assert record["checkpoint"] == best.name
     assert record["data"]["rows"] == 6
+    assert record["data"]["train_rows_in_test"] == 0
     assert len(record["data"]["sha256"]) == 64
     low, high = record["exact_match_95"]
     assert low <= record["figures"]["exact_match"] <= high

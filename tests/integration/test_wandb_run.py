@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pty
+import re
 import shutil
 import struct
 import subprocess
@@ -101,6 +102,14 @@ def test_run_without_login_is_offline_and_asks_nothing(offline):
     assert f"wandb sync {folder}" in output.replace("\r\n", "")
 
 
+def test_the_bar_ends_before_what_came_of_the_run(offline):
+    output = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", offline[2])
+    bars = [line for line in re.split(r"[\r\n]+", output) if line.startswith("Training ")]
+    done, total = re.search(r"(\d+)/(\d+)", bars[-1]).groups()
+    assert done == total
+    assert output.rindex("Training ") < output.index("wrote ")
+
+
 def test_offline_file_has_config_history_and_exit_code(offline):
     root, _, _ = offline
     (folder,) = (root / "wandb").glob("offline-run-*")
@@ -119,6 +128,8 @@ def test_offline_file_has_config_history_and_exit_code(offline):
     assert losses == pytest.approx(read_losses(root))
     assert "val/loss" in history[-1], "in the row of its step"
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
+    kept = [record.artifact.type for record in records if record.HasField("artifact")]
+    assert "report" in kept
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,14 @@ def test_two_ranks_equal_one(tiny_base, tmp_path, options):
     ]
     assert answers[1].items() <= answers[0].items(), "the first rank keeps what it has answered"
     assert len(answers[1]) > 2
+    kept = [
+        [(x["step"], x["row"], x["output"]) for x in map(json.loads, lines)]
+        for lines in (
+            (folder / "logs" / "answers.jsonl").read_text().splitlines()
+            for folder in (alone, together)
+        )
+    ]
+    assert kept[0] == kept[1], "the answers of all ranks"
     for one, two in zip(*rows, strict=True):
         for name in ("train/loss", "train/grad_norm", "val/loss", "val/exact_match"):
             if one[name]:

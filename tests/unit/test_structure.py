@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "lit_sft"
 LAYERS = [
-    ("cli", "inspect", "__main__"),
+    ("cli", "inspect", "report", "__main__"),
     ("trainer", "plan"),
     ("callbacks",),
     ("model", "run", "export"),
@@ -134,7 +134,7 @@ def test_help_loads_no_heavy_library():
 def test_the_command_line_imports_only_what_every_run_needs():
     code = (
         "import sys, lit_sft.cli.app;"
-        "late = {'bitsandbytes', 'datasets', 'wandb', 'peft'};"
+        "late = {'bitsandbytes', 'bokeh', 'datasets', 'wandb', 'peft'};"
         "sys.exit(' '.join(late & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_sft import ChatTask, GenerationEval, Lora, SFTDataModule, SFTModule
+from lit_sft.callbacks.progress import Progress
 from lit_sft.errors import InputError
 from lit_sft.run.metrics_file import MetricsFile
 
@@ -48,7 +49,7 @@ def train(base, root, callbacks, steps=4, task=None, logger=True, val_rows=12, *
         logger=MetricsFile(root) if logger else False,
         log_every_n_steps=1,
         limit_val_batches=0,
-        enable_progress_bar=False,
+        enable_progress_bar=any(isinstance(c, Progress) for c in callbacks),
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
     )
@@ -186,6 +187,23 @@ def test_an_empty_slice_is_refused(tiny_base, tmp_path):
     )  # fmt: skip
     with pytest.raises(InputError, match="val_rows=0 leaves no rows to evaluate on"):
         trainer.fit(module, data)
+
+
+def test_every_answer_is_kept_and_the_lines_say_what_was_measured(tiny_base, tmp_path, capsys):
+    train(tiny_base, tmp_path, [GenerationEval(every_n_steps=3, samples=2), Progress()])
+    kept = [json.loads(x) for x in (tmp_path / "logs" / "answers.jsonl").read_text().splitlines()]
+    assert [(x["step"], x["row"]) for x in kept] == [(s, r) for s in (0, 3, 4) for r in range(12)]
+    assert ["tokens" in x for x in kept if x["output"]] == [
+        x["row"] < 2 for x in kept if x["output"]
+    ]
+    for said in [x for x in kept if "tokens" in x]:
+        assert "".join(piece for piece, _ in said["tokens"]) == said["output"]
+        assert all(0 <= p <= 1 for _, p in said["tokens"])
+    right = [sum(x["verdict"] == "right" for x in kept if x["step"] == s) / 12 for s in (0, 3, 4)]
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("step ")]
+    told = [line.partition("exact_match ")[2].split("  ")[0] for line in lines]
+    assert told == [f"{right[0]:.3f} (step 0)", "", f"{right[1]:.3f}", f"{right[2]:.3f}"]
+    assert [" left " in line for line in lines] == [True, True, True, False]
 
 
 class Deaf(Echo):

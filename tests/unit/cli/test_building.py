@@ -33,10 +33,6 @@ UNBUILDABLE = [
     ),
     (["--trainer.logger", f"{LOGGERS}.CometLogger"], r"CometLogger cannot be built \(ModuleNotFou"),
     (["--trainer.logger", f"{LOGGERS}.MLFlowLogger"], r"MLFlowLogger cannot be built \(ModuleNotF"),
-    (
-        ["--trainer.logger", f"{LOGGERS}.TensorBoardLogger", "--trainer.logger.save_dir", "x"],
-        r"TensorBoardLogger cannot be built \(ModuleNotFoundError: .*\); install what it lacks",
-    ),
 ]
 
 

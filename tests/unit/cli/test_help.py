@@ -64,7 +64,7 @@ def test_a_tool_tells_every_option_that_its_parser_takes(capsys, command):
     shown = explain(capsys, command, "--help")
     parser = import_module(f"lit_sft.cli.{command}").make_parser()
     options = [x for x in parser._actions if x.option_strings and x.dest != "help"]
-    assert len(options) >= 2
+    assert options
     assert re.findall(r"^  --(\w+)", shown, re.MULTILINE) == [x.dest for x in options]
     words = [x.metavar for x in parser._actions if not x.option_strings]
     assert f"usage: lit-sft {command} {' '.join(words)} [" in shown

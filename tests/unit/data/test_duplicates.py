@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_sft.data.duplicates import drop_repeats, find_repeats, format_repeats, normalize_question
+from lit_sft import ChatTask
+from lit_sft.data.duplicates import (
+    MOST_COMPARED,
+    count_in_test,
+    drop_repeats,
+    find_repeats,
+    format_repeats,
+    normalize_question,
+)
+from lit_sft.data.options import DataOptions
 
 
 def chat(name: str, question: str, answer: str = "a"):
@@ -99,3 +108,31 @@ def test_all_that_the_users_say_is_the_question():
 def test_rows_that_cannot_be_read_repeat_nothing():
     broken = [("t0", None), ("t1", None), ("t2", [{"role": "user", "content": 3}])]
     assert find_repeats(broken, {"val": broken}) == {"train": [], "val": []}
+
+
+class Asked(ChatTask):
+    """A split of numbers to add one to."""
+
+    def __init__(self, **splits):
+        self.splits = splits
+
+    def rows(self, split):
+        return self.splits.get(split)
+
+    def messages(self, row):
+        return chat("", f"{row} + 1?")[1]
+
+
+@pytest.mark.parametrize(
+    ("splits", "options", "count"),
+    [
+        ({"train": [1, 2, 2, 3], "test": [2, 3, 4]}, {}, 3),
+        ({"train": [1, 2, 2, 3], "test": [2, 3, 4]}, {"dedup": True}, 0),
+        ({"train": [1], "test": [2]}, {}, 0),
+        ({"train": [1]}, {}, None),
+        ({"test": [1]}, {}, None),
+        ({"train": range(MOST_COMPARED + 1), "test": [1]}, {}, None),
+    ],
+)
+def test_rows_of_train_in_test_are_counted_where_that_is_no_work(splits, options, count):
+    assert count_in_test(DataOptions(Asked(**splits), val_rows=0, **options)) == count

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_sft.errors import InputError
-from lit_sft.evaluation.exact_match import Answer, ExactMatch, format_table, wilson_interval
+from lit_sft.evaluation.exact_match import Answer, ExactMatch, format_table
+from lit_sft.evaluation.intervals import wilson_interval
 
 GRADES = [True, False, None, None, True]
 FINISHED = [True, True, True, False, True]

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_sft.errors import InputError
-from lit_sft.evaluation.exact_match import Answer, ExactMatch, mean_interval, wilson_interval
+from lit_sft.evaluation.exact_match import Answer, ExactMatch
+from lit_sft.evaluation.intervals import mean_interval, wilson_interval
 from lit_sft.evaluation.scores import describe_no_match, format_scores, list_figures, measure
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models
 from lit_sft.data.control_tokens import plain_backend
 from lit_sft.data.encode import encode_chat
 from lit_sft.data.tokenizer import load_tokenizer
-from lit_sft.inspect.report import count_lengths, decode_each, read_tokens
+from lit_sft.inspect.row_report import count_lengths, decode_each, read_tokens
 from lit_sft.model.loss import sum_cross_entropy
 from lit_sft.types import IGNORE_INDEX, Example
 
