@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as pl
@@ -14,17 +13,16 @@ from lit_sft.data.gradable import make_gradable_prompts
 from lit_sft.data.prompts import decode_answer
 from lit_sft.data.protocol import graded_data, run_data
 from lit_sft.errors import require
-from lit_sft.evaluation.comparison import Change, compare_grades
 from lit_sft.evaluation.exact_match import Answer, make_answer
 from lit_sft.evaluation.scores import describe_no_match, format_scores, list_figures, measure
 from lit_sft.model.answering import BATCH_TOKENS, weigh_pieces
-from lit_sft.model.distributed import gather_over_ranks, max_over_ranks, sum_over_ranks
+from lit_sft.model.distributed import gather_over_ranks, max_over_ranks
 from lit_sft.model.module import SFTModule
 from lit_sft.run.answer_file import keep_answers
+from lit_sft.run.earlier_answers import EarlierAnswers
 from lit_sft.run.early_stopping import Stoppers, require_measured, require_same_rhythm
 from lit_sft.run.folder import RunFolder, is_trial
 from lit_sft.run.metrics_file import publish
-from lit_sft.run.predictions import find_earlier_answers
 from lit_sft.run.sample_file import keep_samples
 from lit_sft.tasks.base import ChatTask
 from lit_sft.types import Split
@@ -75,7 +73,7 @@ class GenerationEval(pl.Callback):
         self.max_new_tokens, self.max_batch_tokens = max_new_tokens, max_batch_tokens
         self.num_shots, self.samples, self.task = num_shots, samples, task
         self._evaluated_at = -1
-        self._earlier: list[str | None] = []
+        self._earlier: EarlierAnswers | None = None
         self._told: set[tuple[str, bool]] = set()
 
     def setup(self, trainer: pl.Trainer, pl_module: SFTModule, stage: str) -> None:
@@ -92,10 +90,8 @@ class GenerationEval(pl.Callback):
         self._rows = Counter(sources)
         mine = slice(trainer.global_rank, None, trainer.world_size)
         self.prompts = prompts[mine]
-        self._compare_with = getattr(data, "compare_with", None) if split == "test" else None
-        if self._compare_with:
-            path = Path(self._compare_with).expanduser()
-            self._earlier = find_earlier_answers(path, prompts)[mine]
+        path = getattr(data, "compare_with", None) if split == "test" else None
+        self._earlier = EarlierAnswers(path, prompts, mine) if path else None
         if stage == "fit":
             figures = [f"val/{name}" for name in list_figures(sources, grades)]
             require_same_rhythm(trainer, figures, self.every_n_steps or 1)
@@ -140,8 +136,12 @@ class GenerationEval(pl.Callback):
         # Those of the sources stand in the table below, which has room for them.
         trainer.callback_metrics.update({k: torch.tensor(v) for k, v in named.items()})
         told = [format_scores(figures, self._graders, self._rows)]
-        if self._compare_with:
-            told += self._compare(pl_module, answers)
+        if self._earlier:
+            rows, device = {x: self._rows[x] for x in self._graders}, pl_module.device
+            compared = self._earlier.compare(answers, self._task, rows, device)
+            told += compared.lines
+            changed = {f"test/{k}": torch.tensor(v) for k, v in compared.figures.items()}
+            trainer.callback_metrics.update(changed)
         if trainer.is_global_zero:
             print("\n".join(told), flush=True)
 
@@ -228,24 +228,3 @@ class GenerationEval(pl.Callback):
                 when = f", after step {trainer.global_step}" if trainer.state.fn == "fit" else ""
                 rank_zero_warn(f"GenerationEval{when}: {text}")
         return figures
-
-    def _compare(self, pl_module: SFTModule, answers: Sequence[Answer]) -> list[str]:
-        """Return what has changed since the answers of before, which are graded anew.
-
-        A line a source, and one of all.
-        """
-        graded = [
-            (answer.source, self._task.grade(prompt.record, earlier), answer.grade)
-            for prompt, earlier, answer in zip(self.prompts, self._earlier, answers, strict=True)
-            if earlier is not None
-        ]
-        names, lines = [*self._graders], []
-        parts = [([name], f", {name}") for name in names] if len(names) > 1 else []
-        for sources, label in [*parts, (names, ", all" if parts else "")]:
-            own = [(was, now) for source, was, now in graded if source in sources]
-            change = compare_grades([was for was, _ in own], [now for _, now in own])
-            counts = sum_over_ranks(torch.tensor(change, device=pl_module.device)).tolist()
-            missing = sum(self._rows[source] for source in sources) - counts[-1]
-            rest = f" ({missing:,} are not in it)" if missing else ""
-            lines.append(f"against {self._compare_with}{label}: {Change(*counts).describe()}{rest}")
-        return lines

@@ -85,6 +85,7 @@ class Certificate:
         exact_match: Of the trained and of the exported model, or the mean F1 where the task grades
             by that; None where it grades nothing.
         bound: What it had to keep to.
+        graded_by: `exact_match`, or `f1`.
     """
 
     format: str
@@ -101,6 +102,7 @@ class Certificate:
     kl_max: float
     exact_match: dict[str, float] | None
     bound: Bound
+    graded_by: str = "exact_match"
 
     def shortfalls(self) -> list[str]:
         """Return in words where the export falls short of its bound."""
@@ -116,9 +118,13 @@ class Certificate:
             lost = self.exact_match["trained"] - self.exact_match["exported"]
             if lost > self.bound.exact_match + 1e-9:
                 found.append(
-                    f"the exact match falls by {lost:.4f}, {self.bound.exact_match:.4f} may"
+                    f"the {self._figure} falls by {lost:.4f}, {self.bound.exact_match:.4f} may"
                 )
         return found
+
+    @property
+    def _figure(self) -> str:
+        return self.graded_by.replace("_", " ")
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, the verdict among them."""
@@ -128,7 +134,7 @@ class Certificate:
         """Return it in a line."""
         graded = self.exact_match
         match = (
-            f", exact match {graded['exported']:.4f} (trained {graded['trained']:.4f})"
+            f", {self._figure} {graded['exported']:.4f} (trained {graded['trained']:.4f})"
             if graded
             else ""
         )
@@ -214,10 +220,11 @@ def compare(
         prompts = [reference.prompt for reference in references]
         answers = generate(model, tokenizer, prompts, stop_ids, max_new_tokens)
         texts = [decode_answer(tokenizer, ids) for ids in answers]
-        figures["exact_match"] = {
-            "trained": _share(grade, prompts, [reference.text for reference in references]),
-            "exported": _share(grade, prompts, texts),
-        }
+        before = [grade(x.prompt.record, x.text) for x in references]
+        after = [grade(x.record, text) for x, text in zip(prompts, texts, strict=True)]
+        if any(isinstance(x, float) for x in before + after):
+            figures["graded_by"] = "f1"
+        figures["exact_match"] = {"trained": _mean(before), "exported": _mean(after)}
     return figures
 
 
@@ -244,6 +251,5 @@ def next_logits(model: nn.Module, prompt: Sequence[int], answer: Sequence[int]) 
     return logits[0, len(prompt) - 1 :].float().cpu()
 
 
-def _share(grade: GradeFunction, prompts: Sequence[Prompt], texts: Sequence[str]) -> float:
-    grades = [grade(prompt.record, text) for prompt, text in zip(prompts, texts, strict=True)]
-    return sum(map(weigh, grades)) / len(prompts)
+def _mean(grades: Sequence[Grade]) -> float:
+    return sum(map(weigh, grades)) / len(grades)

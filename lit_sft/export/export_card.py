@@ -94,7 +94,7 @@ def _format_metadata(card: ModelCard, to: str, certificates: Sequence[Certificat
         for result in make_results(
             name_source(card.dataset),
             SPLITS[one.split],
-            {f"{one.file or to}/exact_match": one.exact_match["exported"]},
+            {f"{one.file or to}/{one.graded_by}": one.exact_match["exported"]},
         )
     ]
     data = ModelCardData(

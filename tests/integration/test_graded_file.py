@@ -93,6 +93,8 @@ def test_a_test_says_by_source_and_grader_what_is_right_and_what_has_changed(fol
     won, lost = ([int(x[column]) for x in told] for column in (1, 2))
     assert (won[0] + won[1], lost[0] + lost[1]) == (won[2], lost[2])
     assert won[1] > lost[1]  # the base ends few answers
+    assert (figures["won"], figures["lost"], figures["compared_rows"]) == (won[2], lost[2], 24)
+    assert f"McNemar's exact p = {figures['mcnemar_p']:.3g}" in told[2][3]
     assert f"alike {24 - won[2] - lost[2]} of 24 rows; McNemar's exact p = " in told[2][3]
     root = ("--trainer.default_root_dir", "trained")
     # What it is compared with is graded anew, and the same answers differ nowhere.

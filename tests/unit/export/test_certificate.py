@@ -49,6 +49,15 @@ def test_another_model_is_not(compared):
     assert compared.other["exact_match"]["exported"] < 0.75
 
 
+def test_a_mean_of_scores_is_called_so(compared, tiny_base):
+    model = AutoModelForCausalLM.from_pretrained(tiny_base).eval()
+    tokenizer = load_tokenizer(str(tiny_base))
+    stop, grade = [tokenizer.eos_token_id], lambda record, text: record / 4
+    figures = compare(model, tokenizer, compared.references, stop, NEW, grade)
+    assert (figures["graded_by"], figures["exact_match"]["exported"]) == ("f1", 0.375)
+    assert ", f1 0.3750 (trained 0.3750)" in certificate(**figures).describe()
+
+
 def certificate(**figures):
     common = {"format": "merged", "file": "", "base": "trained", "engine": "transformers"}
     common |= {"arithmetic": "float32", "step": 1, "split": "val", "prompts": 64, "tokens": 900}
