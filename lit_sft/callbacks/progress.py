@@ -98,7 +98,7 @@ class Progress(RichProgressBar):
         if not self.is_terminal:
             self.disable()
 
-    def configure_columns(self, trainer: pl.Trainer) -> list[Any]:
+    def configure_columns(self, trainer: pl.Trainer) -> list[object]:
         """Return what a bar consists of; how long it takes is told by the figures behind it."""
         text, bar, count, *_ = super().configure_columns(trainer)
         bar.bar_width = BAR_WIDTH
@@ -116,13 +116,13 @@ class Progress(RichProgressBar):
         """Let the bar be that of the whole run, not of an epoch."""
         self._show_bar(pl_module)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
         """Note what a validation has measured since the last step."""
         self._latest.note(trainer.callback_metrics, trainer.global_step)
         if self._stepped_at is None:
             self._stepped_at = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: SFTModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: SFTModule, *args: object) -> None:
         """Move the bar, or print a line."""
         self._time_step(self._latest.note(trainer.callback_metrics, trainer.global_step))
         if not trainer.is_global_zero:

@@ -57,7 +57,7 @@ class RecordTest(pl.Callback):
 
 
 def describe_test(
-    trainer: pl.Trainer, module: SFTModule, weights: dict[str, Any]
+    trainer: pl.Trainer, module: SFTModule, weights: dict[str, object]
 ) -> dict[str, Any]:
     """Return what was measured and what of, as plain values; no place on this machine is named.
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 
@@ -75,7 +74,7 @@ class WritePredictions(pl.Callback):
 
 def describe_prediction(
     prompt: Prompt, answer: str, finished: bool, task: ChatTask | None
-) -> Mapping[str, Any]:
+) -> Mapping[str, object]:
     """Return a line of `predictions.jsonl`, as plain values.
 
     Args:

@@ -61,7 +61,7 @@ class _State:
 
 
 def decode_batch(
-    model: Any,
+    model: object,
     prompts: Sequence[Sequence[int]],
     ending: Ending,
     tell_ended: TellEnded = lambda ended: None,

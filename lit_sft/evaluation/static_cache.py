@@ -38,7 +38,7 @@ class Slots(CacheLayerMixin):
         self.is_initialized = True
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write what is new, and return all that may be looked at."""
         if not self.is_initialized:
@@ -85,7 +85,7 @@ def attend_cached(
     dropout: float = 0.0,
     seen: Tensor | None = None,
     sliding_window: int | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attend to the prompt, or with one token a row to all that the cache holds of it.
 

@@ -242,7 +242,7 @@ def _format_metadata(card: ModelCard) -> str:
     return metadata.to_yaml().strip()
 
 
-def _without_local_paths(value: Any) -> Any:
+def _without_local_paths(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _without_local_paths(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

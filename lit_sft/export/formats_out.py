@@ -138,7 +138,7 @@ def write_export(
     return _write_gguf_files(folder, run, onto, texts)
 
 
-def load_folder(folder: Path | str, dtype: torch.dtype, **options: Any) -> nn.Module:
+def load_folder(folder: Path | str, dtype: torch.dtype, **options: object) -> nn.Module:
     """Return a folder as transformers loads it, in eval mode."""
     from transformers import AutoModelForCausalLM
 

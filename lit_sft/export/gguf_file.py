@@ -116,7 +116,7 @@ def _begin(writer: Any, base: BaseFiles, tokenizer: TokenizerFields, kind: str, 
         writer.write_tensor_data(np.asarray(factors, dtype=np.float32))
 
 
-def _convert(tensor: Tensor, kind: str) -> Any:
+def _convert(tensor: Tensor, kind: str) -> object:
     from gguf import GGMLQuantizationType, quants
 
     array = tensor.contiguous().numpy()
@@ -202,7 +202,7 @@ def _rope(config: Any) -> Mapping[str, Any]:
     return getattr(config, "rope_parameters", None) or {}
 
 
-def _rope_factors(config: Any) -> list[float] | None:
+def _rope_factors(config: object) -> list[float] | None:
     """Return what Llama 3.1 divides each frequency by, or None for another rope."""
     if _rope(config).get("rope_type") != "llama3":
         return None

@@ -155,7 +155,7 @@ def _choose_split(
     )
 
 
-def _with_split(plain: Any, name: str) -> Any:
+def _with_split(plain: object, name: str) -> Any:
     """Return a tokenizer that splits as llama.cpp does by one of its names."""
     from tokenizers import Tokenizer
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lit_sft.errors import InputError, UploadError, require
 
@@ -75,7 +75,7 @@ def require_right(target: Target, who: str) -> None:
         ) from error
 
 
-def upload(folder: Path, target: Target, message: str, say: Callable[[str], Any]) -> str:
+def upload(folder: Path, target: Target, message: str, say: Callable[[str], object]) -> str:
     """Upload the files of a folder, and return the address of the repository.
 
     Files that have arrived are not sent again: neither by a retry nor by the next upload.
@@ -100,7 +100,9 @@ def upload(folder: Path, target: Target, message: str, say: Callable[[str], Any]
         ) from error
 
 
-def _commit(folder: Path, target: Target, message: str, say: Callable[[str], Any]) -> "CommitInfo":
+def _commit(
+    folder: Path, target: Target, message: str, say: Callable[[str], object]
+) -> "CommitInfo":
     """Return the commit; the client repeats failed transfers, but never a failed commit."""
     from huggingface_hub import upload_folder
 

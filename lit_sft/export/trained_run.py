@@ -130,7 +130,7 @@ def read_run(run: str | Path, checkpoint: str | None = None) -> TrainedRun:
     )  # fmt: skip
 
 
-def _read_lora(options: Mapping[str, Any], identity: Mapping[str, Any]) -> Lora | None:
+def _read_lora(options: Mapping[str, Any], identity: Mapping[str, object]) -> Lora | None:
     """Return the shape of an adapter; None where all weights were trained.
 
     What decides numbers is the checkpoint's; a config may have been changed since.

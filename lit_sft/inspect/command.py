@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     return 1 if report.num_failures else 0
 
 
-def parse(arguments: Sequence[str]) -> Any:
+def parse(arguments: Sequence[str]) -> object:
     """Return the options by name.
 
     Raises:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -137,7 +136,7 @@ class Report:
     """The first of them."""
     rows: list[TokenRow]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         return {"version": VERSION, "ok": not self.num_failures, **asdict(self)}
 

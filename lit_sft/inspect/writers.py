@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Iterator
 from importlib.resources import files
 from itertools import groupby
-from typing import Any
 
 from jinja2 import Environment
 from rich.console import Console
@@ -178,7 +177,7 @@ def _format_failures(count: int, failures: list[FailedRow]) -> Iterator[str]:
         yield f"  … and {count - len(failures):,} more"
 
 
-def _list_runs(row: TokenRow) -> list[tuple[bool, list[dict[str, Any]]]]:
+def _list_runs(row: TokenRow) -> list[tuple[bool, list[dict[str, object]]]]:
     """Return the tokens of a row in runs that are supervised throughout, or nowhere."""
     tokens = [
         {

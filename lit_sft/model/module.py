@@ -226,7 +226,7 @@ class SFTModule(pl.LightningModule):
             },
         )
 
-    def _wait_for_loader(self, *args: Any, **kwargs: Any) -> None:
+    def _wait_for_loader(self, *args: object, **kwargs: object) -> None:
         """Count the time to the next window as a wait for data from here: all else is done."""
         self._clock.wait()
 
@@ -302,11 +302,11 @@ class SFTModule(pl.LightningModule):
         trainer = self.trainer
         return count_steps(trainer.max_steps, trainer.max_epochs, trainer.num_training_batches)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Keep the adapter and what the run is, and drop the frozen base."""
         fill_checkpoint(checkpoint, self)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Refuse a checkpoint of another adapter, and to go on with another run's."""
         resume(checkpoint, self)
 

@@ -45,7 +45,7 @@ class MuonAndAdamW(Optimizer):
         super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], object] | None = None) -> Any:
         """Take a step of both, on what a schedule or a checkpoint has put into the groups.
 
         Args:

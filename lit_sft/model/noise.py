@@ -37,7 +37,7 @@ class _Noise:
         """Keep where packed rows start, int32 `[rows + 1]`, before a forward."""
         self._starts = kwargs.get("cu_seq_lens_q")
 
-    def add(self, embedding: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def add(self, embedding: nn.Module, inputs: object, output: Tensor) -> Tensor:
         """Return embeddings, `[batch, tokens, hidden]`, with noise in training."""
         if not embedding.training:
             return output

@@ -26,7 +26,7 @@ def build_optimizer(
     groups: Sequence[Sequence[nn.Parameter]],
     learning_rate: float,
     weight_decay: float,
-    arguments: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, object] | None = None,
 ) -> Optimizer:
     """Return an optimizer.
 
@@ -128,5 +128,5 @@ def is_flat(name: str) -> bool:
     return name in get_args(OptimizerName) and name != MUON
 
 
-def _list(options: Mapping[str, Any]) -> str:
+def _list(options: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={value}" for name, value in options.items())

@@ -194,7 +194,7 @@ def require_adapter(place: Path, who: str) -> None:
     )
 
 
-def _load_last(folder: RunFolder) -> dict[str, Any]:
+def _load_last(folder: RunFolder) -> dict[str, object]:
     """Return the last checkpoint of a run that has no config to tell of it."""
     if folder.config.is_file() or not folder.last_checkpoint.is_file():
         return {}

@@ -7,7 +7,7 @@ which the head is computed, too. Passes of packed rows hardly ever have as many 
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -82,7 +82,7 @@ def _resize(operation: Operation, size: int, other: int) -> Operation:
     return Operation(operation.function, args, operation.kwargs)
 
 
-def _put(value: Any, size: int, other: int) -> Any:
+def _put(value: object, size: int, other: int) -> object:
     """Return a value with one size in place of another; strides stay, as do what they leave out."""
     if isinstance(value, Shape):
         return Shape(

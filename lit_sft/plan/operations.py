@@ -79,7 +79,7 @@ class Noted:
 
 
 @contextmanager
-def noting(model: nn.Module, mode: AbstractContextManager[Any]) -> Iterator[Noted]:
+def noting(model: nn.Module, mode: AbstractContextManager[object]) -> Iterator[Noted]:
     """Note all operations meanwhile; the tensors of the model itself are not counted.
 
     Args:
@@ -94,8 +94,8 @@ def noting(model: nn.Module, mode: AbstractContextManager[Any]) -> Iterator[Note
 
 
 def make_listener(
-    note: Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None],
-) -> AbstractContextManager[Any]:
+    note: Callable[[object, tuple[object, ...], dict[str, object], object], None],
+) -> AbstractContextManager[object]:
     """Return a mode in which each operation is told of, for which torch has no public name.
 
     Args:
@@ -108,7 +108,7 @@ def make_listener(
     class Listener(mode):  # type: ignore[misc]
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
+        ) -> object:
             kwargs = kwargs or {}
             out = func(*args, **kwargs)
             note(func, args, kwargs, out)
@@ -119,7 +119,7 @@ def make_listener(
 
 
 def _note(
-    noted: Noted, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    noted: Noted, function: Any, args: tuple[object, ...], kwargs: dict[str, object], out: object
 ) -> None:
     if function.namespace == "prim" or function.is_view:
         return
@@ -254,7 +254,7 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _fill(value: Any, device: torch.device) -> Any:
+def _fill(value: object, device: torch.device) -> object:
     if isinstance(value, Shape):
         extent = 1 + sum((n - 1) * s for n, s in zip(value.size, value.stride, strict=True))
         flat = torch.zeros(max(extent, 1), dtype=value.dtype, device=device)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -49,7 +49,7 @@ def note_pass(
     weightless: "Weightless",
     lengths: Sequence[int],
     packed: bool,
-    autocast: AbstractContextManager[Any],
+    autocast: AbstractContextManager[object],
 ) -> Pass:
     """Note what a training pass does in the layers of a model.
 
@@ -125,7 +125,7 @@ def time_reading(
     weightless: "Weightless",
     prompts: Sequence[int],
     new_tokens: float,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    autocast: Callable[[], AbstractContextManager[object]],
     known: dict[Operation, float],
 ) -> Reading:
     """Return what a batch of answers takes.

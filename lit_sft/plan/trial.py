@@ -110,7 +110,7 @@ class _Clock(pl.Callback):
         self._begun_at = read_clock(pl_module.device)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: SFTModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: SFTModule, outputs: object, batch: Any, batch_idx: int
     ) -> None:
         self.seconds.append(read_clock(pl_module.device) - self._begun_at)
         self.tokens.append(sum(part["num_tokens"] for part in batch))

@@ -92,7 +92,7 @@ class _Boundaries:
         return self._lengths
 
 
-def make_mode() -> AbstractContextManager[Any]:
+def make_mode() -> AbstractContextManager[object]:
     """Return torch's own mode of tensors without contents, for which it has no public name.
 
     What cannot be run in it is an error, of which it would print a second traceback.

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from lit_sft.evaluation.comparison import weigh
 from lit_sft.report.facts import Given, Problem, RunFacts
@@ -21,7 +20,7 @@ KINDS = ("lost", "won", "wrong", "right")
 """What became of a row from the first evaluation to the last, in the order in which rows stand."""
 
 
-def make_answers(runs: Sequence[RunFacts]) -> dict[str, Any]:
+def make_answers(runs: Sequence[RunFacts]) -> dict[str, object]:
     """Return the rows with all their evaluations, those that changed sides first.
 
     Args:
@@ -135,7 +134,7 @@ def _fit(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
     return kept
 
 
-def _list_row(row: Row, columns: Sequence[Column], texts: _Texts) -> dict[str, Any]:
+def _list_row(row: Row, columns: Sequence[Column], texts: _Texts) -> dict[str, object]:
     given = []
     for _, run, step in columns:
         answer = find_given(row[run], step)

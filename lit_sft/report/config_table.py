@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lit_sft.cli.sections import Options
 from lit_sft.cli.signatures import Parameter, find_class, find_parameters
@@ -23,7 +23,7 @@ class Setting(NamedTuple):
     """Whether it is known to differ from its default, or has none."""
 
 
-def list_settings(config: Mapping[str, Any]) -> list[Setting]:
+def list_settings(config: Mapping[str, object]) -> list[Setting]:
     """Return the options of a config, and whether each differs from its default."""
     defaults = {
         name: _evaluate(parameter.default) for name, parameter in Options("fit").list_all()
@@ -42,7 +42,9 @@ def compare_settings(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
     return [(x, values) for x, values in rows if len(set(values)) > 1 and x not in ALWAYS_SET]
 
 
-def _flatten(value: Any, name: str = "", default: Any = UNKNOWN) -> Iterator[tuple[str, Any, Any]]:
+def _flatten(
+    value: object, name: str = "", default: object = UNKNOWN
+) -> Iterator[tuple[str, object, object]]:
     """Yield the leaves of a config by dotted names, with the defaults of the classes that it names.
 
     Those of the run's own sections are not known here.
@@ -65,7 +67,7 @@ def _flatten(value: Any, name: str = "", default: Any = UNKNOWN) -> Iterator[tup
         yield name, value, default
 
 
-def _evaluate(default: ast.expr | None) -> Any:
+def _evaluate(default: ast.expr | None) -> object:
     if default is None:
         return REQUIRED
     try:
@@ -74,14 +76,14 @@ def _evaluate(default: ast.expr | None) -> Any:
         return UNKNOWN
 
 
-def _differs(value: Any, default: Any) -> bool:
+def _differs(value: object, default: object) -> bool:
     if default is UNKNOWN:
         return False
     plain = [list(x) if isinstance(x, tuple) else x for x in (value, default)]
     return bool(plain[0] != plain[1])
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

@@ -111,7 +111,7 @@ def _draw(facts: RunFacts, name: str, run: int, runs: int) -> Iterable[dict[str,
             yield _as_series(f"{label}, running mean", column, thin(smooth(series), most), run)
 
 
-def _draw_clip(runs: Sequence[RunFacts]) -> Iterable[dict[str, Any]]:
+def _draw_clip(runs: Sequence[RunFacts]) -> Iterable[dict[str, object]]:
     limits = {(facts.config.get("model") or {}).get("max_grad_norm") for facts in runs}
     last = max((facts.step for facts in runs), default=0)
     for limit in limits:
@@ -120,7 +120,7 @@ def _draw_clip(runs: Sequence[RunFacts]) -> Iterable[dict[str, Any]]:
             yield _as_series(f"clipped to {limit:g}", "clip", line, 0)
 
 
-def _colour(series: Sequence[dict[str, Any]], by_run: bool) -> None:
+def _colour(series: Sequence[dict[str, object]], by_run: bool) -> None:
     """Give each column a colour, or each run; then a column has a dash of its own."""
     columns = list(dict.fromkeys(drawn["column"] for drawn in series))
     for drawn in series:
@@ -128,7 +128,7 @@ def _colour(series: Sequence[dict[str, Any]], by_run: bool) -> None:
         drawn |= {"colour": drawn["run"], "dash": place} if by_run else {"colour": place, "dash": 0}
 
 
-def _as_series(label: str, column: str, series: Series, run: int) -> dict[str, Any]:
+def _as_series(label: str, column: str, series: Series, run: int) -> dict[str, object]:
     points = {"x": [x for x, _ in series], "y": [_short(y) for _, y in series]}
     return {"label": label, "column": column, "run": run, **points}
 

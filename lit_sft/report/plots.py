@@ -118,7 +118,7 @@ def _span_steps(steps: Sequence[int]) -> Range1d:
     return Range1d(start=first - edge, end=last + edge, bounds="auto", name=STEPS)
 
 
-def _draw_frame(chart: Mapping[str, Any], steps: Range1d) -> Any:
+def _draw_frame(chart: Mapping[str, object], steps: Range1d) -> Any:
     low, high, kind = _span_values(chart)
     plot: Any = figure(
         height=HEIGHT, sizing_mode="stretch_width", min_width=200, toolbar_location=None,
@@ -191,6 +191,6 @@ def _colour(model: Model, **names: str) -> None:
     model.tags = [names]
 
 
-def _as_array(values: Sequence[float | None]) -> Any:
+def _as_array(values: Sequence[float | None]) -> object:
     """Return float64 `[points]`, NaN where there is none: bytes, which JSON has no NaN for."""
     return np.array([math.nan if y is None else y for y in values], dtype=np.float64)

@@ -108,7 +108,7 @@ def _read_tokens(values: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
     return tokens if is_whole and all(0 <= p <= 1 for _, p in tokens) else ()
 
 
-def _read_config(folder: RunFolder, remarks: list[str]) -> dict[str, Any]:
+def _read_config(folder: RunFolder, remarks: list[str]) -> dict[str, object]:
     try:
         config: object = folder.read_config()
     except (OSError, ValueError, yaml.YAMLError):
@@ -119,7 +119,7 @@ def _read_config(folder: RunFolder, remarks: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _read_json(path: Path, remarks: list[str]) -> dict[str, Any]:
+def _read_json(path: Path, remarks: list[str]) -> dict[str, object]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

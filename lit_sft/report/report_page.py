@@ -94,7 +94,7 @@ def _tell_apart(runs: Sequence[RunFacts]) -> list[RunFacts]:
     return [replace(facts, name=str(facts.folder)) for facts in runs]
 
 
-def _describe(facts: RunFacts) -> dict[str, Any]:
+def _describe(facts: RunFacts) -> dict[str, object]:
     """Return what the template says of a run."""
     last: Mapping[str, Any] = facts.begins[-1] if facts.begins else {}
     splits = last.get("data")
@@ -118,7 +118,7 @@ def _describe(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def _name_machine(begin: Mapping[str, Any]) -> str:
+def _name_machine(begin: Mapping[str, object]) -> str:
     """Return what a session ran on, as far as it is on record."""
     device, cores = begin.get("device"), begin.get("cores")
     parts = [f"{begin.get('ranks', 1)} x {device}" if device else "", begin.get("cpu")]
@@ -126,7 +126,7 @@ def _name_machine(begin: Mapping[str, Any]) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def _show_unseen(value: Any) -> Any:
+def _show_unseen(value: object) -> object:
     """Spell out what shows nothing in a value that goes into the page."""
     if type(value) is not str:  # what is safe already is of a type of its own
         return value

@@ -16,7 +16,7 @@ ASKED = ("question", "reference")
 """Texts that do not change from one evaluation to the next: the first one has them."""
 
 
-def keep_answers(path: Path, step: int, answers: Sequence[Mapping[str, Any]]) -> None:
+def keep_answers(path: Path, step: int, answers: Sequence[Mapping[str, object]]) -> None:
     """Add the answers of an evaluation, in place of what a run that was resumed had behind it.
 
     Args:

@@ -21,7 +21,10 @@ class AtomicCheckpointIO(CheckpointIO):
     """
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+        self,
+        checkpoint: dict[str, object],
+        path: str | os.PathLike[str],
+        storage_options: object = None,
     ) -> None:
         """Write a checkpoint; a full disk or a kill leaves the previous one as it was.
 

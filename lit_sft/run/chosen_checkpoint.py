@@ -85,7 +85,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _require_own(
-    folder: RunFolder, path: Path, content: Mapping[str, Any], newest: Mapping[str, Any]
+    folder: RunFolder, path: Path, content: Mapping[str, object], newest: Mapping[str, object]
 ) -> None:
     """Raise `InputError` for another run's checkpoint, of which this run's figures are not true.
 

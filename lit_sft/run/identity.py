@@ -46,7 +46,7 @@ NOT_AS_DECLARED = ("model.quantization.weight_cache", "model.lora.target_modules
 """Among them, one that changes no numbers, and one that is held as the layers that it came to."""
 
 
-def describe_run(module: SFTModule) -> dict[str, Any]:
+def describe_run(module: SFTModule) -> dict[str, object]:
     """Return what decides the numbers of a run and must not change on the way.
 
     Args:
@@ -71,8 +71,8 @@ def describe_run(module: SFTModule) -> dict[str, Any]:
 
 
 def match_runs(
-    saved: Mapping[str, Any], module: SFTModule
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    saved: Mapping[str, object], module: SFTModule
+) -> tuple[dict[str, object], dict[str, object]]:
     """Return what a checkpoint says of its run and what this run is, ready to be compared.
 
     Args:
@@ -88,7 +88,7 @@ def match_runs(
     return was, now | SETTLED
 
 
-def read_run(saved: Mapping[str, Any]) -> dict[str, Any]:
+def read_run(saved: Mapping[str, object]) -> dict[str, Any]:
     """Return what a checkpoint says of its run, with what a field was before there was one.
 
     Args:
@@ -100,7 +100,7 @@ def read_run(saved: Mapping[str, Any]) -> dict[str, Any]:
     return _defaults() | BEFORE | SETTLED | was
 
 
-def only_what_answers_depend_on(run: Mapping[str, Any]) -> dict[str, Any]:
+def only_what_answers_depend_on(run: Mapping[str, object]) -> dict[str, object]:
     """Return the part of `describe_run` that must agree to evaluate a checkpoint."""
     names = (
         "model.base_model",
@@ -117,7 +117,7 @@ def only_what_answers_depend_on(run: Mapping[str, Any]) -> dict[str, Any]:
     return {name: run[name] for name in names if name in run}
 
 
-def describe_settings(module: SFTModule) -> dict[str, Any]:
+def describe_settings(module: SFTModule) -> dict[str, object]:
     """Return what may change when a run is resumed; the command line wins, and it is said.
 
     Args:
@@ -136,7 +136,7 @@ def describe_settings(module: SFTModule) -> dict[str, Any]:
     }
 
 
-def find_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+def find_differences(saved: Mapping[str, object], now: Mapping[str, object]) -> dict[str, str]:
     """Return what differs between two runs, by name, each as `was X, is now Y`.
 
     Args:
@@ -152,7 +152,7 @@ def find_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
 
 
 def require_same_run(
-    saved: Mapping[str, Any], now: Mapping[str, Any], accepted: Collection[str]
+    saved: Mapping[str, object], now: Mapping[str, object], accepted: Collection[str]
 ) -> None:
     """Raise `InputError` if what decides the numbers of a run has changed since a checkpoint.
 
@@ -181,7 +181,7 @@ def _find_targets(module: SFTModule) -> list[str]:
     return sorted({layer.rpartition(".")[2] for layer, is_adapter, _ in layers if is_adapter})
 
 
-def _defaults() -> dict[str, Any]:
+def _defaults() -> dict[str, object]:
     """Return the defaults of the options that are held field by field."""
     defaults = {
         f"{option}.{field.name}": field.default
@@ -191,18 +191,18 @@ def _defaults() -> dict[str, Any]:
     return {name: _plain(x) for name, x in defaults.items() if name not in NOT_AS_DECLARED}
 
 
-def _read_option(module: SFTModule, name: str) -> Any:
+def _read_option(module: SFTModule, name: str) -> object:
     """Return a field of an option; None where the option is, such as that of an adapter."""
     _, option, field = name.split(".")
     return _plain(getattr(getattr(module, option), field, None))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return names in order: two lists of the same are no difference."""
     return sorted(value) if isinstance(value, list | tuple) else value
 
 
-def _read_first_version(saved: Mapping[str, Any]) -> dict[str, Any]:
+def _read_first_version(saved: Mapping[str, Any]) -> dict[str, object]:
     """Return the fields of a run that is held as `Lora(r=32, ...)` and `nf4, double_quant=True`."""
     run = {name: value for name, value in saved.items() if name not in OPTIONS}
     for option in ("model.lora", "model.speed"):

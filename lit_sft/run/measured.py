@@ -42,7 +42,7 @@ def find_weights(trainer: pl.Trainer, module: SFTModule) -> Weights:
     return Weights("base", f"the base {module.base_model} as it is", None, None)
 
 
-def write_measured(folder: RunFolder, weights: Weights, record: Mapping[str, Any]) -> Path:
+def write_measured(folder: RunFolder, weights: Weights, record: Mapping[str, object]) -> Path:
     """Write what was measured of some weights in place of what was before; return the file."""
     path = folder.measured / f"test-{weights.label}.json"
     with replace_file(path) as staged:
@@ -50,7 +50,7 @@ def write_measured(folder: RunFolder, weights: Weights, record: Mapping[str, Any
     return path
 
 
-def read_measured(folder: RunFolder, adapter: Path) -> dict[str, Any]:
+def read_measured(folder: RunFolder, adapter: Path) -> dict[str, object]:
     """Return what was measured of the very weights of an adapter's folder; empty for nothing.
 
     Args:

@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -69,7 +68,7 @@ class MetricsFile(Logger):
         """The run's folder."""
         return str(self._save_dir)
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, *args: object, **kwargs: object) -> None:
         """Do nothing: `config.yaml` has them."""
 
     @rank_zero_only

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lit_sft.model.module import SFTModule
 
 
-def describe_origin(module: "SFTModule") -> dict[str, Any]:
+def describe_origin(module: "SFTModule") -> dict[str, object]:
     """Return what an export or a chat has to know of a run, in the form of its `config.yaml`.
 
     A script's run has no such file: its checkpoints tell. Nothing in here is compared when the run
@@ -66,6 +66,6 @@ def name_dataset(options: Mapping[str, Any]) -> str:
     return str(task.get("class_path", "")).rpartition(".")[2]
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(values: Mapping[str, object]) -> dict[str, object]:
     """Return a checkpoint's kinds of values: lists for tuples."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

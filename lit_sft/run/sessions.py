@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from lit_sft.run.records import append_rows, read_lines
 
@@ -17,7 +16,7 @@ PACKAGES = ("lit-sft", "torch", "lightning", "transformers", "peft", "bitsandbyt
 """Whose versions a session names."""
 
 
-def begin_session(path: Path, record: Mapping[str, Any]) -> None:
+def begin_session(path: Path, record: Mapping[str, object]) -> None:
     """Add that this process begins to train, with its command, its machine and its versions.
 
     Args:
@@ -50,7 +49,7 @@ def end_session(path: Path, step: int, how: str) -> None:
     _append(path, {"event": "end", "time": _now(), "step": step, "how": how})
 
 
-def read_sessions(path: Path) -> tuple[list[dict[str, Any]], int]:
+def read_sessions(path: Path) -> tuple[list[dict[str, object]], int]:
     """Return what is on record, and how many lines are torn or damaged; nothing without a file."""
     if not path.is_file():
         return [], 0
@@ -74,7 +73,7 @@ def name_command(words: list[str]) -> str:
     return shlex.join(["lit-sft" if is_ours else name, *words[1:]])
 
 
-def _append(path: Path, record: Mapping[str, Any]) -> None:
+def _append(path: Path, record: Mapping[str, object]) -> None:
     append_rows(path, f"{json.dumps(record)}\n")
 
 

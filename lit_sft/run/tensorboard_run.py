@@ -4,7 +4,6 @@ import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -34,7 +33,7 @@ class TensorBoardRun(TensorBoardLogger):
 
     @rank_zero_only
     def log_table(
-        self, key: str, columns: Sequence[str], data: Sequence[Sequence[Any]], step: int
+        self, key: str, columns: Sequence[str], data: Sequence[Sequence[object]], step: int
     ) -> None:
         """Add a table, as text that TensorBoard sets as one.
 
@@ -53,12 +52,12 @@ class TensorBoardRun(TensorBoardLogger):
         self.experiment.close()
 
 
-def format_table(columns: Sequence[str], data: Sequence[Sequence[Any]]) -> str:
+def format_table(columns: Sequence[str], data: Sequence[Sequence[object]]) -> str:
     """Return a table in Markdown, in which whatever the cells say is text."""
     heading, *rows = (f"| {' | '.join(map(_format_cell, row))} |" for row in [columns, *data])
     return "\n".join([heading, "|" + " --- |" * len(columns), *rows])
 
 
-def _format_cell(value: Any) -> str:
+def _format_cell(value: object) -> str:
     text = html.escape(str(value)[:MOST_IN_A_CELL], quote=False)
     return "<br>".join(re.sub(r"([\\`*_\[\]|])", r"\\\1", text).splitlines())

@@ -80,7 +80,7 @@ class WandbRun(WandbLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> Any:
+    def experiment(self) -> object:
         """The `wandb.Run`, started at first use.
 
         Raises:
@@ -121,7 +121,7 @@ class WandbRun(WandbLogger):
             figures = {name: float(value) for name, value in row.items() if name != "step"}
             self.log_metrics(figures, step)
 
-    def _start(self) -> Any:
+    def _start(self) -> object:
         import wandb
 
         # An agent of a sweep has given the run its id.

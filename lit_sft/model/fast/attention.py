@@ -46,7 +46,7 @@ def attend_packed(
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     sliding_window: int | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Causal attention within each row.
 
@@ -84,7 +84,7 @@ def attend_packed(
     return _attend_row_by_row(query, key, value, lengths, scaling, dropout, window), None
 
 
-def _require_nothing_unknown(options: Mapping[str, Any]) -> None:
+def _require_nothing_unknown(options: Mapping[str, object]) -> None:
     unknown = [name for name in ("softcap", "s_aux", "head_mask") if options.get(name) is not None]
     if unknown:
         raise RuntimeError(f"packed attention has no {', '.join(unknown)}, which this model needs")

@@ -71,7 +71,7 @@ def read_update(layer: Any) -> Update | None:
     )
 
 
-def forward_alone(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def forward_alone(layer: Any, x: Tensor, *args: object, **kwargs: object) -> Tensor:
     """Stand for the forward of a PEFT layer, which takes what is not plain LoRA.
 
     Args:
@@ -89,7 +89,7 @@ def forward_alone(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def run_adapted(
-    layers: Sequence[Any], x: Tensor, updates: Sequence[Update], gated: Gated | None = None
+    layers: Sequence[object], x: Tensor, updates: Sequence[Update], gated: Gated | None = None
 ) -> list[Tensor]:
     """Return what plain LoRA layers give for one input, each `[..., out]`.
 

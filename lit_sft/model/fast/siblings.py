@@ -108,14 +108,14 @@ def _find_siblings(model: nn.Module) -> Iterator[Siblings]:
             yield siblings
 
 
-def _describe(layer: Any) -> tuple[Any, ...]:
+def _describe(layer: Any) -> tuple[object, ...]:
     """Return what must be the same for layers to be computed together."""
     base = layer.get_base_layer()
     return type(base), base.in_features, base.weight.dtype, base.weight.device
 
 
 def _make_forward(siblings: Siblings, place: int) -> Callable[..., Tensor]:
-    def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(layer: object, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         if args or kwargs or not siblings.is_together or not torch.is_grad_enabled():
             return forward_alone(layer, x, *args, **kwargs)
         return siblings.compute(place, x)
@@ -147,7 +147,7 @@ class _Stub:
         self.up_proj = torch.cos
         self.down_proj = lambda x: x * (3 - x)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._mlp, name)
 
 
