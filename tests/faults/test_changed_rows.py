@@ -30,6 +30,7 @@ def change_rows(path: Path) -> None:
 
 def make_config(base: Path, callback: str) -> str:
     return f"""
+report: false
 model:
   base_model: {base}
   lora: {{r: 4, alpha: 8}}

@@ -15,6 +15,7 @@ TIMINGS = ("second", "peak_memory")
 def make_config(base: Path, callbacks: str = "", workers: int = 0) -> str:
     """A run of two epochs of 6 steps with everything on that draws random numbers."""
     return f"""
+report: false
 model:
   base_model: {base}
   learning_rate: 1.0e-2

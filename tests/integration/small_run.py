@@ -6,9 +6,13 @@ NOBODY = "http://127.0.0.1:9"
 """The discard port, where nothing listens: a connection is refused at once."""
 
 
-def fit_options(base: Path, folder: Path, steps: int = 4) -> list[str]:
-    """Return the options of `fit` that train a base for a few steps, one validation included."""
+def fit_options(base: Path, folder: Path, steps: int = 4, report: bool = False) -> list[str]:
+    """Return the options of `fit` that train a base for a few steps, one validation included.
+
+    The page about the run takes a second; most tests do without.
+    """
     options = {
+        "report": str(report).lower(),
         "model.base_model": base,
         "data.task": "lit_sft.WordProblems",
         "data.task.train_rows": 32,

@@ -82,7 +82,11 @@ def test_a_trial_of_a_sweep_of_wandb_is_a_run_of_its_own(tmp_path):
     ]
     chosen = [f"--{name}={value}" for name, value in (("model.learning_rate", 3e-3),)]
     assert "model.learning_rate" in sweep["parameters"]
-    small = [x for x in fit_options(Path("lit_sft/tiny"), tmp_path) if "default_root" not in x]
+    small = [
+        x
+        for x in fit_options(Path("lit_sft/tiny"), tmp_path, report=True)
+        if "default_root" not in x
+    ]
     short = ["--trainer.callbacks=[]", "--trainer.limit_val_batches=1"]
     ids = {"WANDB_RUN_ID": "abc123", "WANDB_SWEEP_ID": "sweep1", "WANDB_MODE": "offline"}
     done = run([*command, *chosen, *small, *short], tmp_path, **ids)

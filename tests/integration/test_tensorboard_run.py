@@ -27,7 +27,7 @@ def read_values(folder):
 
 
 def test_a_run_is_in_tensorboard(tmp_path):
-    options = fit_options(Path("lit_sft/tiny"), tmp_path / "run")
+    options = fit_options(Path("lit_sft/tiny"), tmp_path / "run", report=True)
     own = ["--trainer.logger", "TensorBoardLogger", "--trainer.callbacks", "lit_sft.GenerationEval"]
     outcome = lit_sft_in_process("fit", *options, *own, "--model.max_new_tokens=8")
     assert outcome.status == 0, outcome.stderr

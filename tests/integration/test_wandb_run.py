@@ -79,7 +79,7 @@ def offline(tiny_base, tmp_path_factory) -> tuple[Path, int, str]:
     root = tmp_path_factory.mktemp("offline")
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "lit_sft", "fit", *fit_options(tiny_base, root / "run"),
+        [sys.executable, "-m", "lit_sft", "fit", *fit_options(tiny_base, root / "run", report=True),
          "--trainer.logger=lit_sft.WandbRun"],
         cwd=ROOT,
         env=os.environ | isolated(root / "home", OMP_NUM_THREADS="1", COLUMNS="200"),
