@@ -19,7 +19,14 @@ from lit_sft.inspect.row_report import Report
 from lit_sft.inspect.writers import print_report, render_page
 
 OTHER_SECTIONS = ("model", "trainer", "checkpoint")
-OTHER_OPTIONS = ("seed_everything", "ckpt_path", "resume_policy", "dry_run", "weights_only")
+OTHER_OPTIONS = (
+    "seed_everything",
+    "ckpt_path",
+    "resume_policy",
+    "dry_run",
+    "report",
+    "weights_only",
+)
 
 
 class Options(NamedTuple):

@@ -1,5 +1,6 @@
 """`lit-sft chat` as a user has it: at a terminal, in a pipe, and with what it cannot answer."""
 
+import contextlib
 import os
 import pty
 import re
@@ -155,6 +156,18 @@ class Terminal:
         before, self.text = self.text[: found.end()], self.text[found.end() :]
         return before
 
+    def interrupt_prompt(self):
+        """Send Ctrl-C to a prompt until there is a new one.
+
+        One that comes before Python reads, but behind what it writes, is heard with the next key.
+        """
+        for _ in range(20):
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(AssertionError):
+                self.wait_for("> ", seconds=2)
+                return
+        raise AssertionError(self.text)
+
     def type(self, text):
         os.write(self.leader, text.encode())
 
@@ -162,8 +175,7 @@ class Terminal:
 def test_ctrl_c_ends_an_answer_and_ctrl_d_the_program(endless_run):
     terminal = Terminal(endless_run, "--max_new_tokens", 900)
     assert "loading" in terminal.wait_for("> ")
-    terminal.process.send_signal(signal.SIGINT)  # an empty line is left, and no more
-    terminal.wait_for("> ")
+    terminal.interrupt_prompt()  # an empty line is left, and no more
     for _ in range(5):  # on a busy machine, an answer may be at its end before it is stopped
         terminal.type("hello\n")
         terminal.wait_for(r"hello\r\n[^\n]")

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from command import ROOT, lit_sft_in_process
 
+from lit_sft.cli import sources
 from lit_sft.cli.names import require_known_names
 from lit_sft.errors import InputError
 
@@ -246,6 +247,13 @@ WRONG_FOR_OWN = [
     (["--data.task=own.MoreFields", "--data.task.paht=x"], "take 'paht'. Did you mean 'path'?"),
     (["--data.task=own.Further", "--data.task.train_on=last"], "does not take 'train_on'"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _finds_modules_anew():
+    """What a command line names is looked up once a process, of which a user has one."""
+    for look in (sources._find_module, sources._parse, sources._bindings):
+        look.cache_clear()
 
 
 @pytest.mark.parametrize(("options", "says"), WRONG_FOR_OWN)
