@@ -144,8 +144,8 @@ class ChatFile(ChatTask):
         return self._grade(last["content"] or "", text) if self._grade else None
 
     def grader_name(self) -> str | None:
-        """Return the option."""
-        return self.grader
+        """Return the option, or the name of a class of one's own with a `grade` of its own."""
+        return self.grader if type(self).grade is ChatFile.grade else type(self).__name__
 
     def describe(self) -> str:
         """Return which format was recognised, and how often a column held what was not read."""

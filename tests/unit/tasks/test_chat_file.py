@@ -224,6 +224,21 @@ def test_a_file_grades_by_the_last_turn_of_a_row(tmp_path):
     assert ChatFile(str(path)).grader_name() is None
 
 
+class Shouted(ChatFile):
+    """Graded by a method of its own."""
+
+    def grade(self, row, text):
+        return text == row["answer"].upper()
+
+
+def test_a_class_of_one_s_own_grades_as_it_says(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps({"prompt": "a?", "answer": "b"}) + "\n")
+    task = Shouted(str(path), columns={"prompt": "prompt", "answer": "answer"})
+    assert task.grader_name() == "Shouted"
+    assert task.grade({"prompt": "a?", "answer": "b"}, "B")
+
+
 @pytest.mark.parametrize(
     ("rows", "held_out"), [(2, 1), (9, 1), (150, 15), (2560, 256), (9000, 256)]
 )
