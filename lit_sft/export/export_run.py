@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from lit_sft.errors import SaveError, require
+from lit_sft.errors import require
 from lit_sft.export.certificate import (
     FILE,
     Bound,
@@ -26,11 +26,11 @@ from lit_sft.export.formats_out import (
     require_exportable,
     write_export,
 )
-from lit_sft.export.landing import write_provenance
+from lit_sft.export.landing import saying_refusals, write_provenance
 from lit_sft.export.merge import Onto
 from lit_sft.export.trained_model import build_trained
 from lit_sft.export.trained_run import TrainedRun, read_run
-from lit_sft.files import find_refusal, replace_folder
+from lit_sft.files import replace_folder
 from lit_sft.model.fast.memory import free_memory_bytes
 from lit_sft.types import Prompt
 
@@ -101,25 +101,18 @@ def export_read_run(
     texts = [str(x["content"]) for p in (held_out.prompts if held_out else ()) for x in p.messages]
     certificates: list[Certificate] = []
     other = None
-    try:
-        with replace_folder(output) as staged:
-            written = write_export(staged, run, to, onto, kind, texts)
-            remarks = [exported.remark for exported in written if exported.remark]
-            if compared:
-                certificates += [compared.certify(exported) for exported in written]
-            if compared and any(x.shortfalls() and x.base == "original" for x in certificates):
-                (beside,) = write_export(staged / OTHER, run, "merged", "trained", kind, ())
-                other = compared.certify(beside)
-                shutil.rmtree(staged / OTHER)
-            _write_papers(staged, run, to, certificates, other, remarks)
-    except Exception as error:  # safetensors and tokenizers have errors of their own
-        refusal = find_refusal(error)
-        if refusal is None:
-            raise
-        raise SaveError(
-            f"the export {str(output)!r} could not be written ({refusal}); nothing is left of it: "
-            "make room, or name another folder with --output"
-        ) from error
+    left = "nothing is left of it: make room, or name another folder with --output"
+    refusals = saying_refusals(f"the export {str(output)!r}", left)
+    with refusals, replace_folder(output) as staged:
+        written = write_export(staged, run, to, onto, kind, texts)
+        remarks = [exported.remark for exported in written if exported.remark]
+        if compared:
+            certificates += [compared.certify(exported) for exported in written]
+        if compared and any(x.shortfalls() and x.base == "original" for x in certificates):
+            (beside,) = write_export(staged / OTHER, run, "merged", "trained", kind, ())
+            other = compared.certify(beside)
+            shutil.rmtree(staged / OTHER)
+        _write_papers(staged, run, to, certificates, other, remarks)
     return ExportResult(output, certificates, other, remarks, run.described)
 
 

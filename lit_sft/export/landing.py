@@ -16,13 +16,17 @@ from lit_sft.export.card import ModelCard, describe_provenance
 from lit_sft.files import find_refusal
 from lit_sft.model.saved_adapter import PROVENANCE
 
+AT_THE_END = "the checkpoint is whole, and --ckpt_path last does what is left"
+"""What is told of the last files of a run."""
+
 
 @contextmanager
-def saying_refusals(what: str) -> Iterator[None]:
-    """Raise `SaveError` for what the disk refuses, while a run's last files are written.
+def saying_refusals(what: str, left: str = AT_THE_END) -> Iterator[None]:
+    """Raise `SaveError` for what the disk refuses.
 
     Args:
         what: Is written, and where.
+        left: What there is then, and what to do.
     """
     try:
         yield
@@ -30,10 +34,7 @@ def saying_refusals(what: str) -> Iterator[None]:
         refusal = find_refusal(error)
         if refusal is None:
             raise
-        raise SaveError(
-            f"{what} could not be written ({refusal}); the checkpoint is whole, and --ckpt_path "
-            "last does what is left"
-        ) from error
+        raise SaveError(f"{what} could not be written ({refusal}); {left}") from error
 
 
 def make_generation_config(

@@ -17,16 +17,16 @@ from lit_sft.types import Prompt
 class Comparison(NamedTuple):
     """Of two models, on the rows that both have answered."""
 
-    changes: dict[str, Change]
-    """By source, where there are several; that of all rows is the last."""
+    change: Change
+    """Of all rows."""
     lines: list[str]
-    """In words."""
+    """In words: a line a source, where there are several, and one of all rows."""
 
     @property
     def figures(self) -> dict[str, float]:
         """Of all rows: `won`, `lost`, `compared_rows` and McNemar's `mcnemar_p`."""
-        won, lost, rows = change = [*self.changes.values()][-1]
-        return {"won": won, "lost": lost, "compared_rows": rows, "mcnemar_p": change.p}
+        won, lost, rows = self.change
+        return {"won": won, "lost": lost, "compared_rows": rows, "mcnemar_p": self.change.p}
 
 
 class EarlierAnswers:
@@ -67,14 +67,14 @@ class EarlierAnswers:
         ]
         sources = [*rows]
         parts = [(name, [name]) for name in sources] if len(sources) > 1 else []
-        changes, lines = dict[str, Change](), []
+        lines = []
         for name, among in [*parts, ("all" if parts else "", sources)]:
             own = [(was, now) for source, was, now in graded if source in among]
-            change = compare_grades([was for was, _ in own], [now for _, now in own])
-            counts = sum_over_ranks(torch.tensor(change, device=device)).tolist()
+            here = compare_grades([was for was, _ in own], [now for _, now in own])
+            counts = sum_over_ranks(torch.tensor(here, device=device)).tolist()
             missing = sum(rows[source] for source in among) - counts[-1]
             rest = f" ({missing:,} are not in it)" if missing else ""
             label = f", {name}" if name else ""
-            changes[name] = Change(*counts)
-            lines.append(f"against {self._path}{label}: {changes[name].describe()}{rest}")
-        return Comparison(changes, lines)
+            change = Change(*counts)
+            lines.append(f"against {self._path}{label}: {change.describe()}{rest}")
+        return Comparison(change, lines)  # of all rows, which come last
