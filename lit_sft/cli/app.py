@@ -184,6 +184,8 @@ class SFTCommandLine(LightningCLI):
             "--trainer.limit_val_batches 1.0 is all of val, the fraction of its rows",
         )
         self.model.check_base()
+        # Lightning's end moves the model to the CPU, which takes seconds of a process that ends.
+        vars(self.model)["cpu"] = lambda: self.model
         if self.trainer.strategy.root_device.type == "cpu":
             width = self.model.base_config.get_text_config().hidden_size
             limit_threads(width, self.trainer.num_devices)

@@ -26,6 +26,7 @@ from lit_sft.model.fast.cross_entropy import LogitScale
 from lit_sft.model.fast.flat_parameters import FlatParameters
 from lit_sft.model.fast.graphs import GraphedDecoder
 from lit_sft.model.fast.kernels import Speed, spare_fills
+from lit_sft.model.fast.layer_graphs import LayerGraphs
 from lit_sft.model.figures import EvalLoss, StepClock, peak_memory_gib
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.nonfinite import NonFiniteSteps
@@ -134,7 +135,7 @@ class SFTModule(pl.LightningModule):
         self.logit_scale, self.may_pack, self._is_probed = LogitScale(), True, False
         self._model: PeftModel | PreTrainedModel | None = None
         self._flat: FlatParameters
-        self._graphed: GraphedDecoder | None = None
+        self._graphed: GraphedDecoder | LayerGraphs | None = None
 
     @property
     def model(self) -> "PeftModel | PreTrainedModel":
@@ -232,6 +233,7 @@ class SFTModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Decide how the layers are run, as what decides it is known; then wait for the loader."""
+        self._flat.zero_grad()  # Lightning has set all gradients to None, which graphs add to
         self._graphed = settle_pace(self, self._flat)
         self._clock.wait()
 

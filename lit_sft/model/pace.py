@@ -15,6 +15,7 @@ from lit_sft.model.distributed import max_over_ranks
 from lit_sft.model.fast.flat_parameters import FlatParameters
 from lit_sft.model.fast.graphs import GraphedDecoder
 from lit_sft.model.fast.kernels import compile_layers, run_uncompiled, settle
+from lit_sft.model.fast.layer_graphs import LayerGraphs
 from lit_sft.model.fast.memory import (
     choose_count,
     count_bytes_per_token,
@@ -82,7 +83,7 @@ def keep_choices(module: "SFTModule", saved: Mapping[str, Any]) -> None:
         module.speed = replace(module.speed, compile=saved["model.speed.compile"])
 
 
-def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | None:
+def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | LayerGraphs | None:
     """Decide how the layers of a pass are run, and try it.
 
     Args:
@@ -95,6 +96,7 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | N
     """
     is_on_cuda = module.device.type == "cuda"
     layers, steps = find_layers(module.model), module.total_steps() - module.global_step
+    recomputed = [layer for layer in layers if layer.gradient_checkpointing]
     if module.speed.compile == "auto":
         pays = is_on_cuda and not _has_own_layers(module) and does_compiling_pay(len(layers), steps)
         module.speed = replace(module.speed, compile=pays)
@@ -103,11 +105,20 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | N
                 f"compiling the layers: up to {COMPILE_SECONDS:.0f} s now, for about "
                 f"{SAVED_SECONDS * len(layers) * steps:,.0f} s less in {steps:,} steps"
             )
+    captures = bool(module.speed.compile) and is_on_cuda and _can_capture(module)
+    if captures:  # or what is compiled would have this in it
+        for layer in recomputed:
+            layer.gradient_checkpointing = False
     if module.speed.compile:
         compile_layers(module.model)
     if module.speed.compile or is_on_cuda:
         _try_a_pass(module)
-    return _choose_decode(module, flat) if module.speed.compile and is_on_cuda else None
+    if not captures:
+        return None
+    run, data = partial(decode, module.model), _find_data(module)
+    if recomputed:
+        return LayerGraphs(run, layers, data.max_length, data.max_tokens_per_pass)
+    return GraphedDecoder(run, flat.members, flat.gradient, data.max_length)
 
 
 def does_compiling_pay(layers: int, steps: int) -> bool:
@@ -137,15 +148,10 @@ def _try_a_pass(module: "SFTModule") -> None:
             try_it()
 
 
-def _choose_decode(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | None:
-    data = getattr(module.trainer, "datamodule", None)
-    recomputes = any(layer.gradient_checkpointing for layer in find_layers(module.model))
-    if not isinstance(data, SizedData) or not _packs(module) or _has_own_layers(module):
-        return None
-    if recomputes:
-        return None  # a graph cannot hold what draws the same dropout again
-    run = partial(decode, module.model)
-    return GraphedDecoder(run, flat.members, flat.gradient, data.max_length)
+def _can_capture(module: "SFTModule") -> bool:
+    return (
+        isinstance(_find_data(module), SizedData) and _packs(module) and not _has_own_layers(module)
+    )
 
 
 def _has_own_layers(module: "SFTModule") -> bool:
@@ -159,9 +165,15 @@ def _has_own_layers(module: "SFTModule") -> bool:
     return lora.init_weights != "default"
 
 
+def _find_data(module: "SFTModule") -> Any:
+    return getattr(module.trainer, "datamodule", None)
+
+
 def _packs(module: "SFTModule") -> bool:
-    data = getattr(module.trainer, "datamodule", None)
-    return module.may_pack and getattr(data, "batching", "padding_free") == "padding_free"
+    return (
+        module.may_pack
+        and getattr(_find_data(module), "batching", "padding_free") == "padding_free"
+    )
 
 
 @rank_zero_only

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_sft.export.base_files import find_quantized
 from lit_sft.model.base_model import Quantization
-from lit_sft.model.fast.cross_entropy import CHUNK_LOGITS, ROWS_AT_ONCE
+from lit_sft.model.fast.cross_entropy import ROWS_AT_ONCE, choose_chunk
 from lit_sft.paths import is_local, locate
 
 BLOCK = 64
@@ -116,7 +116,7 @@ def count_head_bytes(
         lists = -(-vocabulary // ROWS_AT_ONCE) + 1
         copied = min(vocabulary, ROWS_AT_ONCE) * width * dtype.itemsize
         return gradients + copied + lists * states * width * dtype.itemsize + 4 * states * width
-    return gradients + 2 * 4 * min(CHUNK_LOGITS, max(vocabulary, states * vocabulary))
+    return gradients + 2 * 4 * min(states, choose_chunk(states, vocabulary)) * vocabulary
 
 
 def count_cache_bytes(config: PretrainedConfig, rows: int, tokens: int, dtype: torch.dtype) -> int:

@@ -23,15 +23,16 @@ LENGTHS = st.lists(st.integers(2, LONGEST), min_size=1, max_size=6)
 
 
 class Setup:
-    """A small model with an adapter, in bfloat16, its layers compiled."""
+    """A small model with an adapter, in bfloat16, its layers compiled or not."""
 
-    def __init__(self, base, device) -> None:
+    def __init__(self, base, device, compiled: bool = True) -> None:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).to(device)
         model.requires_grad_(False)
         torch.manual_seed(0)
         self.model = attach_lora(model, Lora(r=8, alpha=16), [5]).train()
         make_fast(self.model)
-        compile_layers(self.model)
+        if compiled:
+            compile_layers(self.model)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         for parameter in trained:  # B is zero at first, and so is much of the gradient
             torch.nn.init.normal_(parameter, std=0.02)

@@ -133,8 +133,8 @@ def test_bfloat16_points_where_fp32_points(device, packed):
     assert 1 - ours < 2 * (1 - theirs) + 1e-4, "as near to the truth as the plain way"
 
 
-@pytest.mark.parametrize("chunk_logits", [2**27, VOCABULARY * 7])
-def test_the_chunked_head_is_autograds(device, dtype, chunk_logits):
+@pytest.mark.parametrize("size", [61, 7])
+def test_the_chunked_head_is_autograds(device, dtype, size):
     torch.manual_seed(0)
     weight = torch.randn(VOCABULARY, 192, device=device) / 14
     own = torch.randn(len(TRAINED_TOKENS), 192, device=device) / 14
@@ -147,7 +147,7 @@ def test_the_chunked_head_is_autograds(device, dtype, chunk_logits):
     loss = cross_entropy(states @ whole.T, targets, reduction="sum")
     loss.backward()
     got = differentiate_by_chunks(
-        hidden, targets, TokenRows(weight, tuple(TRAINED_TOKENS), own), chunk_logits
+        hidden, targets, TokenRows(weight, tuple(TRAINED_TOKENS), own), size
     )
     bound = SINGLE if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(got.loss.double(), loss.detach(), rtol=bound, atol=0)

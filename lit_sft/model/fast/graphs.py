@@ -40,6 +40,12 @@ class Size(NamedTuple):
     """Whether there are so many or fewer."""
 
 
+def choose_size(batch: Batch, step: int) -> Size:
+    """Return the next size that a packed batch fits, in whole steps of that many tokens."""
+    tokens, rows = batch["input_ids"].shape[1], len(batch["cu_seq_lens"]) - 1
+    return Size(-(-tokens // step) * step, 8 * (rows // 8 + 1))
+
+
 class GraphedDecoder:
     """Stands for `decode` in training, on CUDA.
 
@@ -71,8 +77,7 @@ class GraphedDecoder:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the last hidden states, `[1, tokens, hidden]`, with a gradient."""
-        tokens, rows = batch["input_ids"].shape[1], len(batch["cu_seq_lens"]) - 1
-        size = Size(-(-tokens // self._step) * self._step, 8 * (rows // 8 + 1))
+        tokens, size = batch["input_ids"].shape[1], choose_size(batch, self._step)
         if self.is_capturing and size not in self._graphs:
             self._try_to_capture(size)
         if not self.is_capturing:

@@ -368,3 +368,19 @@ def test_a_model_that_cannot_pack_pads_and_refuses_packed_windows_of_others(tmp_
     packed = DataLoader([[pack_batch([data.prepared["train"].encoded[0]])]], batch_size=None)
     with pytest.raises(InputError, match="packs rows, which this model cannot keep apart"):
         make_trainer(tmp_path).fit(module, packed)
+
+
+def test_graphs_find_gradients_to_add_to_in_the_first_step(tiny_base, tmp_path):
+    """Lightning sets all to None before; what is None after a step counts as zero."""
+    module, data = make_run(tiny_base)
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, *args):
+            flat = pl_module._flat
+            ends = flat.gradient.data_ptr() + flat.gradient.nbytes
+            where = [p.grad is not None and p.grad.data_ptr() for p in flat.members]
+            seen.append(all(flat.gradient.data_ptr() <= x < ends for x in where))
+
+    make_trainer(tmp_path, callbacks=[Look()]).fit(module, data)
+    assert seen == [True, True]

@@ -71,7 +71,7 @@ def test_chunks_equal_attention(dtype, data):
     targets = torch.randint(vocabulary, (n,))
     targets[: len(token_ids)] = torch.tensor(token_ids)[:n]
     by_attention = differentiate_by_attention(states, targets, head)
-    by_chunks = differentiate_by_chunks(states, targets, head, chunk_logits=999)
+    by_chunks = differentiate_by_chunks(states, targets, head, size=7)
     for got, expected in zip(by_chunks, by_attention, strict=True):
         assert_close(got, expected, dtype)
 
@@ -81,10 +81,10 @@ def test_chunks_keep_the_small_gradient_of_a_certain_target():
     weight = torch.randn(50, 16)
     states = 2.0 * weight[:20]  # the right token by far
     truth = differentiate_by_chunks(
-        states.double(), torch.arange(20), TokenRows(weight.double(), (), weight[:0].double()), 999
+        states.double(), torch.arange(20), TokenRows(weight.double(), (), weight[:0].double()), 7
     )
     head = TokenRows(weight.bfloat16(), (), weight[:0].bfloat16())
-    rounded = differentiate_by_chunks(states.bfloat16(), torch.arange(20), head, 999)
+    rounded = differentiate_by_chunks(states.bfloat16(), torch.arange(20), head, 7)
     error = (rounded.of_hidden.double() - truth.of_hidden).norm(dim=1)
     assert (error < 0.2 * truth.of_hidden.norm(dim=1)).float().mean() > 0.9
 

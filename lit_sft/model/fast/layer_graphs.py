@@ -1,0 +1,400 @@
+"""Layers that compute their forward again, each as two CUDA graphs: forward, and all its backward.
+
+What is kept of a pass is the input of every layer, as with checkpoints of activations (Chen et al.,
+2016); what a layer makes besides lies in memory that all of them share, so that a pass of any depth
+takes that of one. Launched one by one, the kernels of such a pass wait for Python: of a 4-bit base,
+an H100 was busy for a tenth of the time.
+
+A layer draws its dropout when it is run, and again when it is run anew. Both are replayed from the
+same random state, so the mask is the same, and it is that of a pass without graphs.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lit_sft.model.fast.graphs import (
+    OWN,
+    SIZE_STEP,
+    Decode,
+    Size,
+    choose_size,
+    fit,
+    make_empty,
+    write,
+)
+from lit_sft.types import Batch
+
+
+class Replayed(Protocol):
+    """Work that can be done over and over, such as a `torch.cuda.CUDAGraph`."""
+
+    def replay(self) -> None:
+        """Do it."""
+
+
+class LayerGraphs:
+    """Stands for `decode` in training where layers are computed again.
+
+    Where a layer cannot be captured, such as for want of memory, there are no graphs from then on,
+    which is said. On a CPU, which has none, the same work is done as it is.
+
+    Args:
+        decode: Runs a model; of the batch, it is given `input_ids`, `position_ids`, `cu_seq_lens`
+            and `max_length`.
+        layers: Those of the model, in order. All of them are computed again from now on.
+        max_length: Of a row, in tokens.
+        max_tokens: Of a pass.
+    """
+
+    def __init__(
+        self,
+        decode: Decode,
+        layers: Sequence[GradientCheckpointingLayer],
+        max_length: int,
+        max_tokens: int,
+    ) -> None:
+        self._decode, self._layers, self._max_length = decode, list(layers), max_length
+        self._step = min(SIZE_STEP, max_length)
+        self._most = -(-max_tokens // self._step) * self._step
+        self._run_layers = [layer._compiled_call_impl or layer._call_impl for layer in layers]
+        self._passes: dict[Size, _Pass] = {}
+        self._memory: _Memory | None = None
+        self._current: _Pass | None = None
+        self._anchor = torch.zeros((), requires_grad=True)  # a frozen embedding has no gradient
+        self.is_capturing = True
+        for index, layer in enumerate(self._layers):
+            layer.gradient_checkpointing = False
+            layer._compiled_call_impl = self._stand_for(index)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the last hidden states, `[1, tokens, hidden]`, with a gradient."""
+        tokens, size = batch["input_ids"].shape[1], choose_size(batch, self._step)
+        if self.is_capturing and size in self._passes:
+            return self._run(size, batch)
+        if self.is_capturing:
+            return self._capture(size, batch)
+        return self._decode(fit(batch, size, self._max_length))[:, :tokens]
+
+    def _run(self, size: Size, batch: Batch) -> Tensor:
+        self._current = self._passes[size]
+        write(batch, self._current.batch)
+        try:
+            return self._decode(self._current.batch)[:, : batch["input_ids"].shape[1]]
+        finally:
+            self._current = None
+
+    def _capture(self, size: Size, batch: Batch) -> Tensor:
+        """Run a size for the first time, capturing layer after layer on the way."""
+        device = batch["input_ids"].device
+        dice = _Dice(device)
+        before = dice.read_all()
+        self._passes[size] = _Pass(make_empty(size, self._max_length, device), dice)
+        try:
+            return self._run(size, batch)
+        except RuntimeError as error:  # also torch.OutOfMemoryError
+            self._give_up(size, error)
+            dice.renew()
+            dice.write_all(before)
+            return self(batch)
+
+    def _give_up(self, size: Size, error: RuntimeError) -> None:
+        self.is_capturing = False
+        self._passes.clear()
+        self._memory = None
+        for layer, run in zip(self._layers, self._run_layers, strict=True):
+            layer.gradient_checkpointing = True
+            layer._compiled_call_impl = run if run != layer._call_impl else None
+        warnings.warn(
+            "from here on there are no CUDA graphs, which is slower and gives the same numbers: "
+            f"layers of {size.tokens:,} tokens could not be captured "
+            f"({str(error).splitlines()[0]:.200})",
+            stacklevel=2,
+        )
+
+    def _stand_for(self, index: int) -> Callable[..., Any]:
+        run = self._run_layers[index]
+
+        def call(hidden: Tensor, *args: object, **kwargs: object) -> Any:
+            if self._current is None or not torch.is_grad_enabled():
+                return run(hidden, *args, **kwargs)
+            apply: Callable[..., Tensor] = _Recomputed.apply
+            return apply(hidden, self._anchor, self, self._current, index, args, kwargs)
+
+        return call
+
+    def run_forward(
+        self, current: "_Pass", index: int, hidden: Tensor, args: Any, kwargs: Any
+    ) -> Tensor:
+        """Run a layer; return what it gives, `[1, tokens, hidden]`.
+
+        Args:
+            current: The pass.
+            index: Of the layer.
+            hidden: Its input, of that shape.
+            args: What else it is given.
+            kwargs: Likewise.
+        """
+        memory = self._find_memory(hidden)
+        into, out = (memory.kept[i][:, : hidden.shape[1]] for i in (index, index + 1))
+        if into.data_ptr() != hidden.data_ptr():
+            into.copy_(hidden)
+        if index == len(current.layers):
+            args, kwargs = current.fix((args, kwargs))
+            slope = memory.slope[:, : hidden.shape[1]]
+            run, trained = self._run_layers[index], _find_trained(self._layers[index])
+            layer = _Layer(lambda x: run(x, *args, **kwargs), into, out, slope, trained)
+            current.layers.append(layer.capture(memory, current.dice))
+        else:
+            current.renew((args, kwargs), is_first=index == 0)
+        current.offsets[index] = current.dice.read()
+        current.layers[index][0].replay()
+        return out
+
+    def run_backward(self, current: "_Pass", index: int, slope: Tensor) -> Tensor:
+        """Run a layer again and back; return the gradient by its input, `[1, tokens, hidden]`.
+
+        Args:
+            current: The pass.
+            index: Of the layer.
+            slope: The gradient by what it gave, of that shape.
+        """
+        own = self._find_memory(slope).slope[:, : slope.shape[1]]
+        if own.data_ptr() != slope.data_ptr():
+            own.copy_(slope)
+        now = current.dice.read()
+        current.dice.write(current.offsets[index])
+        current.layers[index][1].replay()
+        current.dice.write(now)
+        return own
+
+    def _find_memory(self, like: Tensor) -> "_Memory":
+        if self._memory is None:
+            self._memory = _Memory(like, len(self._layers), self._most)
+        return self._memory
+
+
+class _Recomputed(torch.autograd.Function):
+    """A layer, `[1, tokens, hidden]` of such, that is run again in its backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        anchor: Tensor,
+        graphs: LayerGraphs,
+        current: "_Pass",
+        index: int,
+        args: object,
+        kwargs: object,
+    ) -> Tensor:
+        ctx.where = graphs, current, index
+        return graphs.run_forward(current, index, hidden, args, kwargs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        graphs, current, index = ctx.where
+        return graphs.run_backward(current, index, *gradients), *[None] * 6
+
+
+class _Memory:
+    """What all passes use: the inputs of the layers, the gradient by one, and the graphs' own.
+
+    Args:
+        like: Hidden states, `[1, some, hidden]`.
+        layers: How many there are.
+        most: Tokens.
+    """
+
+    def __init__(self, like: Tensor, layers: int, most: int) -> None:
+        def make() -> Tensor:
+            return like.new_zeros((1, most, like.shape[2]))
+
+        self.kept = [make() for _ in range(layers + 1)]
+        self.slope = make()
+        self.pool: Any = None
+
+
+class _Pass:
+    """A size, and its layers as they have been captured.
+
+    Args:
+        batch: Of that size; it is what the captured layers read.
+        dice: Where dropout is drawn from.
+    """
+
+    def __init__(self, batch: Batch, dice: "_Dice") -> None:
+        self.batch, self.dice = batch, dice
+        self.layers: list[tuple[Replayed, Replayed]] = []
+        self.offsets: dict[int, Any] = {}
+        self._fixed: dict[int, tuple[Tensor, Tensor]] = {}
+        self._copies: list[Tensor] = []
+
+    def fix(self, given: Any) -> Any:
+        """Return what a layer is given, with tensors of our own in the place of all tensors."""
+
+        def own(tensor: Tensor) -> Tensor:
+            if id(tensor) not in self._fixed:
+                copy = tensor.detach().clone()
+                self._fixed[id(tensor)] = tensor, copy
+                self._copies.append(copy)
+            return self._fixed[id(tensor)][1]
+
+        return _map_tensors(given, own)
+
+    def renew(self, given: Any, is_first: bool) -> None:
+        """Copy the tensors that a layer is given now into ours, those of other layers once.
+
+        Args:
+            given: Of the same structure as when the layer was captured.
+            is_first: Whether the pass begins with it.
+        """
+        if is_first:
+            self._fixed.clear()
+
+        def copy(tensor: Tensor) -> Tensor:
+            if id(tensor) not in self._fixed:
+                into = self._copies[len(self._fixed)]
+                self._fixed[id(tensor)] = tensor, into.copy_(tensor)
+            return tensor
+
+        _map_tensors(given, copy)
+
+
+class _Layer(NamedTuple):
+    """A layer, and where it reads and writes."""
+
+    run: Callable[[Tensor], Any]
+    into: Tensor
+    """`[1, tokens, hidden]`, what it is run on."""
+    out: Tensor
+    """Likewise, what it gives."""
+    slope: Tensor
+    """Likewise: the gradient by what it gives, and then by what it is run on."""
+    trained: list[nn.Parameter]
+
+    def capture(self, memory: _Memory, dice: "_Dice") -> tuple[Replayed, Replayed]:
+        """Return both passes as graphs."""
+        device = self.into.device
+        if device.type != "cuda":
+            return _Plain(self.forward), _Plain(self.backward)
+        before = dice.read_all()
+        slope = self.slope.clone()
+        self.slope.zero_()
+        make_stream: Any = torch.cuda.Stream
+        side = make_stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with _without_autocast_cache(device.type):
+            with torch.cuda.stream(side):  # the gradients of a zero slope are zero
+                self.forward()
+                self.backward()
+            torch.cuda.current_stream(device).wait_stream(side)
+            for graph, run in zip(graphs, (self.forward, self.backward), strict=True):
+                with torch.cuda.graph(graph, memory.pool, capture_error_mode=OWN):
+                    run()
+                memory.pool = graph.pool()
+        self.slope.copy_(slope)
+        dice.write_all(before)
+        return graphs
+
+    def forward(self) -> None:
+        """Run the layer, as in training: what computes otherwise without gradients does not."""
+        self.out.copy_(self._run()[1].detach())
+
+    def backward(self) -> None:
+        """Run it again; then add to the gradients of its parameters, and write the slope."""
+        leaf, out = self._run()
+        of_input, *found = torch.autograd.grad(
+            out, [leaf, *self.trained], self.slope, materialize_grads=True
+        )
+        self.slope.copy_(of_input)
+        for parameter, gradient in zip(self.trained, found, strict=True):
+            if parameter.grad is None:
+                raise RuntimeError("a trained parameter has no gradient to add to")
+            parameter.grad += gradient
+
+    def _run(self) -> tuple[Tensor, Tensor]:
+        leaf = self.into.detach().requires_grad_()
+        with torch.enable_grad():
+            out = self.run(leaf)
+        if not isinstance(out, Tensor) or out.dtype != leaf.dtype:
+            got = out.dtype if isinstance(out, Tensor) else type(out).__name__
+            raise RuntimeError(f"a layer makes {got} of {leaf.dtype}")
+        return leaf, out
+
+
+class _Plain(NamedTuple):
+    """Work as it is."""
+
+    replay: Callable[[], None]
+
+
+class _Dice:
+    """The random state of a device, and how far it is in the numbers of its seed.
+
+    Args:
+        device: Where dropout is drawn.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._is_cuda = device, device.type == "cuda"
+
+    def read(self) -> Any:
+        """Return how far it is."""
+        return self._generator().get_offset() if self._is_cuda else torch.get_rng_state()
+
+    def write(self, state: Any) -> None:
+        """Go to where `read` was."""
+        if self._is_cuda:
+            self._generator().set_offset(state)
+        else:
+            torch.set_rng_state(state)
+
+    def read_all(self) -> Tensor:
+        """Return the whole state."""
+        return torch.cuda.get_rng_state(self._device) if self._is_cuda else torch.get_rng_state()
+
+    def write_all(self, state: Tensor) -> None:
+        """Take a whole state back."""
+        if self._is_cuda:
+            torch.cuda.set_rng_state(state, self._device)
+        else:
+            torch.set_rng_state(state)
+
+    def renew(self) -> None:
+        """Take another state: one that a capture has broken off stays in it."""
+        if self._is_cuda:
+            fresh: Any = torch.Generator(self._device)
+            self._generator().graphsafe_set_state(fresh.graphsafe_get_state())
+
+    def _generator(self) -> Any:
+        return torch.cuda.default_generators[self._device.index or 0]
+
+
+def _find_trained(layer: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in layer.parameters() if parameter.requires_grad]
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return tuples, lists and dicts of the same structure, with another tensor for each."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if type(value) in (tuple, list):
+        return type(value)(_map_tensors(x, function) for x in value)
+    if type(value) is dict:
+        return {name: _map_tensors(x, function) for name, x in value.items()}
+    return value
+
+
+def _without_autocast_cache(kind: str) -> AbstractContextManager[Any]:
+    """Cast weights anew each time: a cast that is kept would be that of the first step forever."""
+    if not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    dtype = torch.get_autocast_dtype(kind)
+    return torch.autocast(kind, dtype=dtype, cache_enabled=False)

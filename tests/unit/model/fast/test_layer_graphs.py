@@ -1,0 +1,100 @@
+"""Layers computed again one by one, on a CPU: the work of the graphs, done as it is."""
+
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lit_sft import Lora
+from lit_sft.data.batching import pack_batch
+from lit_sft.model.adapter import attach_lora
+from lit_sft.model.fast.flat_parameters import FlatParameters
+from lit_sft.model.fast.graphs import choose_size, fit
+from lit_sft.model.fast.kernels import make_fast
+from lit_sft.model.fast.layer_graphs import LayerGraphs
+from lit_sft.model.fast.memory import find_layers, recompute_layers
+from lit_sft.model.loss import decode, sum_supervised_loss
+from lit_sft.types import Example
+
+LONGEST = 16
+
+
+class Setup:
+    """A tiny model with an adapter and a trained row, every layer of which is computed again."""
+
+    def __init__(self, base) -> None:
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model.requires_grad_(False)
+        torch.manual_seed(0)
+        self.model = attach_lora(model, Lora(r=4, alpha=8, dropout=0.3), [5]).train()
+        make_fast(self.model)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in trained:
+            torch.nn.init.normal_(parameter, std=0.05)
+        self.flat = FlatParameters(trained)
+        self.layers = find_layers(self.model)
+        recompute_layers(self.model, len(self.layers))
+        self.run = partial(decode, self.model)
+
+    def step(self, run, batches) -> tuple[list[float], torch.Tensor, torch.Tensor]:
+        torch.manual_seed(1)
+        self.flat.zero_grad()
+        losses = []
+        for batch in batches:
+            loss = sum_supervised_loss(self.model, batch, hidden=run(batch))
+            loss.backward()
+            losses.append(loss.item())
+        return losses, self.flat.gradient.clone(), torch.rand(3)
+
+
+def make(*lengths):
+    generator = torch.Generator().manual_seed(sum(lengths))
+    rows = [torch.randint(50, (n,), generator=generator).tolist() for n in lengths]
+    return pack_batch([Example(ids, ids) for ids in rows])
+
+
+@pytest.fixture
+def setup(tiny_base):
+    return Setup(tiny_base)
+
+
+def test_the_same_bits_as_layers_that_transformers_computes_again(setup):
+    """The first time a size is captured on the way, the second time it is replayed."""
+    batches = [make(16, 16), make(10, 6), make(16, 16)]
+
+    def run_padded(batch):
+        padded = fit(batch, choose_size(batch, LONGEST), LONGEST)
+        return setup.run(padded)[:, : batch["input_ids"].shape[1]]
+
+    plain = setup.step(run_padded, batches)
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 32)
+    assert not any(layer.gradient_checkpointing for layer in setup.layers)
+    for _ in range(2):
+        losses, gradient, draws = setup.step(graphs, batches)
+        assert losses == plain[0]
+        assert torch.equal(gradient, plain[1])
+        assert torch.equal(draws, plain[2])
+    with torch.no_grad():
+        evaluated = setup.run(make(5))
+    assert evaluated.shape[:2] == (1, 5)
+
+
+def test_what_cannot_be_captured_runs_as_it_is(setup):
+    batches = [make(16, 9), make(9)]
+
+    def run_padded(batch):
+        padded = fit(batch, choose_size(batch, LONGEST), LONGEST)
+        return setup.run(padded)[:, : batch["input_ids"].shape[1]]
+
+    plain = setup.step(run_padded, batches)
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 16)  # less than the first has
+    with pytest.warns(UserWarning, match="there are no CUDA graphs"):
+        found = setup.step(graphs, batches)
+    assert found[0] == plain[0]
+    assert torch.equal(found[1], plain[1])
+    assert all(layer.gradient_checkpointing for layer in setup.layers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once
+        setup.step(graphs, batches)
