@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from lit_sft.cuda import capture_stream
 from lit_sft.evaluation.generate import (
     Ending,
     Generation,
@@ -249,7 +250,7 @@ class _Batch:
         held = list(vars(self.state).values())
         before = [x.clone() for x in held]
         self._use(rows, seen, is_reading=False)
-        side = torch.cuda.Stream(self.device)
+        side = capture_stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             self._step(rows, seen)
@@ -257,7 +258,7 @@ class _Batch:
         for tensor, value in zip(held, before, strict=True):
             tensor.copy_(value)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, self.pool, side):
             self._step(rows, seen)
         self.pool = graph.pool()
         return graph

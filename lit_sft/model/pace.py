@@ -117,6 +117,8 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | L
         return None
     run, data = partial(decode, module.model), _find_data(module)
     if recomputed:
+        if len(recomputed) < len(layers):
+            _say(f"all {len(layers)} layers are computed again, as CUDA graphs of their own")
         return LayerGraphs(run, layers, data.max_length, data.max_tokens_per_pass)
     return GraphedDecoder(run, flat.members, flat.gradient, data.max_length)
 

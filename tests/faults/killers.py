@@ -25,7 +25,10 @@ def strike_once(trainer: pl.Trainer, name: str, number: int = signal.SIGKILL) ->
 
 
 class KillInWindow(pl.Callback):
-    """In the backward pass of a step, when some of its gradients are there already."""
+    """In the backward pass of a step, when some of its gradients are there already.
+
+    Of a pass that is replayed as a CUDA graph, no hook of a parameter is called: behind it, then.
+    """
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -34,6 +37,10 @@ class KillInWindow(pl.Callback):
         if trainer.global_step == self.step:
             parameter = next(iter(pl_module.trained_parameters.values()))
             parameter.register_hook(lambda _: strike_once(trainer, f"window{self.step}"))
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        if trainer.global_step == self.step:
+            strike_once(trainer, f"window{self.step}")
 
 
 class KillInSave(pl.Callback):

@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="for GSM8K's text; without one, the config's folder")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each arm")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--limit_gib", type=float, help="memory of the device that may be used")
     parser.add_argument("--deterministic", action="store_true", help="as the command line does")
     parser.add_argument("--peers", type=Path, help="lines of RESULT and a JSON object, to compare")
     parser.add_argument("--tiny", action="store_true", help="a dry run on the CPU")
@@ -175,6 +176,10 @@ def main() -> None:
     watches = {}
     with tempfile.TemporaryDirectory() as folder:
         write_base(config, device, folder)
+        if options.limit_gib:
+            torch.cuda.empty_cache()
+            share = options.limit_gib * 2**30 / torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(share)
         for arm in options.arms:
             watches[arm] = train(
                 ARMS[arm], folder, windows, device, options.steps, options.deterministic

@@ -172,7 +172,7 @@ def test_the_optimizers_pages_survive_a_checkpoint(device):
     for _ in range(2):
         torch.manual_seed(0)
         parameters.append(torch.nn.Parameter(torch.randn(200_000, device=device)))
-        optimizers.append(build_optimizer("paged_adamw_32bit", parameters[-1:], 1e-2, 0.1))
+        optimizers.append(build_optimizer("paged_adamw_32bit", [parameters[-1:]], 1e-2, 0.1))
     for number in range(3):
         step(optimizers[0], parameters[0], number)
     state = optimizers[0].state[parameters[0]]["state1"]

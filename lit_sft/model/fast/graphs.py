@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lit_sft.cuda import capture_stream
 from lit_sft.types import Batch
 
 SIZE_STEP = 256
@@ -112,7 +113,7 @@ class GraphedDecoder:
         device = self._anchor.device
         batch = make_empty(size, self._max_length, device)
         torch.clear_autocast_cache()  # a weight that was cast before would be cast no more
-        side = torch.cuda.Stream(device)
+        side = capture_stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             hidden = self._decode(batch)
@@ -121,10 +122,10 @@ class GraphedDecoder:
             del hidden
         torch.cuda.current_stream(device).wait_stream(side)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(forward, self._pool, capture_error_mode=OWN):
+        with torch.cuda.graph(forward, self._pool, side, OWN):
             hidden = self._decode(batch)
         self._pool = forward.pool()
-        with torch.cuda.graph(backward, self._pool, capture_error_mode=OWN):
+        with torch.cuda.graph(backward, self._pool, side, OWN):
             self._add_gradients(hidden, slope)
         return _Graphs(forward, backward, batch, hidden.detach(), slope)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lit_sft.cuda import capture_stream
 from lit_sft.model.fast.graphs import (
     OWN,
     SIZE_STEP,
@@ -286,8 +287,7 @@ class _Layer(NamedTuple):
         before = dice.read_all()
         slope = self.slope.clone()
         self.slope.zero_()
-        make_stream: Any = torch.cuda.Stream
-        side = make_stream(device)
+        side = capture_stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with _without_autocast_cache(device.type):
@@ -296,7 +296,7 @@ class _Layer(NamedTuple):
                 self.backward()
             torch.cuda.current_stream(device).wait_stream(side)
             for graph, run in zip(graphs, (self.forward, self.backward), strict=True):
-                with torch.cuda.graph(graph, memory.pool, capture_error_mode=OWN):
+                with torch.cuda.graph(graph, memory.pool, side, OWN):
                     run()
                 memory.pool = graph.pool()
         self.slope.copy_(slope)
