@@ -2,41 +2,22 @@
 
 What is kept of a pass is the input of every layer, as with checkpoints of activations (Chen et al.,
 2016); what a layer makes besides lies in memory that all of them share, so that a pass of any depth
-takes that of one. Launched one by one, the kernels of such a pass wait for Python: of a 4-bit base,
-an H100 was busy for a tenth of the time.
-
-A layer draws its dropout when it is run, and again when it is run anew. Both are replayed from the
-same random state, so the mask is the same, and it is that of a pass without graphs.
+takes that of one. Launched one by one, the kernels of such a pass wait for Python: of Llama-3.2-3B
+in four bits, 2,000 tokens a second were trained so on an H100, and 9,000 and more by graphs on an
+H200. `docs/GPU.md` has the figures.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_sft.cuda import capture_stream
-from lit_sft.model.fast.graphs import (
-    OWN,
-    SIZE_STEP,
-    Decode,
-    Size,
-    choose_size,
-    fit,
-    make_empty,
-    write,
-)
+from lit_sft.model.fast.graphs import SIZE_STEP, Decode, Size, choose_size, fit, make_empty, write
+from lit_sft.model.fast.recomputed_layer import Dice, RecomputedLayer, Replayed
 from lit_sft.types import Batch
-
-
-class Replayed(Protocol):
-    """Work that can be done over and over, such as a `torch.cuda.CUDAGraph`."""
-
-    def replay(self) -> None:
-        """Do it."""
 
 
 class LayerGraphs:
@@ -93,7 +74,7 @@ class LayerGraphs:
     def _capture(self, size: Size, batch: Batch) -> Tensor:
         """Run a size for the first time, capturing layer after layer on the way."""
         device = batch["input_ids"].device
-        dice = _Dice(device)
+        dice = Dice(device)
         before = dice.read_all()
         self._passes[size] = _Pass(make_empty(size, self._max_length, device), dice)
         try:
@@ -149,8 +130,10 @@ class LayerGraphs:
             args, kwargs = current.fix((args, kwargs))
             slope = memory.slope[:, : hidden.shape[1]]
             run, trained = self._run_layers[index], _find_trained(self._layers[index])
-            layer = _Layer(lambda x: run(x, *args, **kwargs), into, out, slope, trained)
-            current.layers.append(layer.capture(memory, current.dice))
+            layer = RecomputedLayer(lambda x: run(x, *args, **kwargs), into, out, slope, trained)
+            graphs = layer.capture(memory.pool, current.dice)
+            memory.pool = graphs[1].pool()
+            current.layers.append(graphs)
         else:
             current.renew((args, kwargs), is_first=index == 0)
         current.offsets[index] = current.dice.read()
@@ -229,7 +212,7 @@ class _Pass:
         dice: Where dropout is drawn from.
     """
 
-    def __init__(self, batch: Batch, dice: "_Dice") -> None:
+    def __init__(self, batch: Batch, dice: "Dice") -> None:
         self.batch, self.dice = batch, dice
         self.layers: list[tuple[Replayed, Replayed]] = []
         self.offsets: dict[int, Any] = {}
@@ -267,116 +250,6 @@ class _Pass:
         _map_tensors(given, copy)
 
 
-class _Layer(NamedTuple):
-    """A layer, and where it reads and writes."""
-
-    run: Callable[[Tensor], Any]
-    into: Tensor
-    """`[1, tokens, hidden]`, what it is run on."""
-    out: Tensor
-    """Likewise, what it gives."""
-    slope: Tensor
-    """Likewise: the gradient by what it gives, and then by what it is run on."""
-    trained: list[nn.Parameter]
-
-    def capture(self, memory: _Memory, dice: "_Dice") -> tuple[Replayed, Replayed]:
-        """Return both passes as graphs."""
-        device = self.into.device
-        if device.type != "cuda":
-            return _Plain(self.forward), _Plain(self.backward)
-        before = dice.read_all()
-        slope = self.slope.clone()
-        self.slope.zero_()
-        side = capture_stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with _without_autocast_cache(device.type):
-            with torch.cuda.stream(side):  # the gradients of a zero slope are zero
-                self.forward()
-                self.backward()
-            torch.cuda.current_stream(device).wait_stream(side)
-            for graph, run in zip(graphs, (self.forward, self.backward), strict=True):
-                with torch.cuda.graph(graph, memory.pool, side, OWN):
-                    run()
-                memory.pool = graph.pool()
-        self.slope.copy_(slope)
-        dice.write_all(before)
-        return graphs
-
-    def forward(self) -> None:
-        """Run the layer, as in training: what computes otherwise without gradients does not."""
-        self.out.copy_(self._run()[1].detach())
-
-    def backward(self) -> None:
-        """Run it again; then add to the gradients of its parameters, and write the slope."""
-        leaf, out = self._run()
-        of_input, *found = torch.autograd.grad(
-            out, [leaf, *self.trained], self.slope, materialize_grads=True
-        )
-        self.slope.copy_(of_input)
-        for parameter, gradient in zip(self.trained, found, strict=True):
-            if parameter.grad is None:
-                raise RuntimeError("a trained parameter has no gradient to add to")
-            parameter.grad += gradient
-
-    def _run(self) -> tuple[Tensor, Tensor]:
-        leaf = self.into.detach().requires_grad_()
-        with torch.enable_grad():
-            out = self.run(leaf)
-        if not isinstance(out, Tensor) or out.dtype != leaf.dtype:
-            got = out.dtype if isinstance(out, Tensor) else type(out).__name__
-            raise RuntimeError(f"a layer makes {got} of {leaf.dtype}")
-        return leaf, out
-
-
-class _Plain(NamedTuple):
-    """Work as it is."""
-
-    replay: Callable[[], None]
-
-
-class _Dice:
-    """The random state of a device, and how far it is in the numbers of its seed.
-
-    Args:
-        device: Where dropout is drawn.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._is_cuda = device, device.type == "cuda"
-
-    def read(self) -> Any:
-        """Return how far it is."""
-        return self._generator().get_offset() if self._is_cuda else torch.get_rng_state()
-
-    def write(self, state: Any) -> None:
-        """Go to where `read` was."""
-        if self._is_cuda:
-            self._generator().set_offset(state)
-        else:
-            torch.set_rng_state(state)
-
-    def read_all(self) -> Tensor:
-        """Return the whole state."""
-        return torch.cuda.get_rng_state(self._device) if self._is_cuda else torch.get_rng_state()
-
-    def write_all(self, state: Tensor) -> None:
-        """Take a whole state back."""
-        if self._is_cuda:
-            torch.cuda.set_rng_state(state, self._device)
-        else:
-            torch.set_rng_state(state)
-
-    def renew(self) -> None:
-        """Take another state: one that a capture has broken off stays in it."""
-        if self._is_cuda:
-            fresh: Any = torch.Generator(self._device)
-            self._generator().graphsafe_set_state(fresh.graphsafe_get_state())
-
-    def _generator(self) -> Any:
-        return torch.cuda.default_generators[self._device.index or 0]
-
-
 def _find_trained(layer: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in layer.parameters() if parameter.requires_grad]
 
@@ -390,11 +263,3 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if type(value) is dict:
         return {name: _map_tensors(x, function) for name, x in value.items()}
     return value
-
-
-def _without_autocast_cache(kind: str) -> AbstractContextManager[Any]:
-    """Cast weights anew each time: a cast that is kept would be that of the first step forever."""
-    if not torch.is_autocast_enabled(kind):
-        return nullcontext()
-    dtype = torch.get_autocast_dtype(kind)
-    return torch.autocast(kind, dtype=dtype, cache_enabled=False)
