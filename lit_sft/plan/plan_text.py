@@ -6,7 +6,7 @@ import torch
 
 from lit_sft.model.figures import GIB
 from lit_sft.plan.estimate import Plan
-from lit_sft.plan.stored_bytes import StoredBase
+from lit_sft.model.stored_base import StoredBase
 
 NAME = 62
 """Characters of what stands before a size."""
