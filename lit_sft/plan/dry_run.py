@@ -7,10 +7,10 @@ from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.model.base_model import outline
 from lit_sft.model.device import compute_dtype
 from lit_sft.model.module import SFTModule
+from lit_sft.model.stored_base import measure_base
 from lit_sft.plan.estimate import make_plan
 from lit_sft.plan.outlined_job import UnknownPassError
 from lit_sft.plan.plan_text import describe_base, describe_plan
-from lit_sft.model.stored_base import measure_base
 
 
 def tell_plan(

@@ -22,8 +22,8 @@ from lit_sft.model.fast.memory import (
 )
 from lit_sft.model.loss import decode
 from lit_sft.model.module import SFTModule
-from lit_sft.plan.memory_plan import count_batch_rows
 from lit_sft.model.stored_base import StoredBase, measure_base
+from lit_sft.plan.memory_plan import count_batch_rows
 from lit_sft.plan.weightless import Weightless
 from lit_sft.plan.workload import Answers
 

@@ -6,6 +6,7 @@ read when the layer is called: they stand whole in memory then, and at no other 
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lit_sft.model.fast.quantized import Packed, multiply_packed
 
@@ -25,10 +26,16 @@ class PackedLinear(nn.Linear):
         self.weight = nn.Parameter(packed.codes, requires_grad=False)
         # Two dimensions, as the fingerprint of a base is made of the parameters that have one.
         self.scales = nn.Parameter(packed.scales.view(-1, 1), requires_grad=False)
-        self.bias = bias
+        if bias is not None:
+            self.bias = bias
         self.compute_dtype = dtype
         empty = torch.empty(0, device=packed.codes.device)
         self._rest = packed._replace(codes=empty, scales=empty)
+
+    @property
+    def count(self) -> int:
+        """The weights; a number, as its parameters hold two in a byte, and their scales."""
+        return self.in_features * self.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[..., out]` of `[..., in]`, in its dtype."""
@@ -36,3 +43,14 @@ class PackedLinear(nn.Linear):
         with torch.autocast(x.device.type, enabled=False):
             result = multiply_packed(x.to(self.compute_dtype), packed, self.bias)
         return result.to(x.dtype)
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """Return how many numbers a model has, however they are stored.
+
+    Args:
+        model: Of transformers, whose own count knows the 4-bit layers of bitsandbytes.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, PackedLinear)]
+    held = sum(layer.weight.numel() + layer.scales.numel() for layer in layers)
+    return model.num_parameters() - held + sum(layer.count for layer in layers)

@@ -7,11 +7,13 @@ stay whole on every rank: a head is needed whole where memory is at its peak.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lit_sft.errors import InputError, require
 from lit_sft.export.base_files import BaseFiles, find_quantized, open_base
@@ -49,12 +51,17 @@ def load_sharded_base(
     from torch.distributed.fsdp import fully_shard
 
     files = _open(base_model)
-    model = _outline(files, dtype, device)
+    model: Any = _outline(files, dtype, device)
     layers: Any = find_layers(model)
     require(
         bool(layers),
         f"trainer.strategy: fsdp2 shards decoder layers, and none are known in {base_model!r}; "
         "use ddp",
+    )
+    require(
+        quantization.format == "none" or not any(isinstance(x, Conv1D) for x in model.modules()),
+        f"trainer.strategy: fsdp2 quantises nn.Linear alone, and {base_model!r} has layers of its "
+        "own kind (Conv1D); use ddp, or model.quantization.format none",
     )
     filler = _Filler(files, model, quantization, dtype, device)
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
@@ -72,7 +79,7 @@ def load_sharded_base(
     )
     # The parent of all layers, so that they know of each other and gather one ahead.
     fully_shard(model.get_decoder(), mesh=mesh, ignored_params=whole)
-    for layer, following in zip(layers, layers[1:], strict=False):
+    for layer, following in pairwise(layers):
         layer.set_modules_to_forward_prefetch([following])
     model.config.use_cache = False
     if device.type == "cuda":
@@ -84,9 +91,10 @@ def _open(base_model: str) -> BaseFiles:
     try:
         return open_base(base_model)
     except InputError as error:
+        reason = str(error).partition("; merge this one")[0]
         raise InputError(
-            f"trainer.strategy: fsdp2 reads a base a tensor at a time, and cannot: {error}; or use "
-            "ddp, which loads it whole on each device"
+            f"trainer.strategy: fsdp2 reads a base a tensor at a time: {reason}; use ddp, which "
+            "loads it whole on each device"
         ) from error
 
 
