@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -149,8 +150,10 @@ def _choose_strategy(options: Mapping[str, Any]) -> Any:
     if asked == NAME:
         return ShardedStrategy()
     devices = options["accelerator"], options["devices"]
-    is_open = asked == "auto" and count_devices(*devices) * options["num_nodes"] > 1
-    return ShardedStrategy(shards=None) if is_open else asked
+    if asked != "auto" or count_devices(*devices) * options["num_nodes"] == 1:
+        return asked
+    # As Lightning does: a notebook has no command line to start ranks by.
+    return ShardedStrategy(shards=None, start_method="fork" if hasattr(sys, "ps1") else "popen")
 
 
 def _resolve_precision(asked: str | int | None, accelerator: Any) -> str:

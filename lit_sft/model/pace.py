@@ -22,6 +22,7 @@ from lit_sft.model.fast.memory import (
     free_memory_bytes,
 )
 from lit_sft.model.loss import decode
+from lit_sft.model.sharded.in_step import is_sharded
 
 if TYPE_CHECKING:
     from lit_sft.model.module import SFTModule
@@ -95,6 +96,10 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | N
     """
     is_on_cuda = module.device.type == "cuda"
     layers, steps = find_layers(module.model), module.total_steps() - module.global_step
+    if is_sharded(module.model):
+        if is_on_cuda:
+            _say("fsdp2: layers wait for other ranks, and run uncompiled and without CUDA graphs")
+        module.speed = replace(module.speed, compile=False)  # a checkpoint's run may have compiled
     if module.speed.compile == "auto":
         pays = is_on_cuda and not _has_own_layers(module) and does_compiling_pay(len(layers), steps)
         module.speed = replace(module.speed, compile=pays)
