@@ -65,6 +65,17 @@ def measure_base(
     return StoredBase(codes, scales, quantized, embeddings, others, dict(left))
 
 
+def share_out(base: StoredBase, ranks: int) -> StoredBase:
+    """Return what one of several ranks holds of a base whose layers are shared out.
+
+    Args:
+        base: As `measure_base` returns it. What is not quantised is counted whole.
+        ranks: How many there are.
+    """
+    codes, scales, quantized = (-(-x // ranks) for x in base[:3])
+    return StoredBase(codes, scales, quantized, *base[3:])
+
+
 def count_scale_bytes(weights: int, double_quant: bool) -> int:
     """Return what the scales of a 4-bit matrix take.
 

@@ -1,7 +1,7 @@
 """Train a base on one device and on several, by ddp and by fsdp2, and print what each arm takes.
 
-    PYTHONPATH=. python tests/gpu/scaling.py --config ../shared/llama-3.2-3b --rows ../shared/gsm8k \
-        --shape 8b --arms 1:auto 2:ddp 4:ddp 2:fsdp2 4:fsdp2 --folder /dev/shm/scaling
+    PYTHONPATH=. python tests/gpu/scaling.py --config ../shared/llama-3.2-3b \
+        --rows ../shared/gsm8k --shape 8b --arms 1:auto 2:ddp 4:ddp 2:fsdp2 4:fsdp2
 
 writes random weights of that shape, a file a layer, with as many processes as there are cores, and
 trains each arm for some steps of 16 rows a device through `lit-sft fit`. It prints tokens a second,
@@ -71,7 +71,12 @@ class Measure(pl.Callback):
             torch.cuda.reset_peak_memory_stats()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
-        if trainer.global_step == trainer.max_steps - 1 and not self.gradient:
+        if trainer.global_step == 1:
+            self.found["cpu_seconds"] = -time.process_time()
+        if trainer.global_step != trainer.max_steps - 1:
+            return
+        self.found["cpu_seconds"] = self.found.get("cpu_seconds", 0.0) + time.process_time()
+        if not self.gradient:
             self._profile = profile(activities=list(_activities()))
             self._profile.start()
 
@@ -237,7 +242,9 @@ def describe_gradients(folders: list[Path], arms: list[str]) -> list[str]:
         found = [folder / f"gradient-{step}.pt" for folder in folders]
         wanted = torch.load(found[0]).double()
         for arm, path in zip(arms, found, strict=True):
-            got = torch.load(path).double() if path.is_file() else torch.full_like(wanted, torch.nan)
+            got = (
+                torch.load(path).double() if path.is_file() else torch.full_like(wanted, torch.nan)
+            )
             off = ((got - wanted).norm() / wanted.norm()).item()
             lines.append(f"| {step + 1} | {arm} | {wanted.norm().item():.6f} | {off:.2e} |")
     return lines

@@ -79,13 +79,23 @@ def _does_not_fit(module: "SFTModule", strategy: ShardedStrategy) -> bool:
     if device.type == "cpu":  # which the ranks of a machine share
         free /= strategy.num_processes
     free = -max_over_ranks(-int(free), device)
-    shards = needed + RESERVED_BYTES > USABLE * free
+    shards = not does_fit(needed, free)
     _say(
         f"strategy {'fsdp2' if shards else 'ddp'}: the base takes {needed / GIB:.1f} GiB, and each "
         f"of {module.trainer.world_size} devices has {free / GIB:.1f} GiB free"
         + (", which is less than a step takes with it; its layers are shared out" if shards else "")
     )
     return shards
+
+
+def does_fit(needed: float, free: float) -> bool:
+    """Return whether a device holds a base, and has enough left for steps that recompute layers.
+
+    Args:
+        needed: Bytes of the base.
+        free: Bytes there, before it is loaded.
+    """
+    return needed + RESERVED_BYTES <= USABLE * free
 
 
 @rank_zero_only

@@ -29,8 +29,7 @@ class PackedLinear(nn.Linear):
         if bias is not None:
             self.bias = bias
         self.compute_dtype = dtype
-        empty = torch.empty(0, device=packed.codes.device)
-        self._rest = packed._replace(codes=empty, scales=empty)
+        self._rest = packed[2:]
 
     @property
     def count(self) -> int:
@@ -39,7 +38,7 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[..., out]` of `[..., in]`, in its dtype."""
-        packed = self._rest._replace(codes=self.weight, scales=self.scales.view(-1))
+        packed = Packed(self.weight, self.scales.view(-1), *self._rest)
         with torch.autocast(x.device.type, enabled=False):
             result = multiply_packed(x.to(self.compute_dtype), packed, self.bias)
         return result.to(x.dtype)
