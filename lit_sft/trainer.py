@@ -2,7 +2,8 @@
 
 import inspect
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,11 +23,17 @@ from lit_sft.callbacks.write_predictions import WritePredictions
 from lit_sft.errors import InputError
 from lit_sft.model.device import (
     choose_precision,
+    count_devices,
     describe_device,
     find_device,
     require_precision,
 )
-from lit_sft.model.trainer_options import require_known_callbacks, require_known_options
+from lit_sft.model.sharded.strategy import NAME, ShardedStrategy
+from lit_sft.model.trainer_options import (
+    require_known_callbacks,
+    require_known_options,
+    require_known_strategy,
+)
 from lit_sft.run.tensorboard_run import TensorBoardRun
 from lit_sft.run.wandb_run import WandbRun
 
@@ -126,13 +133,27 @@ def build_trainer(**options: Any) -> pl.Trainer:
         if isinstance(logger, (WandbRun, TensorBoardRun)):
             logger.keep_in(options["default_root_dir"])
     workspace = os.environ.get(WORKSPACE)
+    own = {"callbacks": callbacks, "logger": loggers, "strategy": _choose_strategy(options)}
     try:
-        trainer = pl.Trainer(**(options | {"callbacks": callbacks, "logger": loggers}))
+        trainer = pl.Trainer(**(options | own))
     except (ValueError, ImportError) as error:  # such as a strategy that the accelerator has not
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    require_known_strategy(trainer)
     if workspace:  # Lightning has set its own, before anything has asked for the device
         os.environ[WORKSPACE] = workspace
     return trainer
+
+
+def _choose_strategy(options: Mapping[str, Any]) -> Any:
+    """Return this package's strategy where it is asked for, or left open with several devices."""
+    asked = options["strategy"]
+    if asked == NAME:
+        return ShardedStrategy()
+    devices = options["accelerator"], options["devices"]
+    if asked != "auto" or count_devices(*devices) * options["num_nodes"] == 1:
+        return asked
+    # As Lightning does: a notebook has no command line to start ranks by.
+    return ShardedStrategy(shards=None, start_method="fork" if hasattr(sys, "ps1") else "popen")
 
 
 def _resolve_precision(asked: str | int | None, accelerator: Any) -> str:

@@ -10,6 +10,7 @@ from lit_sft.data.protocol import run_data
 from lit_sft.data.repetition import tell_repetition
 from lit_sft.evaluation.exact_match import format_table
 from lit_sft.model.module import SFTModule
+from lit_sft.model.sharded.packed_linear import count_parameters
 from lit_sft.run.folder import RunFolder
 from lit_sft.run.metrics_file import read_metrics
 from lit_sft.run.records import read_generations
@@ -42,7 +43,7 @@ class Summary(pl.Callback):
         if pl_module.lora is None:
             print(f"training all {trained:,} parameters, in float32", flush=True)
             return
-        frozen = model.get_base_model().num_parameters() - trained
+        frozen = count_parameters(model.get_base_model()) - trained
         print(
             f"training {trained:,} parameters of a LoRA adapter; the base's {frozen:,} are frozen",
             flush=True,

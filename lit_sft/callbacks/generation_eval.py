@@ -177,11 +177,15 @@ class GenerationEval(pl.Callback):
         if trainer.global_step:  # the base as it is sets no mark
             self._stoppers.look(trainer)
         everyone = gather_over_ranks([answer.describe() for answer in answers])
-        if trainer.is_global_zero and not is_trial(trainer):
+        if is_trial(trainer):
+            return
+        autocast = trainer.precision_plugin.forward_context()
+        tokenizer = run_data(trainer).tokenizer
+        sampled = self._sampled if trainer.is_global_zero else []
+        # On all ranks, as they may share the base.
+        pieces = weigh_pieces(pl_module.model, tokenizer, autocast, sampled)
+        if trainer.is_global_zero:
             keep_samples(trainer, answers[: self.samples])
-            autocast = trainer.precision_plugin.forward_context()
-            tokenizer = run_data(trainer).tokenizer
-            pieces = weigh_pieces(pl_module.model, tokenizer, autocast, self._sampled)
             ranked = sorted(everyone, key=lambda told: told["row"])
             for told in ranked:
                 if told["row"] in pieces:

@@ -17,6 +17,7 @@ from lit_sft.evaluation.static_cache import UnfitModelError
 from lit_sft.evaluation.token_probabilities import weigh_tokens
 from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.memory import free_memory_bytes
+from lit_sft.model.sharded.in_step import is_sharded, keep_in_step
 from lit_sft.types import Prompt
 
 if TYPE_CHECKING:
@@ -61,9 +62,10 @@ def answer_greedily(
     device = next(model.parameters()).device
     if max_batch_tokens == "auto":
         max_batch_tokens = count_cached_tokens(config.get_text_config(), device)
-    with evaluating(model), autocast, torch.compiler.set_stance("force_eager"):
+    eager = torch.compiler.set_stance("force_eager")
+    with evaluating(model), autocast, eager, keep_in_step(model):
         generate = partial(generate_greedy, model, prompts, stop_ids, pad_id, max_new_tokens)
-        if device.type == "cuda":
+        if device.type == "cuda" and not is_sharded(model):  # a graph waits for no other rank
             with suppress(UnfitModelError), _memory_of_its_own():
                 return generate(max_batch_tokens, decode_batch, tell)
         return generate(max_batch_tokens, tell=tell)
@@ -88,7 +90,8 @@ def weigh_pieces(
     use_attention(model, packed=False)
     weighed: dict[int, list[tuple[str, float]]] = {}
     stance = torch.compiler.set_stance("force_eager")
-    with suppress(torch.OutOfMemoryError), evaluating(model), autocast, stance:
+    in_step = keep_in_step(model)
+    with suppress(torch.OutOfMemoryError), evaluating(model), autocast, stance, in_step:
         for prompt, answer in answered:
             pieces = split_answer(tokenizer, list(answer.token_ids))
             if pieces:

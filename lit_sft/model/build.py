@@ -23,6 +23,7 @@ from lit_sft.model.saved_adapter import (
     read_adapter_tokens,
     require_same_lora,
 )
+from lit_sft.model.sharded.sharded_base import load_sharded_base
 from lit_sft.model.target_layers import find_targets
 from lit_sft.model.untrained_tokens import choose_tokens
 
@@ -78,6 +79,7 @@ def build_model(
     tokenizer: PreTrainedTokenizerBase | None,
     dtype: torch.dtype,
     device: torch.device,
+    shards: bool = False,
 ) -> BuiltModel:
     """Load a base and attach an adapter to it, or let all of it be trained.
 
@@ -90,14 +92,19 @@ def build_model(
         tokenizer: As `load_tokenizer` returns it.
         dtype: What the base is computed in.
         device: Where it goes.
+        shards: Whether each rank keeps but its share of the base; all ranks must call this then.
 
     Raises:
         InputError: If the adapter does not fit, or a token that is asked for is unknown.
     """
     if module.lora is None:
         return _build_whole(module, device)
-    base = load_base(module.base_model, module.quantization, dtype, device)
-    cached_bytes = cache_weights(base, module.quantization.weight_cache, dtype, device)
+    stored = module.quantization
+    if shards:
+        base, cached_bytes = load_sharded_base(module.base_model, stored, dtype, device)
+    else:
+        base = load_base(module.base_model, stored, dtype, device)
+        cached_bytes = cache_weights(base, stored.weight_cache, dtype, device)
     base_sha256 = fingerprint_base(base)
     wanted = "none" if module.lora.modules_to_save else module.trainable_tokens
     tokens = _find_trained_rows(base, module.adapter, wanted, tokenizer)

@@ -10,6 +10,8 @@ from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
@@ -99,6 +101,24 @@ def find_device(accelerator: object) -> torch.device:
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def count_devices(accelerator: object, devices: Any) -> int:
+    """Return how many devices of a machine a trainer will run on, before there is one.
+
+    Args:
+        accelerator: As `lightning.Trainer` takes it.
+        devices: Likewise; 1 of what it will refuse.
+    """
+    kinds = {"cpu": CPUAccelerator, "cuda": CUDAAccelerator, "mps": MPSAccelerator}
+    kind = kinds[find_device(accelerator).type]
+    if devices == "auto":
+        return kind.auto_device_count()
+    try:
+        found = kind.parse_devices(devices)
+    except (MisconfigurationException, TypeError, ValueError):
+        return 1
+    return found if isinstance(found, int) else len(found or [0])
 
 
 def tell_if_emulated(precision: str, device: torch.device) -> None:

@@ -34,6 +34,8 @@ from lit_sft.model.optim import build_optimizer, find_optimizer, group_parameter
 from lit_sft.model.pace import settle_pace, widen_passes
 from lit_sft.model.resume import fill_checkpoint, resume
 from lit_sft.model.schedule import Schedule, count_steps
+from lit_sft.model.sharded.choice import is_to_shard, require_shardable
+from lit_sft.model.sharded.in_step import fill_up, keep_in_step
 from lit_sft.model.trainer_options import require_honoured
 from lit_sft.run.metrics_file import publish
 from lit_sft.types import Batch, Prompt, Window
@@ -171,6 +173,8 @@ class SFTModule(pl.LightningModule):
         """Find what is wrong before any weights are touched."""
         spare_fills()
         require_honoured(self.trainer, stage)
+        if getattr(self.trainer.strategy, "shards", False):
+            require_shardable(self)
         if self._model is None:
             self.check_base()
         data: Any = getattr(self.trainer, "datamodule", None)
@@ -182,7 +186,8 @@ class SFTModule(pl.LightningModule):
         """Load the base and attach the adapter, once, and see that the loss here is its own."""
         if self._model is None:
             dtype, device = compute_dtype(self.trainer.precision), self.trainer.strategy.root_device
-            built = build_model(self, self._tokenizer(), dtype, device)
+            shards = is_to_shard(self)
+            built = build_model(self, self._tokenizer(), dtype, device, shards)
             self._model, self.trained_tokens, self.cached_bytes, self.base_sha256 = built
         if not self._is_probed and self.trainer.state.fn != "predict":
             probe = try_out(self._model, self.trainer)
@@ -206,7 +211,7 @@ class SFTModule(pl.LightningModule):
         supervised = sum_over_ranks(self._count(window, "num_supervised"))
         loss = torch.zeros((), device=self.device)
         with without_sync(self.trainer.model):
-            for batch in window:
+            for batch in fill_up(self.model, window, self.device):
                 part = self._sum_loss(batch) / supervised
                 self.manual_backward(part)
                 loss += part.detach()
@@ -242,8 +247,9 @@ class SFTModule(pl.LightningModule):
 
     def validation_step(self, window: Window, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a window to `val/loss`, the mean over all supervised tokens of the split."""
-        loss = torch.zeros((), device=self.device)
-        with torch.compiler.set_stance("force_eager"):  # another compilation takes longer
+        eager = torch.compiler.set_stance("force_eager")  # another compilation takes longer
+        with keep_in_step(self.model), eager:
+            loss = torch.zeros((), device=self.device)
             for batch in window:
                 if batch["num_supervised"]:
                     loss += self._sum_loss(batch)

@@ -23,6 +23,7 @@ from lit_sft.model.fast.memory import (
     free_memory_bytes,
 )
 from lit_sft.model.loss import decode
+from lit_sft.model.sharded.in_step import is_sharded
 
 if TYPE_CHECKING:
     from lit_sft.model.module import SFTModule
@@ -95,16 +96,9 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | L
         What runs the layers of a training pass as CUDA graphs, or None where they are not.
     """
     is_on_cuda = module.device.type == "cuda"
-    layers, steps = find_layers(module.model), module.total_steps() - module.global_step
+    layers = find_layers(module.model)
     recomputed = [layer for layer in layers if layer.gradient_checkpointing]
-    if module.speed.compile == "auto":
-        pays = is_on_cuda and not _has_own_layers(module) and does_compiling_pay(len(layers), steps)
-        module.speed = replace(module.speed, compile=pays)
-        if pays:
-            _say(
-                f"compiling the layers: up to {COMPILE_SECONDS:.0f} s now, for about "
-                f"{SAVED_SECONDS * len(layers) * steps:,.0f} s less in {steps:,} steps"
-            )
+    _settle_compiling(module, len(layers))
     captures = bool(module.speed.compile) and is_on_cuda and _can_capture(module)
     if captures:  # or what is compiled would have this in it
         for layer in recomputed:
@@ -113,7 +107,9 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | L
         compile_layers(module.model)
     if module.speed.compile or is_on_cuda:
         _try_a_pass(module)
-    if not captures:
+    if not (captures and module.speed.compile):  # or they cannot be compiled
+        for layer in recomputed:
+            layer.gradient_checkpointing = True
         return None
     run, data = partial(decode, module.model), _find_data(module)
     if recomputed:
@@ -121,6 +117,22 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | L
             _say(f"all {len(layers)} layers are computed again, as CUDA graphs of their own")
         return LayerGraphs(run, layers, data.max_length, data.max_tokens_per_pass)
     return GraphedDecoder(run, flat.members, flat.gradient, data.max_length)
+
+
+def _settle_compiling(module: "SFTModule", layers: int) -> None:
+    is_on_cuda, steps = module.device.type == "cuda", module.total_steps() - module.global_step
+    if is_sharded(module.model):
+        if is_on_cuda:
+            _say("fsdp2: layers wait for other ranks, and run uncompiled and without CUDA graphs")
+        module.speed = replace(module.speed, compile=False)  # a checkpoint's run may have compiled
+    if module.speed.compile == "auto":
+        pays = is_on_cuda and not _has_own_layers(module) and does_compiling_pay(layers, steps)
+        module.speed = replace(module.speed, compile=pays)
+        if pays:
+            _say(
+                f"compiling the layers: up to {COMPILE_SECONDS:.0f} s now, for about "
+                f"{SAVED_SECONDS * layers * steps:,.0f} s less in {steps:,} steps"
+            )
 
 
 def does_compiling_pay(layers: int, steps: int) -> bool:

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lit_sft.errors import InputError, require
 from lit_sft.model.device import describe_device, require_precision, tell_if_emulated
+from lit_sft.model.sharded.strategy import ShardedStrategy
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -85,12 +86,27 @@ def require_honoured(trainer: pl.Trainer, stage: str) -> None:
     strategy = trainer.strategy
     require_precision(trainer.precision, describe_device(strategy.root_device))
     tell_if_emulated(trainer.precision, strategy.root_device)
-    require(
-        isinstance(strategy, SingleDeviceStrategy | DDPStrategy),
-        f"trainer.strategy must be auto or ddp, got {type(strategy).__name__}",
-    )
+    require_known_strategy(trainer)
     if stage == "fit":
         require_known_trainer(trainer)
+
+
+def require_known_strategy(trainer: pl.Trainer) -> None:
+    """Raise `InputError` for a strategy that windows cannot be run by, or that has nothing to do.
+
+    Args:
+        trainer: As it was made.
+    """
+    strategy = trainer.strategy
+    require(
+        isinstance(strategy, SingleDeviceStrategy | DDPStrategy),
+        f"trainer.strategy must be auto, ddp or fsdp2, got {type(strategy).__name__}",
+    )
+    require(
+        not isinstance(strategy, ShardedStrategy) or trainer.world_size > 1,
+        "trainer.strategy: fsdp2 shares the base out over several devices, and here is one; leave "
+        "it at auto, or raise trainer.devices",
+    )
 
 
 def require_limits(options: "Namespace | pl.Trainer") -> None:

@@ -4,13 +4,14 @@ import lightning.pytorch as pl
 
 from lit_sft.callbacks.generation_eval import GenerationEval
 from lit_sft.data.datamodule import SFTDataModule
+from lit_sft.errors import require
 from lit_sft.model.base_model import outline
 from lit_sft.model.device import compute_dtype
 from lit_sft.model.module import SFTModule
+from lit_sft.model.stored_base import measure_base
 from lit_sft.plan.estimate import make_plan
 from lit_sft.plan.outlined_job import UnknownPassError
 from lit_sft.plan.plan_text import describe_base, describe_plan
-from lit_sft.plan.stored_bytes import measure_base
 
 
 def tell_plan(
@@ -27,6 +28,11 @@ def tell_plan(
     Raises:
         InputError: As the run would, before its weights are loaded.
     """
+    require(
+        not measured or not getattr(trainer.strategy, "shards", False),
+        "--dry_run measure takes its steps on one device, and trainer.strategy fsdp2 shares the "
+        "base out over several; plan it by --dry_run",
+    )
     attach(trainer, module, data)
     dtype = compute_dtype(str(trainer.precision))
     layers = outline(module.base_model, module.base_config)

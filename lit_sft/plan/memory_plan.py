@@ -6,7 +6,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from lit_sft.plan.stored_bytes import StoredBase
+from lit_sft.model.stored_base import StoredBase
 
 PAGE = 4096
 """Bytes of which a process is given all, once it writes to one."""

@@ -22,8 +22,9 @@ from lit_sft.model.fast.memory import (
 )
 from lit_sft.model.loss import decode
 from lit_sft.model.module import SFTModule
+from lit_sft.model.sharded.choice import is_to_shard
+from lit_sft.model.stored_base import StoredBase, measure_base, share_out
 from lit_sft.plan.memory_plan import count_batch_rows
-from lit_sft.plan.stored_bytes import StoredBase, measure_base
 from lit_sft.plan.weightless import Weightless
 from lit_sft.plan.workload import Answers
 
@@ -88,10 +89,12 @@ def outline_job(trainer: pl.Trainer, module: SFTModule, data: SFTDataModule, tok
         raise UnknownPassError("model.lora: null trains all weights, which is not planned here")
     device, dtype = trainer.strategy.root_device, compute_dtype(str(trainer.precision))
     layers = outline(module.base_model, module.base_config)
-    base = measure_base(layers, module.quantization, dtype)
+    base, cache = measure_base(layers, module.quantization, dtype), module.quantization.weight_cache
+    if is_to_shard(module):
+        base, cache = share_out(base, trainer.world_size), "none" if cache == "auto" else cache
     free, cached = free_memory_bytes(device), base.quantized * dtype.itemsize
     packed = base.codes + base.scales
-    if not decide_cache(module.quantization.weight_cache, cached, dtype, device, free - packed):
+    if not decide_cache(cache, cached, dtype, device, free - packed):
         cached = 0
     free -= (cached or packed) + base.embeddings + base.others
     weightless = Weightless(layers, module.lora, tokens, dtype, device)

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch
 
 from lit_sft.model.figures import GIB
+from lit_sft.model.stored_base import StoredBase
 from lit_sft.plan.estimate import Plan
-from lit_sft.plan.stored_bytes import StoredBase
 
 NAME = 62
 """Characters of what stands before a size."""

@@ -29,13 +29,17 @@ def send(step: int, number: int, **others: int) -> str:
 
 @pytest.mark.timeout(1800)
 def test_interrupted_in_every_way_equals_whole(tiny_base, tmp_path):
-    """Six steps. A terminal's Ctrl-C reaches both ranks, a kill or a SIGTERM maybe one of them."""
+    """Six steps. A terminal's Ctrl-C reaches both ranks, a kill or a SIGTERM maybe one of them.
+
+    Each time, the base is held in the other way: a checkpoint does not know of it.
+    """
     assert run_two(tmp_path / "whole", tiny_base).status == 0
     folder = tmp_path / "interrupted"
     callbacks = send(1, 2) + send(2, 9, rank=1) + send(4, 15, rank=1)
     statuses, told = [], []
-    for _ in range(4):
-        outcome = run_two(folder, tiny_base, "--ckpt_path", "auto", callbacks=callbacks)
+    for strategy in ("ddp", "fsdp2", "ddp", "fsdp2"):
+        options = ("--ckpt_path", "auto", "--trainer.strategy", strategy)
+        outcome = run_two(folder, tiny_base, *options, callbacks=callbacks)
         statuses.append(outcome.status)
         told.append(outcome.stderr.splitlines()[-1:])
         if len(statuses) == 1:

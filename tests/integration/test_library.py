@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import wandb
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
 
 import lit_sft
@@ -142,6 +143,11 @@ def test_an_evaluation_leaves_the_figures_of_training_alone(tiny_base, tmp_path)
         ({"gradient_clip_val": 1.0}, "model.max_grad_norm"),
         ({"precision": "16-mixed"}, "precision"),
         ({"strategy": "fsdp"}, "trainer: The strategy `fsdp` requires a GPU"),
+        ({"strategy": "fsdp2"}, "over several devices, and here is one"),
+        (
+            {"strategy": ModelParallelStrategy(), "devices": 2},
+            "trainer.strategy must be auto, ddp or fsdp2, got ModelParallelStrategy",
+        ),
         ({"accelerator": "tpu"}, "torch_xla"),
     ],
 )

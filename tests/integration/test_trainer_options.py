@@ -47,6 +47,7 @@ def read_rows(folder):
         (["--trainer.model_registry", "me/x"], "append lit_sft.HubUpload to trainer.callbacks"),
         (["--trainer.gradient_clip_algorithm", "value"], "model.max_grad_norm, which clips by no"),
         (["--trainer.strategy", "fsdp"], "trainer: The strategy `fsdp` requires a GPU"),
+        (["--trainer.strategy", "fsdp2"], "over several devices, and here is one; leave it at au"),
         (["--trainer.strategy", "nowhere"], "trainer: You selected an invalid strategy name"),
         (["--trainer.strategy", "deepspeed"], "DeepSpeed"),
         (["--trainer.accelerator", "gpu"], "No supported gpu backend found"),

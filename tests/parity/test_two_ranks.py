@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 
 def train(base: Path, folder: Path, *arguments: object) -> Path:
-    start = lit_sft_from_scratch if "ddp" in arguments else lit_sft
+    start = lit_sft_from_scratch if "--trainer.devices" in arguments else lit_sft
     outcome = start(
         "fit",
         *("--model.base_model", base, "--model.lora.dropout", 0, "--model.lora.r", 4),
@@ -30,14 +30,27 @@ def train(base: Path, folder: Path, *arguments: object) -> Path:
 STREAM = ("--data.streaming", "true", "--data.num_workers", 2)
 
 
-@pytest.mark.parametrize("options", [(), pytest.param(STREAM, marks=pytest.mark.slow)])
-def test_two_ranks_equal_one(tiny_base, tmp_path, options):
+@pytest.fixture(scope="module")
+def alone(tiny_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    return train(tiny_base, folder, "--data.batch_size", 4)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("auto", ()),
+        ("fsdp2", ("--data.max_tokens_per_pass", 500)),
+        pytest.param("ddp", STREAM, marks=pytest.mark.slow),
+        pytest.param("fsdp2", STREAM, marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_equal_one(tiny_base, tmp_path, alone, strategy, options):
     """37 rows are windows of 8, the last of 5: one rank has three of its rows, the other two."""
-    alone = train(tiny_base, tmp_path / "alone", "--data.batch_size", 4)
     together = train(
         tiny_base,
         tmp_path / "together",
-        *("--data.batch_size", 2, "--trainer.devices", 2, "--trainer.strategy", "ddp", *options),
+        *("--data.batch_size", 2, "--trainer.devices", 2, "--trainer.strategy", strategy, *options),
     )
     rows = []
     for folder in (alone, together):

@@ -196,7 +196,8 @@ def count_kept_bytes(model: nn.Module, run: Callable[[], object]) -> int:
         model: Whose forward it is; its tensors may be without contents.
         run: The forward. What it returns holds the graph, so that no memory is used twice.
     """
-    own = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+    whole = [x for x in model.parameters() if not hasattr(x, "device_mesh")]  # what is not shared
+    own = [tensor.untyped_storage() for tensor in (*whole, *model.buffers())]
     weights = {id(storage) for storage in own}
     kept: dict[int, torch.UntypedStorage] = {}
 

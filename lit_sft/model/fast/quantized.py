@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lit_sft.model.fast.memory import find_quantized_layers
 
@@ -52,10 +53,19 @@ def fuse_quantized(model: nn.Module) -> None:
 
 def unpack_state(weight: Any) -> Packed:
     """Return the tensors of a `bitsandbytes.nn.Params4bit`, which share its memory."""
-    state = weight.quant_state
+    return pack(torch.Tensor.as_subclass(weight.data, torch.Tensor), weight.quant_state)
+
+
+def pack(codes: Tensor, state: Any) -> Packed:
+    """Return what bitsandbytes' `quantize_4bit` gives, as one; the tensors share its memory.
+
+    Args:
+        codes: uint8 `[out * in / 2, 1]`.
+        state: Its `QuantState`.
+    """
     inner = state.state2 if state.nested else None
     return Packed(
-        torch.Tensor.as_subclass(weight.data, torch.Tensor),
+        codes,
         state.absmax,
         inner and inner.code,
         inner and inner.absmax,
@@ -82,32 +92,36 @@ def dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
     return weight
 
 
-def multiply_packed(x: Tensor, packed: Packed) -> Tensor:
-    """Return `x @ weight.T`; the weight is made anew in the backward pass, and gets no gradient.
+def multiply_packed(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
+    """Return `x @ weight.T + bias`; the weight is made anew in the backward pass.
+
+    Neither weight nor bias gets a gradient.
 
     Args:
         x: `[..., in]`, of the dtype that is computed in.
         packed: The weight.
+        bias: `[out]`.
     """
     apply: Callable[..., Tensor] = _MultiplyPacked.apply
-    return apply(x, *packed)
+    return apply(x, bias, *packed)
 
 
 class _MultiplyPacked(torch.autograd.Function):
     """`[..., out]` of `[..., in]`, and the gradient back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *packed: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, *packed: Any) -> Tensor:
         weight = Packed(*packed)
         ctx.save_for_backward(*weight[:5])
         ctx.rest = weight[5:]
-        return x @ dequantize(weight, x.dtype).T
+        whole = dequantize(weight, x.dtype)
+        return x @ whole.T if bias is None else functional.linear(x, whole, bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         weight = Packed(*ctx.saved_tensors, *ctx.rest)
-        return gradient @ dequantize(weight, gradient.dtype), *[None] * len(weight)
+        return gradient @ dequantize(weight, gradient.dtype), None, *[None] * len(weight)
 
 
 def _make_forward(packed: Packed) -> Callable[[Any, Tensor], Tensor]:

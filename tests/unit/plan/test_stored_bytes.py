@@ -8,10 +8,10 @@ from torch import nn
 from lit_sft.model.base_model import Quantization, load_base, outline, read_base_config
 from lit_sft.model.fast.memory import cache_weights
 from lit_sft.model.optim import build_optimizer
+from lit_sft.model.stored_base import measure_base
 from lit_sft.plan.stored_bytes import (
     count_cache_bytes,
     count_state_bytes,
-    measure_base,
     read_stored_size,
 )
 

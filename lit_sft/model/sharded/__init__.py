@@ -1,0 +1,1 @@
+"""A frozen base of which each rank holds a share (`trainer.strategy: fsdp2`)."""

@@ -1,0 +1,103 @@
+"""Whether the base of a run is shared out over its ranks, and what cannot be then."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_sft.errors import InputError, require
+from lit_sft.model.base_model import outline
+from lit_sft.model.device import compute_dtype
+from lit_sft.model.distributed import max_over_ranks
+from lit_sft.model.fast.memory import RESERVED_BYTES, USABLE, free_memory_bytes
+from lit_sft.model.figures import GIB
+from lit_sft.model.sharded.strategy import ShardedStrategy
+from lit_sft.model.stored_base import measure_base
+
+if TYPE_CHECKING:
+    from lit_sft.model.module import SFTModule
+
+
+def is_to_shard(module: "SFTModule") -> bool:
+    """Return whether each rank is to hold but a share of the base; all ranks must ask.
+
+    Where the strategy leaves it open, the memory of the devices decides, and it is said.
+
+    Args:
+        module: In a trainer, whose ranks are connected.
+
+    Raises:
+        InputError: If the run cannot be sharded, and is to be, or does not fit otherwise.
+    """
+    strategy = module.trainer.strategy
+    if not isinstance(strategy, ShardedStrategy):
+        return False
+    if strategy.shards is None:
+        strategy.shards = _does_not_fit(module, strategy)
+    if strategy.shards:
+        require_shardable(module)
+    return strategy.shards
+
+
+def require_shardable(module: "SFTModule") -> None:
+    """Raise `InputError` if what a run asks for needs whole weights of the base on each rank.
+
+    Args:
+        module: Whose options say what is asked.
+    """
+    lora, option = module.lora, "trainer.strategy: fsdp2 shards a frozen base, and "
+    if lora is None:
+        raise InputError(f"{option}model.lora: null trains all of it; use ddp")
+    require(
+        not lora.use_dora,
+        f"{option}model.lora.use_dora takes the norms of whole weights in every step; use ddp, or "
+        "leave it out",
+    )
+    require(
+        lora.init_weights == "default",
+        f"{option}model.lora.init_weights {lora.init_weights} decomposes whole weights; use ddp, "
+        "or leave it out",
+    )
+    require(
+        module.speed.compile is not True,
+        f"{option}its layers wait for other ranks, which model.speed.compile cannot; leave it at "
+        "auto, or use ddp",
+    )
+
+
+def _does_not_fit(module: "SFTModule", strategy: ShardedStrategy) -> bool:
+    """Return whether some device lacks the memory for the whole base, and say so."""
+    layers = outline(module.base_model, module.base_config)
+    dtype = compute_dtype(str(module.trainer.precision))
+    if module.lora is None:
+        dtype = torch.float32
+    base, device = measure_base(layers, module.quantization, dtype), strategy.root_device
+    needed = base.codes + base.scales + base.embeddings + base.others
+    if module.quantization.weight_cache == "bf16":
+        needed += base.quantized * dtype.itemsize - base.codes - base.scales
+    free = free_memory_bytes(device)
+    if device.type == "cpu":  # which the ranks of a machine share
+        free /= strategy.num_processes
+    free = -max_over_ranks(-int(free), device)
+    shards = not does_fit(needed, free)
+    _say(
+        f"strategy {'fsdp2' if shards else 'ddp'}: the base takes {needed / GIB:.1f} GiB, and each "
+        f"of {module.trainer.world_size} devices has {free / GIB:.1f} GiB free"
+        + (", which is less than a step takes with it; its layers are shared out" if shards else "")
+    )
+    return shards
+
+
+def does_fit(needed: float, free: float) -> bool:
+    """Return whether a device holds a base, and has enough left for steps that recompute layers.
+
+    Args:
+        needed: Bytes of the base.
+        free: Bytes there, before it is loaded.
+    """
+    return needed + RESERVED_BYTES <= USABLE * free
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)

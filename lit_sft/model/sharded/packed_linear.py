@@ -1,0 +1,55 @@
+"""A frozen 4-bit layer whose codes and scales are plain parameters, which FSDP can shard.
+
+bitsandbytes keeps them in a tensor of its own class, whose pieces are no weights. Here both are
+read when the layer is called: they stand whole in memory then, and at no other time.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lit_sft.model.fast.quantized import Packed, multiply_packed
+
+
+class PackedLinear(nn.Linear):
+    """Computes `x @ weight.T + bias` of a weight in four bits, as `bitsandbytes.nn.Linear4bit`.
+
+    Args:
+        packed: The weight, `[out, in]`.
+        bias: Frozen, `[out]`.
+        dtype: What is computed in.
+    """
+
+    def __init__(self, packed: Packed, bias: nn.Parameter | None, dtype: torch.dtype) -> None:
+        width, height = packed.shape
+        super().__init__(height, width, bias=False, device="meta")
+        self.weight = nn.Parameter(packed.codes, requires_grad=False)
+        # Two dimensions, as the fingerprint of a base is made of the parameters that have one.
+        self.scales = nn.Parameter(packed.scales.view(-1, 1), requires_grad=False)
+        if bias is not None:
+            self.bias = bias
+        self.compute_dtype = dtype
+        self._rest = packed[2:]
+
+    @property
+    def count(self) -> int:
+        """The weights; a number, as its parameters hold two in a byte, and their scales."""
+        return self.in_features * self.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[..., out]` of `[..., in]`, in its dtype."""
+        packed = Packed(self.weight, self.scales.view(-1), *self._rest)
+        with torch.autocast(x.device.type, enabled=False):
+            result = multiply_packed(x.to(self.compute_dtype), packed, self.bias)
+        return result.to(x.dtype)
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """Return how many numbers a model has, however they are stored.
+
+    Args:
+        model: Of transformers, whose own count knows the 4-bit layers of bitsandbytes.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, PackedLinear)]
+    held = sum(layer.weight.numel() + layer.scales.numel() for layer in layers)
+    return model.num_parameters() - held + sum(layer.count for layer in layers)

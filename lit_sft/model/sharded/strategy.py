@@ -1,0 +1,42 @@
+"""`trainer.strategy: fsdp2`: ranks that train one adapter on a base that they share."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import override
+
+NAME = "fsdp2"
+
+
+class ShardedStrategy(DDPStrategy):
+    """Ranks as `ddp` starts them, each of which holds a share of the frozen base.
+
+    What is trained is whole on every rank, and its gradient is summed once a window, as with `ddp`:
+    so a checkpoint, its optimizer and the adapter's folder are those of any strategy.
+
+    Args:
+        shards: Whether the base is shared out. None leaves it to the memory of the devices, once
+            they are known: where it fits each of them whole, this is `ddp`.
+        options: Of Lightning's `DDPStrategy`.
+    """
+
+    def __init__(self, shards: bool | None = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.shards = shards
+
+    @override
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Make the optimizer; a base in shares is neither wrapped nor sent around."""
+        if not self.shards:
+            super().setup(trainer)
+            return
+        if self.accelerator is None or self.model is None:
+            raise RuntimeError("a strategy is set up by a trainer that has been given a model")
+        self.accelerator.setup(trainer)
+        self.precision_plugin.convert_module(self.model)
+        self.model_to_device()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()

@@ -1,0 +1,295 @@
+"""Train a base on one device and on several, by ddp and by fsdp2, and print what each arm takes.
+
+    PYTHONPATH=. python tests/gpu/scaling.py --config ../shared/llama-3.2-3b \
+        --rows ../shared/gsm8k --shape 8b --arms 1:auto 2:ddp 4:ddp 2:fsdp2 4:fsdp2
+
+writes random weights of that shape, a file a layer, with as many processes as there are cores, and
+trains each arm for some steps of 16 rows a device through `lit-sft fit`. It prints tokens a second,
+memory by card, the first loss, and how long the last step's kernels did nothing but wait for other
+ranks. `--gradient` compares the gradients of one window, the same rows in every arm, with those of
+the first arm. `--tiny` is a dry run of all of it on a CPU. What stands behind `--` goes to
+`lit-sft fit`. The base is kept, and found by the next call with that shape.
+"""
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from safetensors.torch import save_file
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+ROOT = Path(__file__).parents[2]
+ROWS, GRADIENT_ROWS = 16, 16
+"""Of a window, for each device; and of the one window whose gradient is compared, in all."""
+SHAPES: dict[str, dict[str, Any]] = {
+    "3b": {},
+    "8b": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "tie_word_embeddings": False,
+    },
+    "70b": {
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+        "num_attention_heads": 64, "tie_word_embeddings": False,
+    },
+    "tiny": {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "head_dim": 16,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    },
+}  # fmt: skip
+TINY = (
+    *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
+    *("--data.batch_size", "2", "--data.max_length", "512"),
+)
+
+
+class Measure(pl.Callback):
+    """Writes what each rank took into the run's folder, and the gradient if that is asked for."""
+
+    def __init__(self, gradient: bool = False) -> None:
+        self.gradient = gradient
+        self.found: dict[str, Any] = {"began": time.time()}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.found["loaded"] = time.time()
+        if pl_module.device.type == "cuda":
+            self.found["base_gib"] = torch.cuda.memory_allocated() / 2**30
+            self.found["load_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step == 1:
+            self.found["cpu_seconds"] = -time.process_time()
+        if trainer.global_step != trainer.max_steps - 1:
+            return
+        self.found["cpu_seconds"] = self.found.get("cpu_seconds", 0.0) + time.process_time()
+        if not self.gradient:
+            self._profile = profile(activities=list(_activities()))
+            self._profile.start()
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        if not self.gradient:
+            return
+        gradients = [p.grad.flatten() for p in pl_module.trained_parameters.values()]
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir, f"gradient-{trainer.global_step}.pt")
+            torch.save(torch.cat(gradients).cpu(), path)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step != trainer.max_steps:
+            return
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+            self.found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            self.found["reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
+        else:
+            status = Path("/proc/self/status").read_text()
+            peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+            self.found["peak_gib"] = int(peak.split()[1]) / 2**20
+        if not self.gradient:
+            self._profile.stop()
+            self.found |= read_waits(self._profile.events())
+        path = Path(trainer.default_root_dir, f"rank-{trainer.global_rank}.json")
+        path.write_text(json.dumps(self.found))
+
+
+def _activities() -> list[ProfilerActivity]:
+    on_card = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+    return [ProfilerActivity.CPU, *on_card]
+
+
+def read_waits(events: Any) -> dict[str, float]:
+    """Return the seconds that a step's communication took, and those that it alone took."""
+    on_card = [x for x in events if x.device_type == DeviceType.CUDA and x.time_range.elapsed_us()]
+    if not on_card:
+        gathered = [x.time_range.elapsed_us() for x in events if x.name.startswith("gloo:")]
+        return {"communication": sum(gathered) / 1e6, "alone": sum(gathered) / 1e6}
+    spans = [(x.time_range.start, x.time_range.end, "nccl" in x.name.lower()) for x in on_card]
+    whole = measure_union(x[:2] for x in spans)
+    computing = measure_union(x[:2] for x in spans if not x[2])
+    speaking = measure_union(x[:2] for x in spans if x[2])
+    return {"communication": speaking / 1e6, "alone": (whole - computing) / 1e6}
+
+
+def measure_union(spans: Any) -> float:
+    """Return the length of what some spans cover."""
+    total, end = 0.0, float("-inf")
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
+
+
+def write_base(config: PretrainedConfig, source: Path, folder: Path) -> None:
+    """Write random weights, a file a layer, unless they are there."""
+    if (folder / "model.safetensors.index.json").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if k not in tied}
+    files: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    for part, names in groupby(shapes, key=lambda name: ".".join(name.split(".")[:3])):
+        where = part if part.startswith("model.layers.") else "others"
+        files.setdefault(where, []).extend((name, shapes[name]) for name in names)
+    jobs = [(seed, folder, *item) for seed, item in enumerate(files.items())]
+    processes = max(1, min(len(jobs), (os.cpu_count() or 2) - 1))
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        pool.starmap(write_file, jobs)
+    places = {name: f"{where}.safetensors" for where, all_ in files.items() for name, _ in all_}
+    config.save_pretrained(folder)
+    for path in source.glob("*token*"):
+        shutil.copy(path, folder)
+    index = {"metadata": {"total_size": 0}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_file(
+    seed: int, folder: Path, name: str, tensors: list[tuple[str, tuple[int, ...]]]
+) -> None:
+    """Write one file of the base."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(seed)
+    made = {
+        tensor: torch.ones(shape, dtype=torch.bfloat16)
+        if len(shape) == 1
+        else torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.035, 0.035, generator=generator)
+        for tensor, shape in tensors
+    }
+    save_file(made, folder / f"{name}.safetensors", metadata={"format": "pt"})
+
+
+def run(base: Path, rows: str, folder: Path, devices: int, strategy: str, options: Any) -> None:
+    """Train one arm."""
+    shutil.rmtree(folder, ignore_errors=True)
+    more = list(TINY if options.tiny else ("--data.batch_size", str(ROWS)))
+    if options.gradient:
+        more += ["--trainer.max_steps", "2", "--data.batch_size", str(GRADIENT_ROWS // devices)]
+        more += ["--model.optimizer", "torch.optim.SGD", "--model.warmup_ratio", "0"]
+        more += ["--model.lora.dropout", "0", "--model.max_grad_norm", "0"]
+        more += ["--trainer.precision", "32-true", "--model.speed.compile", "false"]
+    else:
+        more += ["--trainer.max_steps", str(options.steps)]
+    if options.answers:
+        more += ["--trainer.callbacks+", "lit_sft.GenerationEval"]
+        more += ["--trainer.callbacks.eval_rows", str(options.answers)]
+    own = ["--trainer.callbacks+", "scaling.Measure"]
+    own += ["--trainer.callbacks.gradient", str(options.gradient).lower()]
+    command = [
+        *(sys.executable, "-m", "lit_sft", "fit", "--report", "false"),
+        *("--model.base_model", str(base), "--data.task", "lit_sft.GSM8K"),
+        *("--data.task.init_args.path", rows, "--data.max_length", "512"),
+        *("--data.accumulate_grad_batches", "1", "--trainer.limit_val_batches", "0"),
+        *("--trainer.devices", str(devices), "--trainer.strategy", strategy),
+        *("--trainer.callbacks", "lit_sft.GradientCheckpointing"),
+        *("--trainer.default_root_dir", str(folder), "--trainer.num_sanity_val_steps", "0"),
+        *(*own, *more, *options.more),
+    ]
+    paths = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', ROOT)}"
+    log = folder.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        subprocess.run(
+            command, env=os.environ | {"PYTHONPATH": paths}, cwd=ROOT, stdout=file, stderr=file
+        )
+
+
+def describe(folder: Path, devices: int, strategy: str) -> str:
+    """Return a line of the table."""
+    log = folder.with_suffix(".log").read_text().strip().splitlines()
+    ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
+    if len(ranks) < devices:
+        last = next((x for x in reversed(log) if "rror" in x), log[-1] if log else "nothing")
+        return f"| {devices} | {strategy} | failed: {last:.300} |"
+    with (folder / "logs" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    steps = [row for row in rows if row["train/loss"]]
+    speeds = [float(row["train/tokens_per_second"]) for row in steps]
+    steady = speeds[2:-1] or speeds[-1:]  # not the first, nor the one that is profiled
+    answers = [row["val/eval_seconds"] for row in rows if row.get("val/eval_seconds")]
+
+    def most(name: str) -> float:
+        return max(rank.get(name, 0.0) for rank in ranks)
+
+    loading = max(rank["loaded"] - rank["began"] for rank in ranks)
+    cells = [
+        *(devices, strategy, f"{statistics.median(steady):,.0f}", f"{most('peak_gib'):.2f}"),
+        *(f"{most('reserved_gib'):.2f}", f"{most('base_gib'):.2f}", f"{most('load_peak_gib'):.2f}"),
+        *(f"{loading:.1f}", f"{float(steps[0]['train/loss']):.6f}"),
+        *(f"{most('communication'):.3f}", f"{most('alone'):.3f}", " ".join(answers) or "-"),
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def describe_gradients(folders: list[Path], arms: list[str]) -> list[str]:
+    """Return how far the gradients of each arm are from those of the first, as shares."""
+    lines = []
+    for step in (0, 1):
+        found = [folder / f"gradient-{step}.pt" for folder in folders]
+        wanted = torch.load(found[0]).double()
+        for arm, path in zip(arms, found, strict=True):
+            got = (
+                torch.load(path).double() if path.is_file() else torch.full_like(wanted, torch.nan)
+            )
+            off = ((got - wanted).norm() / wanted.norm()).item()
+            lines.append(f"| {step + 1} | {arm} | {wanted.norm().item():.6f} | {off:.2e} |")
+    return lines
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, help="a folder with config.json and a tokenizer")
+    parser.add_argument("--rows", required=True, help="a folder with GSM8K's train.jsonl")
+    parser.add_argument("--shape", choices=SHAPES, default="3b")
+    parser.add_argument("--arms", nargs="+", default=["1:auto", "2:ddp", "2:fsdp2"])
+    parser.add_argument("--folder", type=Path, default=Path("/dev/shm/scaling"))
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--answers", type=int, default=0, help="rows to answer before and after")
+    parser.add_argument("--gradient", action="store_true")
+    parser.add_argument("--tiny", action="store_true", help="a dry run on the CPU")
+    arguments = sys.argv[1:]
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:place])
+    options.more = arguments[place + 1 :]
+    shape = "tiny" if options.tiny else options.shape
+    source, rows = Path(options.config).resolve(), str(Path(options.rows).resolve())
+    config = AutoConfig.from_pretrained(source, **SHAPES[shape])
+    base = options.folder / f"base-{shape}"
+    started = time.time()
+    write_base(config, source, base)
+    print(f"base {shape}: {time.time() - started:.0f} s\n", flush=True)
+    columns = (
+        "devices | strategy | tokens/s | peak GiB | reserved | base GiB | peak of loading | "
+        "seconds to load | first loss | s in communication | s in it alone | s of answers"
+    )
+    if not options.gradient:
+        print(f"| {columns} |\n|{'---|' * 12}", flush=True)
+    folders = []
+    for number, arm in enumerate(options.arms):
+        devices, _, strategy = arm.partition(":")
+        folders.append(options.folder / f"run-{number}")
+        run(base, rows, folders[-1], int(devices), strategy or "auto", options)
+        if not options.gradient:
+            print(describe(folders[-1], int(devices), strategy or "auto"), flush=True)
+    if options.gradient:
+        print("| step | arm | norm of the first arm | off by |\n|---|---|---|---|")
+        print("\n".join(describe_gradients(folders, options.arms)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""When a base is shared out, and what is refused then."""
+
+import pytest
+
+from lit_sft import Lora, SFTModule, Speed
+from lit_sft.errors import InputError
+from lit_sft.model.figures import GIB
+from lit_sft.model.sharded.choice import does_fit, require_shardable
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "fits"),
+    [(6.2, 23.5, True), (41.3, 78.5, True), (41.3, 47.5, False), (2.4, 5.0, False)],
+    ids=["8B, 24 GB", "70B, 80 GB", "70B, 48 GB", "3B, 5 GB"],
+)
+def test_a_base_fits_with_room_for_a_step(needed, free, fits):
+    assert does_fit(needed * GIB, free * GIB) is fits
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"lora": None}, "model.lora: null trains all of it; use ddp"),
+        ({"lora": Lora(use_dora=True)}, "model.lora.use_dora takes the norms of whole weights"),
+        ({"lora": Lora(init_weights="pissa")}, "init_weights pissa decomposes whole weights"),
+        ({"speed": Speed(compile=True)}, "which model.speed.compile cannot"),
+    ],
+)
+def test_what_needs_whole_weights_is_refused(options, says):
+    with pytest.raises(InputError, match=says) as refused:
+        require_shardable(SFTModule("a base", **options))
+    assert str(refused.value).startswith("trainer.strategy: fsdp2 shards a frozen base")
+
+
+def test_the_rest_is_not():
+    require_shardable(SFTModule("a base", speed=Speed(compile=False)))

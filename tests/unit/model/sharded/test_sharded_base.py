@@ -1,0 +1,87 @@
+"""The shares of all ranks, put together, are the base as transformers and bitsandbytes load it."""
+
+import pytest
+import torch
+from architectures import build
+from ranks import Ranks
+
+from lit_sft import Quantization
+from lit_sft.errors import InputError
+from lit_sft.model.base_model import fingerprint_base, load_base
+from lit_sft.model.fast.memory import cache_weights
+from lit_sft.model.sharded.sharded_base import load_sharded_base
+
+CPU = torch.device("cpu")
+IDS = torch.tensor([[5, 9, 33, 4, 8, 1]])
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    group = Ranks(2, tmp_path_factory.mktemp("ranks"))
+    yield group
+    group.close()
+
+
+def describe(model, cached):
+    """All that a base computes with, by name, whole; and what it gives."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+        found[name] = whole.detach().clone()
+    with torch.no_grad():
+        logits = model(IDS, use_cache=False).logits
+    local = sum(p.to_local().numel() for p in model.parameters() if hasattr(p, "to_local"))
+    return found, logits, fingerprint_base(model), cached, local
+
+
+def load(base, quantization, dtype):
+    return describe(*load_sharded_base(base, quantization, dtype, CPU))
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization", "dtype"),
+    [
+        ("Llama", Quantization(weight_cache="none"), torch.bfloat16),
+        ("Llama with biases", Quantization(double_quant=False), torch.float32),
+        ("Qwen 2", Quantization("fp4"), torch.float32),
+        ("Gemma 2", Quantization(weight_cache="bf16"), torch.bfloat16),
+        ("Phi-3 and Phi-4", Quantization("none"), torch.bfloat16),
+        ("LFM2", Quantization(), torch.float32),
+    ],
+)
+def test_it_is_the_base(ranks, tmp_path, name, quantization, dtype):
+    build(name, vocabulary=97).save_pretrained(tmp_path)
+    wanted = load_base(str(tmp_path), quantization, dtype, CPU)
+    cached = quantization.weight_cache == "bf16" and cache_weights(wanted, "bf16", dtype, CPU)
+    tensors, logits, fingerprint, _, _ = describe(wanted, cached)
+    for found in ranks.run(load, [(str(tmp_path), quantization, dtype)] * 2):
+        for place, tensor in tensors.items():
+            assert torch.equal(found[0][place], tensor.view_as(found[0][place])), place
+        assert torch.equal(found[1], logits)
+        assert found[2] == fingerprint
+        assert found[3] == -(-cached // 2)
+        layers = sum(x.numel() for k, x in found[0].items() if "layers." in k and x.ndim > 1)
+        assert found[4] == pytest.approx(layers / 2, rel=0.01)
+
+
+def refuse(base, quantization):
+    try:
+        load_sharded_base(base, quantization, torch.float32, CPU)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Jamba", "stores no tensor 'model.layers.1.feed_forward.experts.gate_up_proj' under that"),
+        ("GPT-2", "has layers of its own kind (Conv1D); use ddp"),
+    ],
+)
+def test_what_it_cannot_load_is_told_in_a_line(ranks, tmp_path, name, says):
+    build(name, vocabulary=97).save_pretrained(tmp_path)
+    for told in ranks.run(refuse, [(str(tmp_path), Quantization())] * 2):
+        assert says in told
+        assert "use ddp" in told
+        assert "\n" not in told
