@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from argparse import SUPPRESS
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +20,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lit_sft.callbacks.checkpoint import LastCheckpoint
 from lit_sft.callbacks.generation_eval import GenerationEval
 from lit_sft.cli.allowlist import limit_imports
-from lit_sft.cli.failures import explain, has_rank_zero_ended
+from lit_sft.cli.failures import conclude
 from lit_sft.cli.parser import Parser
 from lit_sft.cli.sections import RETIRED, SEEDED, require_retired_on
 from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file, require_writable
+from lit_sft.model.agreement import require_agreement
+from lit_sft.model.cards import has_nccl, require_transport
 from lit_sft.model.device import PrecisionName, limit_threads
 from lit_sft.model.module import SFTModule
+from lit_sft.model.peers import PEERS
 from lit_sft.model.trainer_options import require_limits
 from lit_sft.report.report_page import write_report
 from lit_sft.run.best_checkpoint import choose_best
@@ -41,9 +44,21 @@ LOGGERS = {"TensorBoardLogger": "lit_sft.TensorBoardRun", "WandbLogger": "lit_sf
 """Loggers of Lightning by their short names, and those that keep to the run: its folder, its
 answers, and that it may be killed and resumed."""
 
+OF_A_MACHINE = ("config", "ckpt_path", "data.cache_dir", "trainer.default_root_dir")
+"""Options in which the machines of a run may differ."""
+
 
 class SaveConfig(SaveConfigCallback):
     """Write `config.yaml`, the exact run, under the run's folder before training."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write it, once all ranks are known to have the same.
+
+        Raises:
+            InputError: If another machine has been given another config.
+        """
+        require_agreement(flatten(self.config.as_dict()))
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write it when the run trains; other commands leave the folder's config alone."""
@@ -184,12 +199,17 @@ class SFTCommandLine(LightningCLI):
             "--trainer.limit_val_batches 1.0 is all of val, the fraction of its rows",
         )
         self.model.check_base()
-        if self.trainer.strategy.root_device.type == "cpu":
+        device = self.trainer.strategy.root_device
+        require_transport(device.type, self.trainer.world_size, has_nccl())
+        if self.trainer.world_size > 1:
+            PEERS.listen()
+        if device.type == "cpu":
             width = self.model.base_config.get_text_config().hidden_size
             limit_threads(width, self.trainer.num_devices)
 
     def after_fit(self) -> None:
         """Write the page about the run; that it could not be written is no failure of the run."""
+        PEERS.leave()
         trainer = self.trainer
         is_wanted = self.config.fit.report and not self._dry_run and not is_trial(trainer)
         if not is_wanted or not trainer.is_global_zero:
@@ -219,6 +239,17 @@ class SFTCommandLine(LightningCLI):
         tell_plan(self.trainer, self.model, self.datamodule, self._dry_run == "measure")
 
 
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the options of a config by dotted names, but for where things lie on a machine."""
+    options: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            options |= flatten(value, f"{prefix}{name}.")
+        elif f"{prefix}{name}" not in OF_A_MACHINE:
+            options[f"{prefix}{name}"] = repr(value)
+    return options
+
+
 def name_loggers(arguments: Sequence[str]) -> list[str]:
     """Return a command line in which short names of loggers mean those that keep to the run."""
     words = list(arguments)
@@ -243,7 +274,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     arguments = name_loggers(arguments)
     sys.argv[1:] = arguments
-    launcher = os.getppid()
+    parent = os.getppid()
     try:
         limit_imports()
         SFTCommandLine(
@@ -259,13 +290,8 @@ def run(arguments: Sequence[str]) -> int:
             load_from_checkpoint_support=False,
         )
     except Exception as error:
-        if has_rank_zero_ended(launcher, error):
-            return 1  # and has told why
-        ending = explain(error)
-        if ending is None:
-            raise
-        status, text = ending
-        print(text, file=sys.stderr)
+        status = conclude(error, parent)
         # What fails behind a signal, such as for a rank that is gone, most likely fails for it.
         return 128 + SIGNALS.received if SIGNALS.received else status
+    PEERS.leave()
     return 0
