@@ -246,7 +246,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping) and value:
             options |= flatten(value, f"{prefix}{name}.")
         elif f"{prefix}{name}" not in OF_A_MACHINE:
-            options[f"{prefix}{name}"] = repr(value)
+            # Of what has no text of its own, the address is another in each process.
+            options[f"{prefix}{name}"] = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
     return options
 
 
