@@ -95,25 +95,24 @@ def conclude(error: Exception, parent: int) -> int:
         Exception: The error itself, where a traceback has to tell it.
     """
     PEERS.leave()
+    is_first, ends_all = is_first_rank(), isinstance(error, (InterruptedRun, NonFiniteError))
     if is_for_another(error) and (failure := _find_failure()):
-        if is_first_rank():
+        if is_first:
             print(f"error: {failure}", file=sys.stderr)
         else:
             _wait_for_first(parent, PATIENCE)
         return failure.status
     ending = explain(error)
     status, text = ending or (1, f"{type(error).__name__}: {error}")
-    ends_all = isinstance(error, (InterruptedRun, NonFiniteError))
     if not ends_all and not is_for_another(error):
         PEERS.tell(status, text.removeprefix("error: "))
-    if not is_first_rank():
-        if ending is None:
-            traceback.print_exception(error)
-        if _wait_for_first(parent, float("inf") if ends_all else PATIENCE) or ends_all:
-            return status
-    if ending is None:
+    if is_first and ending is None:
         raise error
-    print(text, file=sys.stderr)
+    if ending is None:
+        traceback.print_exception(error)
+    is_told = not is_first and _wait_for_first(parent, float("inf") if ends_all else PATIENCE)
+    if not is_told and ending and (is_first or not ends_all):
+        print(text, file=sys.stderr)
     return status
 
 
@@ -135,15 +134,17 @@ def _wait_for_first(parent: int, seconds: float) -> bool:
     """Wait in another rank for the first one to end, and return whether it has.
 
     What ends all ranks is told once. And Lightning kills the first rank, which launched the others,
-    a few seconds after one of them has ended: its exit status would be lost. Ranks that something
-    else has launched are ended by that.
+    a few seconds after one of them has ended: its exit status would be lost. `srun` does so, too.
 
     Args:
         parent: The process that launched this one.
-        seconds: For how long, at most.
+        seconds: For how long, at most; where something else has launched all, it is `PATIENCE`.
     """
-    if not SIGNALS.is_launched and seconds == float("inf"):
-        return False
+    if not SIGNALS.is_launched:
+        seconds = PATIENCE
+        has_ended = PEERS.wait_for_first(seconds)
+        if has_ended is not None:
+            return has_ended
     deadline = time.monotonic() + seconds
     while os.getppid() == parent and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -8,6 +8,7 @@ import json
 import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -84,6 +85,27 @@ class Peers:
             if failure and failure.rank != distributed.get_rank():
                 return failure
         return None
+
+    def wait_for_first(self, seconds: float) -> bool | None:
+        """Wait for the first rank to end, as whatever has held the store then does.
+
+        Args:
+            seconds: For how long, at most.
+
+        Returns:
+            Whether it has ended; None where the ranks have not met.
+        """
+        try:
+            store = _find_store()
+        except ValueError:
+            return None
+        deadline = time.monotonic() + seconds
+        with suppress(Exception):  # there is no store any more
+            while time.monotonic() < deadline:
+                store.check([KEY])
+                time.sleep(0.1)
+            return False
+        return True
 
     def _listen(self) -> None:
         while not distributed.is_initialized():

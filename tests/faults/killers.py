@@ -190,7 +190,9 @@ class Halt(pl.Callback):
         mark = Path(trainer.default_root_dir) / f".halted-{phase}-{trainer.global_rank}"
         if phase == self.phase and self.rank in (None, trainer.global_rank) and not mark.exists():
             mark.parent.mkdir(exist_ok=True)
-            mark.write_text(f"{os.getpid()}\n")
+            part = mark.with_name(f"{mark.name}.part")
+            part.write_text(f"{os.getpid()}\n")
+            part.rename(mark)
             end = time.monotonic() + seconds
             while time.monotonic() < end:
                 time.sleep(0.1)
