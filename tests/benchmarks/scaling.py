@@ -102,7 +102,7 @@ def even_tokens(base: Base, cards: int) -> float:
 
 
 def held_gib(base: Base, cards: int = 1) -> float:
-    """Return the GiB that a card holds of the base: embeddings in bf16, and its part of the rest."""
+    """Return the GiB of the base that a card holds: bf16 embeddings, and its part of the rest."""
     embeddings = 2.0 * (base.whole - base.quantised)
     return (NF4 * base.quantised / cards + embeddings) / 2**30
 

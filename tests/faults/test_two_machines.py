@@ -58,4 +58,4 @@ def test_another_config_on_the_second_is_named(tiny_base, tmp_path):
     (told,) = (line for line in printed.splitlines() if line.startswith("error: "))
     assert "the ranks do not see the same run: model.learning_rate is 0.01 on rank" in told
     assert "0.001 on rank" in told
-    assert "loading" not in printed
+    assert "frozen" not in printed, "no weights were loaded"
