@@ -12,6 +12,8 @@ RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_N
 """What launchers tell a process of its place in a run; the first one has 0 in all that are set."""
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
 """Likewise of its place on its machine."""
+MEETING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+"""What ranks are told that are started by hand on each of several machines."""
 BY_HAND = ("bash", "interactive")
 """Names of a SLURM job in which a user types commands: `srun` has not started them."""
 
@@ -65,6 +67,11 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
         )
         return Launch("torchrun", local, nodes)
     if "SLURM_NTASKS" in environment and environment.get("SLURM_JOB_NAME") not in BY_HAND:
+        require(
+            environment["SLURM_NTASKS"] == "1" or "SLURM_STEP_ID" in environment,
+            f"the job has {environment['SLURM_NTASKS']} tasks, and srun has started none of them: "
+            "write srun before the command",
+        )
         nodes = int(environment.get("SLURM_NNODES", "1"))
         tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get(
             "SLURM_TASKS_PER_NODE", environment["SLURM_NTASKS"]
@@ -104,6 +111,21 @@ def place(asked_devices: Any, asked_nodes: int, launch: Launch | None) -> tuple[
         f"{launch.devices} on each of {launch.nodes}: leave both options out",
     )
     return devices, nodes
+
+
+def require_others(nodes: int, environment: Mapping[str, str]) -> None:
+    """Raise `InputError` if a run that starts its own ranks would wait for machines in vain.
+
+    Args:
+        nodes: The machines of the run.
+        environment: Of this process.
+    """
+    missing = [name for name in MEETING if name not in environment]
+    require(
+        nodes == 1 or not missing,
+        f"trainer.num_nodes={nodes}: nothing has started ranks on the other machines; use torchrun "
+        f"or srun, or set {', '.join(missing)} on each",
+    )
 
 
 def _count(devices: Any) -> int:

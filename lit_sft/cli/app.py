@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from argparse import SUPPRESS
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +21,13 @@ from lit_sft.callbacks.checkpoint import LastCheckpoint
 from lit_sft.callbacks.generation_eval import GenerationEval
 from lit_sft.cli.allowlist import limit_imports
 from lit_sft.cli.failures import conclude
+from lit_sft.cli.meeting import flatten_config, prepare_to_meet
 from lit_sft.cli.parser import Parser
 from lit_sft.cli.sections import RETIRED, SEEDED, require_retired_on
 from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file, require_writable
 from lit_sft.model.agreement import require_agreement
-from lit_sft.model.cards import has_nccl, require_transport
 from lit_sft.model.device import PrecisionName, limit_threads
 from lit_sft.model.module import SFTModule
 from lit_sft.model.peers import PEERS
@@ -44,9 +44,6 @@ LOGGERS = {"TensorBoardLogger": "lit_sft.TensorBoardRun", "WandbLogger": "lit_sf
 """Loggers of Lightning by their short names, and those that keep to the run: its folder, its
 answers, and that it may be killed and resumed."""
 
-OF_A_MACHINE = ("config", "ckpt_path", "data.cache_dir", "trainer.default_root_dir")
-"""Options in which the machines of a run may differ."""
-
 
 class SaveConfig(SaveConfigCallback):
     """Write `config.yaml`, the exact run, under the run's folder before training."""
@@ -57,7 +54,7 @@ class SaveConfig(SaveConfigCallback):
         Raises:
             InputError: If another machine has been given another config.
         """
-        require_agreement(flatten(self.config.as_dict()))
+        require_agreement(flatten_config(self.config.as_dict()))
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -199,11 +196,9 @@ class SFTCommandLine(LightningCLI):
             "--trainer.limit_val_batches 1.0 is all of val, the fraction of its rows",
         )
         self.model.check_base()
-        device = self.trainer.strategy.root_device
-        require_transport(device.type, self.trainer.world_size, has_nccl())
-        if self.trainer.world_size > 1:
-            PEERS.listen()
-        if device.type == "cpu":
+        if not self._dry_run:
+            prepare_to_meet(self.trainer)
+        if self.trainer.strategy.root_device.type == "cpu":
             width = self.model.base_config.get_text_config().hidden_size
             limit_threads(width, self.trainer.num_devices)
 
@@ -237,18 +232,6 @@ class SFTCommandLine(LightningCLI):
         from lit_sft.plan.dry_run import tell_plan
 
         tell_plan(self.trainer, self.model, self.datamodule, self._dry_run == "measure")
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return the options of a config by dotted names, but for where things lie on a machine."""
-    options: dict[str, str] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            options |= flatten(value, f"{prefix}{name}.")
-        elif f"{prefix}{name}" not in OF_A_MACHINE:
-            # Of what has no text of its own, the address is another in each process.
-            options[f"{prefix}{name}"] = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-    return options
 
 
 def name_loggers(arguments: Sequence[str]) -> list[str]:

@@ -32,6 +32,11 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What a system says that has no room for a file: of the disk, a quota, or `ulimit -f`."""
 TAKEN = re.compile(r"port: (\d+)\b.*EADDRINUSE", re.DOTALL)
 """What torch says where another process listens already."""
+NO_CARD = re.compile(
+    r"all CUDA-capable devices are busy or unavailable|invalid device ordinal|"
+    r"no CUDA-capable device is detected|No CUDA GPUs are available"
+)
+"""What CUDA says of cards that are not there, or belong to another process alone."""
 NOT_TAKEN = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 """Python's own words."""
 MOMENT = 1.0
@@ -74,6 +79,11 @@ def explain(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, RuntimeError) and "have a deterministic implementation" in str(error):
         reason = str(error).partition(",")[0]
         return 1, f"error: {reason}; {GO_ON} --trainer.deterministic false"
+    if isinstance(error, RuntimeError) and (problem := NO_CARD.search(str(error))):
+        return 2, (
+            f"error: a card cannot be used: {problem[0]}; nvidia-smi shows which there are and who "
+            "uses them, CUDA_VISIBLE_DEVICES and trainer.devices choose others"
+        )
     if is_for_another(error):
         return 1, f"error: another rank of the run is gone; {GO_ON}"
     return None

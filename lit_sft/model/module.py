@@ -172,7 +172,8 @@ class SFTModule(pl.LightningModule):
         """Find what is wrong before any weights are touched."""
         spare_fills()
         require_honoured(self.trainer, stage)
-        require_agreement(describe_start(self.trainer))
+        if self.trainer.world_size > 1:
+            require_agreement(describe_start(self.trainer))
         require_free(self.trainer.strategy.root_device)
         if self._model is None:
             self.check_base()

@@ -23,7 +23,8 @@ while words[0].startswith("--"):
     words.pop(0)
 count = {tasks}
 about = {{"SLURM_NTASKS": count, "SLURM_STEP_TASKS_PER_NODE": count, "SLURM_NNODES": 1,
-          "SLURM_NTASKS_PER_NODE": count, "SLURM_NODEID": 0, "SLURM_NODELIST": "127.0.0.1"}}
+          "SLURM_NTASKS_PER_NODE": count, "SLURM_STEP_ID": 0, "SLURM_NODEID": 0,
+          "SLURM_NODELIST": "127.0.0.1"}}
 tasks = []
 for rank in range(count):
     more = about | {{"SLURM_PROCID": rank, "SLURM_LOCALID": rank}}

@@ -3,13 +3,21 @@
 import pytest
 
 from lit_sft.errors import InputError
-from lit_sft.ranks import Launch, is_first_on_node, is_first_rank, place, read_launch
+from lit_sft.ranks import (
+    Launch,
+    is_first_on_node,
+    is_first_rank,
+    place,
+    read_launch,
+    require_others,
+)
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2"}
 
 
 def srun(**more: str) -> dict[str, str]:
-    return {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "2"} | more
+    of_job = {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "2"}
+    return of_job | {"SLURM_STEP_ID": "0"} | more
 
 
 @pytest.mark.parametrize(
@@ -38,6 +46,22 @@ def test_an_unequal_number_of_ranks_a_machine_is_refused(environment, says):
     with pytest.raises(InputError) as error:
         read_launch(environment)
     assert says in str(error.value)
+
+
+def test_a_job_that_forgets_srun_does_not_wait_for_tasks_that_nobody_started():
+    batch_script = srun(SLURM_TASKS_PER_NODE="4(x2)")
+    del batch_script["SLURM_STEP_ID"]
+    with pytest.raises(InputError, match="has 8 tasks, and srun has started none of them"):
+        read_launch(batch_script)
+    assert read_launch({"SLURM_NTASKS": "1", "SLURM_TASKS_PER_NODE": "1"}).devices == 1
+
+
+def test_machines_that_nothing_has_started_are_not_waited_for():
+    by_hand = {"MASTER_ADDR": "a", "MASTER_PORT": "1", "NODE_RANK": "0"}
+    require_others(1, {})
+    require_others(2, by_hand)
+    with pytest.raises(InputError, match=r"num_nodes=2: .* or set MASTER_PORT, NODE_RANK on each"):
+        require_others(2, {"MASTER_ADDR": "a"})
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,13 @@ def test_devices_that_are_not_there_are_a_line():
     )
 
 
+def test_a_card_that_belongs_to_another_process_is_a_line():
+    text = "CUDA error: all CUDA-capable devices are busy or unavailable\nCUDA kernel errors might"
+    status, told = explain(RuntimeError(text))
+    assert (status, told.count("\n")) == (2, 0)
+    assert "a card cannot be used: all CUDA-capable devices are busy or unavailable" in told
+
+
 @pytest.mark.parametrize(
     ("error", "is_it"),
     [
