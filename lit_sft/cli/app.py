@@ -27,7 +27,7 @@ from lit_sft.cli.sections import RETIRED, SEEDED, require_retired_on
 from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file, require_writable
-from lit_sft.model.agreement import require_agreement
+from lit_sft.model.agreement import digest_checkpoint, require_agreement
 from lit_sft.model.device import PrecisionName, limit_threads
 from lit_sft.model.module import SFTModule
 from lit_sft.model.peers import PEERS
@@ -54,7 +54,8 @@ class SaveConfig(SaveConfigCallback):
         Raises:
             InputError: If another machine has been given another config.
         """
-        require_agreement(flatten_config(self.config.as_dict()))
+        checkpoint = digest_checkpoint(self.config.ckpt_path)
+        require_agreement(flatten_config(self.config.as_dict()) | {"ckpt_path": checkpoint})
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

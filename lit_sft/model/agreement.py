@@ -69,7 +69,6 @@ def describe_start(trainer: pl.Trainer) -> dict[str, Any]:
         "trainer.precision": trainer.precision,
         "trainer.max_steps": trainer.max_steps,
         "trainer.max_epochs": trainer.max_epochs,
-        "ckpt_path": digest_checkpoint(trainer.ckpt_path),
         **{f"the release of {name}": _find_release(name) for name in RELEASES},
     }
 

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lit_sft.errors import InputError, require
 from lit_sft.evaluation.generate import Generation, Tell
 from lit_sft.model.adapter import Lora
-from lit_sft.model.agreement import describe_start, require_agreement
+from lit_sft.model.agreement import describe_start, digest_checkpoint, require_agreement
 from lit_sft.model.answering import answer_greedily
 from lit_sft.model.base_model import (
     Quantization,
@@ -240,6 +240,10 @@ class SFTModule(pl.LightningModule):
     def _wait_for_loader(self, *args: object, **kwargs: object) -> None:
         """Count the time to the next window as a wait for data from here: all else is done."""
         self._clock.wait()
+
+    def on_fit_start(self) -> None:
+        """See that all ranks go on from one checkpoint, or all begin anew."""
+        require_agreement({"ckpt_path": digest_checkpoint(self.trainer.ckpt_path)})
 
     def on_train_start(self) -> None:
         """Decide how the layers are run, as what decides it is known; then wait for the loader."""

@@ -181,7 +181,11 @@ class Strike(pl.Callback):
 
 
 class Halt(pl.Callback):
-    """Stays in a phase of the run, on all ranks or one; in a window, for two seconds only."""
+    """Stays in a phase of the run, on all ranks or one; in a window, for two seconds only.
+
+    The phases are `setup`, `first_evaluation`, `window`, `save`, `evaluation` (the first forward
+    pass without gradients behind a step, such as a validation's) and `end`.
+    """
 
     def __init__(self, phase: str, rank: int | None = None) -> None:
         self.phase, self.rank = phase, rank
@@ -199,6 +203,15 @@ class Halt(pl.Callback):
 
     def setup(self, trainer, pl_module, stage) -> None:
         self._halt(trainer, "setup")
+        sync = files.sync
+
+        def halt(path: Path) -> None:
+            if "last.ckpt" in path.name:
+                self._halt(trainer, "save")
+            sync(path)
+
+        if self.phase == "save":
+            files.sync = halt
 
     def on_train_start(self, trainer, pl_module) -> None:
         def halt(module, args) -> None:

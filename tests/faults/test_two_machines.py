@@ -1,6 +1,9 @@
 """Two machines, as `torchrun --nnodes 2` makes them of one: each with a cache of its own."""
 
+import json
 import os
+import re
+import shutil
 import signal
 import socket
 
@@ -52,10 +55,34 @@ def test_one_is_killed_and_both_go_on(tiny_base, tmp_path):
 
 
 def test_another_config_on_the_second_is_named(tiny_base, tmp_path):
-    nodes = start(tmp_path, tiny_base, of_second=("--model.learning_rate", "1e-3"))
-    assert all(node.end()[0] != 0 for node in nodes)
+    told = _find_error(start(tmp_path, tiny_base, of_second=("--model.learning_rate", "1e-3")))
+    assert "model.learning_rate is 0.01 on rank" in told
+    assert "0.001 on rank" in told
+
+
+@pytest.mark.slow
+def test_other_rows_and_a_checkpoint_that_only_the_first_has_are_named(tiny_base, tmp_path):
+    """Each has a file of rows and a folder of the run of its own."""
+    own = ("--trainer.default_root_dir", "run", "--data.val_rows", 2, "--data.task")
+    own += ("lit_sft.ChatFile", "--data.task.init_args.path", "rows.jsonl")
+    own += ("--data.task.init_args.grader", "exact")
+    turns = [{"role": x, "content": "4"} for x in ("user", "assistant")]
+    for name, rows in (("first", 40), ("second", 39)):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({"messages": turns}) for _ in range(rows)]
+        (tmp_path / name / "rows.jsonl").write_text("\n".join(lines))
+    assert "data.rows is " in _find_error(start(tmp_path, tiny_base, *own))
+    shutil.copy(tmp_path / "first" / "rows.jsonl", tmp_path / "second")
+    run = start(tmp_path, tiny_base, *own, "--trainer.max_steps", 1)
+    assert [node.wait(600) for node in run] == [0, 0], run[0].out.read_text()
+    again = start(tmp_path, tiny_base, *own, "--trainer.max_steps", 2, "--ckpt_path", "auto")
+    assert re.search(r"ckpt_path is \w{8} on rank \d .*, none on rank \d", _find_error(again))
+
+
+def _find_error(nodes: list[Run]) -> str:
+    assert all(node.wait(300) for node in nodes)
     printed = "".join(node.out.read_text() for node in nodes)
     (told,) = (line for line in printed.splitlines() if line.startswith("error: "))
-    assert "the ranks do not see the same run: model.learning_rate is 0.01 on rank" in told
-    assert "0.001 on rank" in told
-    assert "frozen" not in printed, "no weights were loaded"
+    assert "the ranks do not see the same run: " in told
+    assert "parameters of a LoRA" not in printed, "no weights were loaded"
+    return told
