@@ -1,5 +1,7 @@
 """The cards of a run, looked at before any weights load: one that is missing, one that is busy."""
 
+import socket
+
 import torch
 from torch import distributed
 
@@ -26,7 +28,8 @@ def require_free(device: torch.device) -> None:
             "others by CUDA_VISIBLE_DEVICES"
         ) from error
     own = torch.cuda.memory_reserved(device)
-    if told := describe_use(f"{device} ({torch.cuda.get_device_name(device)})", free, total, own):
+    card = f"{device} of {socket.gethostname()} ({torch.cuda.get_device_name(device)})"
+    if told := describe_use(card, free, total, own):
         print(told, flush=True)
 
 

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 from torch import distributed
@@ -23,6 +22,8 @@ LOOK = 0.5
 """Seconds between two looks."""
 PATIENCE = 3.0
 """Seconds that are left to what runs here, once another rank has failed, to end by itself."""
+LONG_PATIENCE = 15.0
+"""Likewise, once the store is gone: its rank was killed, or has come to its end before this one."""
 GONE = (
     "another rank of the run is gone; what was saved before is whole; go on with --ckpt_path last"
 )
@@ -113,17 +114,17 @@ class Peers:
                 return
         if distributed.get_world_size() == 1:
             return
-        rank, failure = distributed.get_rank(), None
         try:
             store = _find_store().clone()  # whose answers do not wait for those of another thread
-            store.set_timeout(timedelta(seconds=PATIENCE))
+        except (RuntimeError, ValueError):
+            return  # a store of another kind, or none any more
+        rank, failure = distributed.get_rank(), None
+        with suppress(Exception):  # whoever has held the store is gone
             while failure is None or failure.rank == rank:
                 if self._left.wait(LOOK):
                     return
                 failure = _read(store)
-        except Exception:  # whoever has held the store is gone
-            failure = None
-        if self._left.wait(PATIENCE):
+        if self._left.wait(PATIENCE if failure else LONG_PATIENCE):
             return
         if is_first_rank() or (failure is None and is_first_on_node()):
             with suppress(OSError, ValueError):
