@@ -55,11 +55,6 @@ def explain(error: Exception) -> tuple[int, str] | None:
         return 2, text
     if isinstance(error, MisconfigurationException):
         return 2, " ".join(text.split())
-    if isinstance(error, distributed.DistNetworkError) and (port := TAKEN.search(str(error))):
-        return 2, (
-            f"error: port {port[1]} of this machine is taken, at which the ranks are to meet: set "
-            "MASTER_PORT to a free one (with torchrun, --master_port), or end what uses it"
-        )
     if (wrong := NOT_TAKEN.search(str(error))) and _is_of_lightning(error):
         return 2, (
             f"error: {wrong[1]} does not take {wrong[2]!r}, which a class of the config passes on "
@@ -79,7 +74,17 @@ def explain(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, RuntimeError) and "have a deterministic implementation" in str(error):
         reason = str(error).partition(",")[0]
         return 1, f"error: {reason}; {GO_ON} --trainer.deterministic false"
-    if isinstance(error, RuntimeError) and (problem := NO_CARD.search(str(error))):
+    return _explain_meeting(error) if isinstance(error, RuntimeError) else None
+
+
+def _explain_meeting(error: RuntimeError) -> tuple[int, str] | None:
+    """Explain what keeps ranks from meeting, or from going on together."""
+    if isinstance(error, distributed.DistNetworkError) and (port := TAKEN.search(str(error))):
+        return 2, (
+            f"error: port {port[1]} of this machine is taken, at which the ranks are to meet: set "
+            "MASTER_PORT to a free one (with torchrun, --master_port), or end what uses it"
+        )
+    if problem := NO_CARD.search(str(error)):
         return 2, (
             f"error: a card cannot be used: {problem[0]}; nvidia-smi shows which there are and who "
             "uses them, CUDA_VISIBLE_DEVICES and trainer.devices choose others"
