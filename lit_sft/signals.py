@@ -21,11 +21,15 @@ import time
 from types import FrameType
 from typing import Any
 
+from lit_sft.ranks import is_first_rank
+
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 """The last is what SLURM is told to send before a job's time is over (`--signal=USR1@90`)."""
 OWNED = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 TOGETHER = 2.0
 """Seconds within which nobody sends a second signal by hand."""
+AGENT = "TORCHELASTIC_RUN_ID"
+"""What `torchrun` sets for the ranks that it starts."""
 LAUNCHER = "LIT_SFT_LAUNCHER"
 """The process that the user started, to the ranks that it launches."""
 WATCH = 0.5
@@ -46,6 +50,7 @@ class Signals:
         self._advice = ""
         self._owner = 0
         self._launcher: int | None = None
+        self._agent: int | None = None
         self._terminals: list[int] = []
         self._earlier: dict[int, Any] = {}
 
@@ -53,6 +58,11 @@ class Signals:
     def is_of_process(self) -> bool:
         """Whether the whole process is a command of this package, and ends with it."""
         return self._owner == os.getpid()
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether the first rank of the machine has started this one, which ends with it."""
+        return self._launcher is not None
 
     def own_process(self, advice: str) -> None:
         """Take the signals for the rest of this process; one that is ignored stays so.
@@ -69,6 +79,7 @@ class Signals:
         if not is_rank:
             os.environ[LAUNCHER] = str(os.getpid())
         self._launcher = launcher if is_rank else None
+        self._agent = os.getppid() if AGENT in os.environ else None
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -154,13 +165,10 @@ class Signals:
             return
         if why:
             self._say(f"{signal.Signals(number).name} received: {why}", sys.stderr)
-        flusher = threading.Thread(target=_flush, daemon=True)
-        flusher.start()
-        flusher.join(1.0)  # the main thread may hold a stream that nobody reads
-        os._exit(128 + number)
+        end_process(128 + number)
 
     def _say(self, text: str, stream: Any) -> None:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        if is_first_rank():
             with contextlib.suppress(OSError, ValueError):
                 print(text, file=stream, flush=True)
 
@@ -174,7 +182,7 @@ class Signals:
     def _watch(self, reader: int) -> None:
         """Wait for signals, for the end of the time that one leaves, and for the launcher's end."""
         while True:
-            left = None if self._launcher is None else WATCH
+            left = None if self._launcher is None and self._agent is None else WATCH
             if self.received and self._grace is not None and self._launcher is None:
                 ends_in = self._since + self._grace - time.monotonic()
                 if ends_in <= 0:
@@ -183,7 +191,7 @@ class Signals:
                         f"what was running took over {self._grace:g} s more; go on from the last "
                         "checkpoint with --ckpt_path last",
                     )
-                left = ends_in
+                left = min(ends_in, left or ends_in)
             if select.select([reader], [], [], left)[0]:
                 received = os.read(reader, 64)
                 if not received:
@@ -194,6 +202,9 @@ class Signals:
                         self._receive(number)
             if self._launcher is not None and os.getppid() != self._launcher:
                 os._exit(1)  # it has told why
+            if self._agent is not None and os.getppid() != self._agent:
+                self._agent = None
+                self._receive(signal.SIGTERM)  # which it would have sent, had it not been killed
 
     def _pass_on(self, number: int) -> None:
         """Tell the first rank, which prints, decides the exit status, and ends before the others.
@@ -203,6 +214,18 @@ class Signals:
         if self._launcher is not None:
             with contextlib.suppress(OSError):
                 os.kill(self._launcher, number)
+
+
+def end_process(status: int) -> None:
+    """End this process now, whatever its other threads do, with what it has printed.
+
+    Args:
+        status: Of its exit.
+    """
+    flusher = threading.Thread(target=_flush, daemon=True)
+    flusher.start()
+    flusher.join(1.0)  # the main thread may hold a stream that nobody reads
+    os._exit(status)
 
 
 def _flush() -> None:

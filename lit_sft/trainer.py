@@ -34,6 +34,7 @@ from lit_sft.model.trainer_options import (
     require_known_options,
     require_known_strategy,
 )
+from lit_sft.ranks import place, read_launch
 from lit_sft.run.tensorboard_run import TensorBoardRun
 from lit_sft.run.wandb_run import WandbRun
 
@@ -121,6 +122,10 @@ def build_trainer(**options: Any) -> pl.Trainer:
     Raises:
         InputError: If Lightning knows no such device, strategy or the like.
     """
+    launch = read_launch(os.environ)
+    options["devices"], options["num_nodes"] = place(
+        options["devices"], options["num_nodes"], launch
+    )
     callbacks = _as_list(options["callbacks"])
     require_known_callbacks(callbacks)
     bars = [x for x in callbacks if isinstance(x, ProgressBar) and not isinstance(x, Progress)]

@@ -4,8 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_sft.data.prompts import decode_answer
 from lit_sft.data.protocol import run_data
@@ -13,6 +15,7 @@ from lit_sft.errors import InputError
 from lit_sft.evaluation.generate import Generation
 from lit_sft.evaluation.verdicts import name_verdict
 from lit_sft.files import sync
+from lit_sft.model.distributed import gather_over_ranks
 from lit_sft.model.module import SFTModule
 from lit_sft.run.folder import RunFolder, is_trial
 from lit_sft.run.predictions import split_prompt
@@ -26,9 +29,11 @@ class WritePredictions(pl.Callback):
 
     Until the last prompt is answered, the file is named `predictions.jsonl.part`: what `predict`
     came to before it was killed can be used, and is not taken for the whole. A file of before is
-    kept under another name.
+    kept under another name. Each rank grades what it has answered; the first one writes all lines,
+    in the order of the prompts.
     """
 
+    @rank_zero_only
     def on_predict_start(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Start an empty file; a trial run (`trainer.fast_dev_run`) writes none."""
         if not is_trial(trainer):
@@ -49,15 +54,19 @@ class WritePredictions(pl.Callback):
             return
         data = run_data(trainer)
         task = getattr(data, "task", None)
-        lines = [
+        mine = [
             describe_prediction(
                 prompt, decode_answer(data.tokenizer, given.token_ids), given.finished, task
             )
             for prompt, given in zip(batch, outputs, strict=True)
         ]
-        texts = (json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        append_rows(RunFolder.of(trainer).partial_predictions, "".join(texts))
+        texts = [(line["row"], json.dumps(line, ensure_ascii=False) + "\n") for line in mine]
+        everyone = sorted(gather_over_ranks(texts))
+        if trainer.is_global_zero:
+            lines = "".join(line for _, line in everyone)
+            append_rows(RunFolder.of(trainer).partial_predictions, lines)
 
+    @rank_zero_only
     def on_predict_end(self, trainer: pl.Trainer, pl_module: SFTModule) -> None:
         """Give the file its name, and say where it is."""
         if is_trial(trainer):
@@ -74,7 +83,7 @@ class WritePredictions(pl.Callback):
 
 def describe_prediction(
     prompt: Prompt, answer: str, finished: bool, task: ChatTask | None
-) -> Mapping[str, object]:
+) -> Mapping[str, Any]:
     """Return a line of `predictions.jsonl`, as plain values.
 
     Args:

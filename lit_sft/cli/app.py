@@ -20,14 +20,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lit_sft.callbacks.checkpoint import LastCheckpoint
 from lit_sft.callbacks.generation_eval import GenerationEval
 from lit_sft.cli.allowlist import limit_imports
-from lit_sft.cli.failures import explain, has_rank_zero_ended
+from lit_sft.cli.failures import conclude
+from lit_sft.cli.meeting import flatten_config, prepare_to_meet
 from lit_sft.cli.parser import Parser
 from lit_sft.cli.sections import RETIRED, SEEDED, require_retired_on
 from lit_sft.data.datamodule import SFTDataModule
 from lit_sft.errors import InputError, require
 from lit_sft.files import replace_file, require_writable
+from lit_sft.model.agreement import digest_checkpoint, require_agreement
 from lit_sft.model.device import PrecisionName, limit_threads
 from lit_sft.model.module import SFTModule
+from lit_sft.model.peers import PEERS
 from lit_sft.model.trainer_options import require_limits
 from lit_sft.report.report_page import write_report
 from lit_sft.run.best_checkpoint import choose_best
@@ -44,6 +47,16 @@ answers, and that it may be killed and resumed."""
 
 class SaveConfig(SaveConfigCallback):
     """Write `config.yaml`, the exact run, under the run's folder before training."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write it, once all ranks are known to have the same.
+
+        Raises:
+            InputError: If another machine has been given another config.
+        """
+        checkpoint = digest_checkpoint(self.config.ckpt_path)
+        require_agreement(flatten_config(self.config.as_dict()) | {"ckpt_path": checkpoint})
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write it when the run trains; other commands leave the folder's config alone."""
@@ -186,12 +199,15 @@ class SFTCommandLine(LightningCLI):
         self.model.check_base()
         # Lightning's end moves the model to the CPU, which takes seconds of a process that ends.
         vars(self.model)["cpu"] = lambda: self.model
+        if not self._dry_run:
+            prepare_to_meet(self.trainer)
         if self.trainer.strategy.root_device.type == "cpu":
             width = self.model.base_config.get_text_config().hidden_size
             limit_threads(width, self.trainer.num_devices)
 
     def after_fit(self) -> None:
         """Write the page about the run; that it could not be written is no failure of the run."""
+        PEERS.leave()
         trainer = self.trainer
         is_wanted = self.config.fit.report and not self._dry_run and not is_trial(trainer)
         if not is_wanted or not trainer.is_global_zero:
@@ -245,7 +261,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     arguments = name_loggers(arguments)
     sys.argv[1:] = arguments
-    launcher = os.getppid()
+    parent = os.getppid()
     try:
         limit_imports()
         SFTCommandLine(
@@ -261,13 +277,8 @@ def run(arguments: Sequence[str]) -> int:
             load_from_checkpoint_support=False,
         )
     except Exception as error:
-        if has_rank_zero_ended(launcher, error):
-            return 1  # and has told why
-        ending = explain(error)
-        if ending is None:
-            raise
-        status, text = ending
-        print(text, file=sys.stderr)
+        status = conclude(error, parent)
         # What fails behind a signal, such as for a rank that is gone, most likely fails for it.
         return 128 + SIGNALS.received if SIGNALS.received else status
+    PEERS.leave()
     return 0

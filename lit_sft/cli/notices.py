@@ -16,6 +16,8 @@ WARNINGS = (
     r"Precision .* is not supported by the model summary",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"Trying to infer the `batch_size` from an ambiguous collection",
+    # all ranks log one figure, over all of them
+    r"It is recommended to use `self\.log\('.*', \.\.\., sync_dist=True\)`",
     # jsonargparse, about what Lightning calls
     r"\s+By default only one JsonargparseDeprecationWarning",
     r"\s+``instantiate_classes`` was deprecated",
@@ -42,12 +44,18 @@ MESSAGES = {
         r".*Tip: ",
         r"Restor(ing|ed) ",
         r"Loaded model weights",
+        r"-{9,}\ndistributed_backend=",
     ),
     # every checkpoint is loaded with weights_only=True, whatever Lightning is told
     "lightning.pytorch.trainer.connectors.checkpoint_connector": (r"`weights_only` was not set",),
+    "lightning.fabric.utilities.seed": (r"(\[rank: \d+\] )?Seed set to",),
+    # of several ranks, which sessions.jsonl counts
+    "lightning.fabric.utilities.distributed": (r"Initializing distributed",),
     # for a moment before the first step, it listens beside lit_sft.signals
-    "lightning.pytorch.trainer.connectors.signal_connector": (r".*Received SIGTERM",),
-    "lightning.fabric.utilities.seed": (r"Seed set to",),
+    "lightning.pytorch.trainer.connectors.signal_connector": (
+        r".*Received SIGTERM",
+        r"SLURM auto-requeueing enabled",
+    ),
     # what is missing is an error here
     "transformers.modeling_utils": (r"[\s\S]*LOAD REPORT[\s\S]*MISSING",),
     "bitsandbytes.backends.cpu.ops": (r"Failed to load CPU gemm_4bit_forward",),

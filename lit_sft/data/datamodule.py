@@ -21,15 +21,14 @@ from lit_sft.data.vocabulary import (
     require_embeddings,
     require_own_vocabulary,
 )
-from lit_sft.data.windows import PackedWindows, PaddedWindows, WindowSampler
-from lit_sft.errors import require
+from lit_sft.data.windows import PackedWindows, PaddedWindows, PromptLists, WindowSampler
 from lit_sft.files import remove_leftovers
 from lit_sft.paths import default_cache_dir
 from lit_sft.tasks.base import list_chosen_graders
 from lit_sft.types import Example, Prompt, Split, Window
 
 PREDICTED_ROWS = 256
-"""Prompts handed out at once; generation makes its own batches of them."""
+"""Prompts handed out to a rank at once; generation makes its own batches of them."""
 
 
 class SFTDataModule(DataOptions, pl.LightningDataModule):
@@ -89,18 +88,19 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
         """Return the rows of the test split in order, by source."""
         return self._loaders_by_source("test")
 
-    def predict_dataloader(self) -> DataLoader[Prompt]:
-        """Return the prompts of `data.predict_on`, as lists of `lit_sft.types.Prompt`."""
-        require(
-            self.trainer is None or self.trainer.world_size == 1,
-            "predict runs on one device; set trainer.devices=1",
-        )
-        prompts: Any = find_prompts(self.task, self.predict_on, self.tokenizer, self.val_rows)
+    def predict_dataloader(self) -> DataLoader[list[Prompt]]:
+        """Return this rank's prompts of `data.predict_on`, as lists of `lit_sft.types.Prompt`.
+
+        All ranks have as many lists; the last may be empty on some.
+        """
+        prompts = find_prompts(self.task, self.predict_on, self.tokenizer, self.val_rows)
         if rows := self._count_embeddings():
             for prompt in prompts:
                 where = f"row {prompt.row} of {self.predict_on} holds it"
                 require_embeddings(self.tokenizer, prompt.input_ids, rows, where)
-        return DataLoader(prompts, batch_size=PREDICTED_ROWS, collate_fn=list)
+        rank, ranks = self._place()
+        sampler = WindowSampler(len(prompts), PREDICTED_ROWS * ranks, None, rank, ranks)
+        return DataLoader(PromptLists(prompts), batch_size=None, sampler=sampler)
 
     def describe_run(self) -> dict[str, object]:
         """Return what decides which rows an optimizer step sees, and how they lie in it.
@@ -231,12 +231,13 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
 
     def _loader(self, split: Split, rows: Any) -> DataLoader[Window]:
         training, trainer = split == "train", self.trainer
+        rank, ranks = self._place()
         sampler = WindowSampler(
             num_rows=len(rows),
             window_rows=self._window_rows(),
             seed=self.seed if training else None,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
+            rank=rank,
+            world_size=ranks,
         )
         if training and trainer:
             # Workers read ahead at once, before Lightning sets the epoch of a resumed run.
@@ -252,8 +253,11 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
 
     def _window_rows(self) -> int:
         """Return the rows of a whole window, over all ranks."""
-        rows = self.batch_size * (self.trainer.world_size if self.trainer else 1)
-        return rows * self.accumulate_grad_batches
+        return self.batch_size * self._place()[1] * self.accumulate_grad_batches
+
+    def _place(self) -> tuple[int, int]:
+        """Return the rank of this process, and the number of ranks."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _steps_per_epoch(self, windows: int) -> int:
         """Return how many of its windows an epoch takes, as Lightning counts."""

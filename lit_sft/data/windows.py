@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lit_sft.data.batching import pack_batch, pad_batch, share_out
 from lit_sft.signals import OWNED
-from lit_sft.types import Example, Window
+from lit_sft.types import Example, Prompt, Window
 
 
 class WindowSampler(DistributedSampler[list[int]]):
@@ -116,6 +116,23 @@ class PackedWindows(Dataset[Window]):
         """Return the passes of a window."""
         passes = share_out([len(x.input_ids) for x in examples], self.max_tokens_per_pass)
         return [pack_batch([examples[row] for row in rows]) for rows in passes if rows]
+
+
+class PromptLists(Dataset[list[Prompt]]):
+    """Prompts, read a list at a time, as `WindowSampler` shares them out.
+
+    Args:
+        prompts: In order.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self.prompts = prompts
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, numbers: Sequence[int]) -> list[Prompt]:
+        return [self.prompts[number] for number in numbers]
 
 
 class WindowLoader(DataLoader[Window]):

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lit_sft.errors import InputError, require
 from lit_sft.evaluation.generate import Generation, Tell
 from lit_sft.model.adapter import Lora
+from lit_sft.model.agreement import describe_start, digest_checkpoint, require_agreement
 from lit_sft.model.answering import answer_greedily
 from lit_sft.model.base_model import (
     Quantization,
@@ -20,6 +21,7 @@ from lit_sft.model.base_model import (
     require_fixed_positions,
 )
 from lit_sft.model.build import build_model, require_trainable, try_out
+from lit_sft.model.cards import require_free
 from lit_sft.model.device import compute_dtype
 from lit_sft.model.distributed import seed_step, sum_gradients, sum_over_ranks, without_sync
 from lit_sft.model.fast.cross_entropy import LogitScale
@@ -175,6 +177,9 @@ class SFTModule(pl.LightningModule):
         require_honoured(self.trainer, stage)
         if getattr(self.trainer.strategy, "shards", False):
             require_shardable(self)
+        if self.trainer.world_size > 1:
+            require_agreement(describe_start(self.trainer))
+        require_free(self.trainer.strategy.root_device)
         if self._model is None:
             self.check_base()
         data: Any = getattr(self.trainer, "datamodule", None)
@@ -189,6 +194,12 @@ class SFTModule(pl.LightningModule):
             shards = is_to_shard(self)
             built = build_model(self, self._tokenizer(), dtype, device, shards)
             self._model, self.trained_tokens, self.cached_bytes, self.base_sha256 = built
+            require_agreement(
+                {
+                    "model.base_model": self.base_sha256,
+                    "model.trainable_tokens": [*self.trained_tokens],
+                }
+            )
         if not self._is_probed and self.trainer.state.fn != "predict":
             probe = try_out(self._model, self.trainer)
             self.logit_scale, self.may_pack = probe.logit_scale, probe.packs
@@ -235,6 +246,10 @@ class SFTModule(pl.LightningModule):
     def _wait_for_loader(self, *args: object, **kwargs: object) -> None:
         """Count the time to the next window as a wait for data from here: all else is done."""
         self._clock.wait()
+
+    def on_fit_start(self) -> None:
+        """See that all ranks go on from one checkpoint, or all begin anew."""
+        require_agreement({"ckpt_path": digest_checkpoint(self.trainer.ckpt_path)})
 
     def on_train_start(self) -> None:
         """Decide how the layers are run, as what decides it is known; then wait for the loader."""

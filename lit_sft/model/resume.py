@@ -21,6 +21,12 @@ from lit_sft.run.identity import (
     require_same_run,
 )
 from lit_sft.run.origin import describe_origin
+from lit_sft.run.window_shape import (
+    has_new_shape,
+    require_same_window,
+    tell_new_shape,
+    without_shape,
+)
 
 if TYPE_CHECKING:
     from lit_sft.model.module import SFTModule
@@ -66,7 +72,7 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
     saved, now = match_runs(checkpoint["run"], module)
     if not fits:
         saved, now = only_what_answers_depend_on(saved), only_what_answers_depend_on(now)
-    require_same_run(saved, now, module.accept_changes)
+    _require_same_run(saved, now, module)
     require_same_shapes(trained, checkpoint["state_dict"], "the checkpoint")
     put_starts(module.model, checkpoint.get("lora_starts", {}))
     if not fits:
@@ -81,6 +87,20 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
     for name, change in changes.items():
         rank_zero_info(f"{name} {change}")
     module.nonfinite.load_state_dict(checkpoint["nonfinite"])
+
+
+def _require_same_run(
+    saved: Mapping[str, object], now: Mapping[str, object], module: "SFTModule"
+) -> None:
+    """Compare two runs; on another number of ranks, the rows of their windows as a whole."""
+    accepted = module.accept_changes
+    if not has_new_shape(saved, now) or "trainer.devices" in accepted:
+        require_same_run(saved, now, accepted)
+        return
+    require_same_run(without_shape(saved), without_shape(now), accepted)
+    require_same_window(saved, now)
+    draws = bool(now.get("model.lora.dropout") or now.get("model.neftune_noise_alpha"))
+    rank_zero_info(tell_new_shape(saved, now, draws))
 
 
 def count_tensors(module: "SFTModule") -> list[int]:

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from lit_sft.errors import InputError
 from lit_sft.files import remove_leftovers
+from lit_sft.ranks import is_first_rank
 from lit_sft.run.folder import RunFolder
 
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-"""What launchers tell a process of its place in a run; the first one has 0 in all that are set."""
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 LOCKED_BYTE = 2**30
 """Far behind the text: where locks are mandatory (SMB), others can still read who holds it."""
@@ -46,7 +45,7 @@ def hold_folder(folder: Path, command: str = "fit") -> Iterator[None]:
         InputError: If another process holds it; the message says which, and since when.
     """
     path = RunFolder(folder).lock(command)
-    if not _is_first_rank() or _identify(path) in _held:
+    if not is_first_rank() or _identify(path) in _held:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,10 +128,6 @@ def _identify(path: Path) -> tuple[int, int, int]:
     except FileNotFoundError:
         return os.getpid(), 0, 0
     return os.getpid(), state.st_dev, state.st_ino
-
-
-def _is_first_rank() -> bool:
-    return all(os.environ.get(name) in (None, "", "0") for name in RANKS)
 
 
 def _now() -> str:

@@ -14,6 +14,7 @@ from torch.utils.data import get_worker_info
 
 from lit_sft import files
 from lit_sft.data import windows
+from lit_sft.errors import InputError
 from lit_sft.tasks.chat_file import ChatFile
 
 
@@ -187,7 +188,11 @@ class Strike(pl.Callback):
 
 
 class Halt(pl.Callback):
-    """Stays in a phase of the run, on all ranks or one; in a window, for two seconds only."""
+    """Stays in a phase of the run, on all ranks or one; in a window, for two seconds only.
+
+    The phases are `setup`, `first_evaluation`, `window`, `save`, `evaluation` (the first forward
+    pass without gradients behind a step, such as a validation's) and `end`.
+    """
 
     def __init__(self, phase: str, rank: int | None = None) -> None:
         self.phase, self.rank = phase, rank
@@ -196,13 +201,24 @@ class Halt(pl.Callback):
         mark = Path(trainer.default_root_dir) / f".halted-{phase}-{trainer.global_rank}"
         if phase == self.phase and self.rank in (None, trainer.global_rank) and not mark.exists():
             mark.parent.mkdir(exist_ok=True)
-            mark.touch()
+            part = mark.with_name(f"{mark.name}.part")
+            part.write_text(f"{os.getpid()}\n")
+            part.rename(mark)
             end = time.monotonic() + seconds
             while time.monotonic() < end:
                 time.sleep(0.1)
 
     def setup(self, trainer, pl_module, stage) -> None:
         self._halt(trainer, "setup")
+        sync = files.sync
+
+        def halt(path: Path) -> None:
+            if "last.ckpt" in path.name:
+                self._halt(trainer, "save")
+            sync(path)
+
+        if self.phase == "save":
+            files.sync = halt
 
     def on_train_start(self, trainer, pl_module) -> None:
         def halt(module, args) -> None:
@@ -293,6 +309,26 @@ class Diverge(pl.Callback):
             )
         else:
             pl_module.model.get_base_model().model.layers[0].register_forward_hook(poison)
+
+
+class FailAlone(pl.Callback):
+    """Raises an error on one rank, before a step or where the run is set up."""
+
+    def __init__(self, kind: str, step: int | None = None, rank: int = 1) -> None:
+        self.kind, self.step, self.rank = kind, step, rank
+
+    def _fail(self, trainer: pl.Trainer) -> None:
+        if trainer.global_rank == self.rank:
+            errors = {"input": InputError, "memory": torch.OutOfMemoryError, "bug": KeyError}
+            raise errors[self.kind]("only here")
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        if self.step is None:
+            self._fail(trainer)
+
+    def on_train_batch_start(self, trainer, *args) -> None:
+        if trainer.global_step == self.step:
+            self._fail(trainer)
 
 
 class OutOfMemory(pl.Callback):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,15 @@ LIMIT = 30.0
 class Run(subprocess.Popen):
     """A command in a process group of its own, with what it prints as it comes."""
 
-    def __init__(self, folder: Path, base: Path, *arguments: object, callbacks: str = "", **more):
+    def __init__(
+        self,
+        folder: Path,
+        base: Path,
+        *arguments: object,
+        callbacks: str = "",
+        launcher: Sequence[str] = (),
+        **more,
+    ):
         folder.mkdir(exist_ok=True)
         (folder / "config.yaml").write_text(make_config(base, callbacks))
         self.out = folder / "out.txt"
@@ -33,7 +42,7 @@ class Run(subprocess.Popen):
         }
         with self.out.open("w") as out:
             super().__init__(
-                [sys.executable, "-u", "-m", "lit_sft", "fit", "--config", "config.yaml"]
+                [sys.executable, "-u", *launcher, "-m", "lit_sft", "fit", "--config", "config.yaml"]
                 + [str(argument) for argument in arguments],
                 **{"cwd": folder, "env": env, "stdout": out, "stderr": out} | more,
                 start_new_session=True,

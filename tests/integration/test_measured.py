@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from command import lit_sft_in_process
+from command import lit_sft_from_scratch, lit_sft_in_process
 from small_run import fit_options
 
 from lit_sft.data.tokenizer import load_tokenizer
@@ -131,3 +131,31 @@ def test_answers_stop_where_the_template_ends_a_turn(graded_run):
     said = json.loads((graded_run / "adapter" / "generation_config.json").read_text())
     assert tokenizer.convert_tokens_to_ids("<|eot_id|>") in said["eos_token_id"]
     assert said["do_sample"] is False
+
+
+TWO_RANKS = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+
+
+@pytest.mark.parametrize("command", ["predict", pytest.param("test", marks=pytest.mark.slow)])
+def test_two_ranks_share_the_rows_and_leave_what_one_does(graded_run, command):
+    """Seven rows: four for the first, three for the second; predictions have the same bytes."""
+    words = [command, *options(graded_run), "--data.task.test_rows", "7", "--ckpt_path", "last"]
+    outcomes, left = [], []
+    for start, more in ((lit_sft_in_process, ()), (lit_sft_from_scratch, TWO_RANKS)):
+        outcome = start(*words, *more)
+        assert outcome.status == 0, outcome.stderr
+        outcomes.append(outcome)
+        if command == "predict":
+            left.append((graded_run / "predictions.jsonl").read_bytes())
+        else:
+            left.append(json.loads((graded_run / "measured" / "test-step-4.json").read_text()))
+    assert outcomes[1].stderr == ""
+    if command == "predict":
+        assert left[0] == left[1]
+        assert len(left[0].splitlines()) == 7
+        assert outcomes[1].stdout.count("wrote ") == 1
+        return
+    figures = [record.pop("figures") for record in left]
+    del figures[0]["eval_seconds"], figures[1]["eval_seconds"]
+    assert figures[1] == pytest.approx(figures[0], rel=1e-6)
+    assert left[0] == left[1]

@@ -18,7 +18,7 @@ LAYERS = [
     ("data",),
     ("tasks", "toy"),
     ("evaluation",),
-    ("cuda", "files", "signals", "paths", "types", "errors"),
+    ("cuda", "files", "signals", "ranks", "paths", "types", "errors"),
 ]
 """A room may import from its own layer and from those below."""
 

@@ -24,6 +24,7 @@ PRIVATE = {
         "lit_sft.model.fast.cross_entropy._attend"
     ),
     "torch:ops.mkldnn._is_mkldnn_bf16_supported": "lit_sft.model.device._cpu_has_bf16",
+    "torch:distributed.distributed_c10d._get_default_store": "lit_sft.model.peers._find_store",
     "torch:_subclasses.fake_tensor.FakeTensorMode": "lit_sft.plan.weightless.make_mode",
     "torch:utils._python_dispatch.TorchDispatchMode": "lit_sft.plan.operations.make_listener",
     "torch:cpu._is_avx512_bf16_supported": "lit_sft.model.device._cpu_has_bf16",

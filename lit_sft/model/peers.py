@@ -1,0 +1,145 @@
+"""What ranks tell each other besides sums: that one of them has failed, and why.
+
+A rank that waits for another in a sum does not come back to Python, or only after half an hour
+where NCCL is waited for. So each listens in a thread of its own, at the store where they have met.
+"""
+
+import json
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from torch import distributed
+
+from lit_sft.ranks import is_first_on_node, is_first_rank
+from lit_sft.signals import SIGNALS, end_process
+
+KEY = "lit_sft/failure"
+LOOK = 0.5
+"""Seconds between two looks."""
+PATIENCE = 3.0
+"""Seconds that are left to what runs here, once another rank has failed, to end by itself."""
+LONG_PATIENCE = 15.0
+"""Likewise, once the store is gone: its rank was killed, or has come to its end before this one."""
+GONE = (
+    "another rank of the run is gone; what was saved before is whole; go on with --ckpt_path last"
+)
+"""What is said where a rank has ended that could not say why, such as one that was killed."""
+
+
+class Failure(NamedTuple):
+    """What has ended a rank."""
+
+    rank: int
+    host: str
+    status: int
+    """With which the command ends."""
+    text: str
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} ({self.host}): {self.text}"
+
+
+class Peers:
+    """The other ranks of a run. There is one, `PEERS`, in a process that is a command's."""
+
+    def __init__(self) -> None:
+        self._left = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def listen(self) -> None:
+        """End this process a few seconds after another rank has failed, from now on.
+
+        Ranks that this run has started itself end with the first one, which listens for them.
+        """
+        if self._thread is None and SIGNALS.is_of_process and not SIGNALS.is_launched:
+            self._left.clear()
+            self._thread = threading.Thread(target=self._listen, daemon=True)
+            self._thread.start()
+
+    def leave(self) -> None:
+        """Listen no longer: this rank has come to its end by itself."""
+        self._left.set()
+        if self._thread is not None:
+            self._thread.join(5.0)
+        self._thread = None
+
+    def tell(self, status: int, text: str) -> None:
+        """Tell the others that this rank has failed; the first to do so is heard.
+
+        Args:
+            status: With which the command ends.
+            text: Why.
+        """
+        with suppress(Exception):  # there is no store yet, or its rank is gone
+            store = _find_store()
+            failure = Failure(distributed.get_rank(), socket.gethostname(), status, text)
+            store.compare_set(KEY, "", json.dumps(failure))
+
+    def find_failure(self) -> Failure | None:
+        """Return what another rank has told, if one has."""
+        with suppress(Exception):
+            failure = _read(_find_store())
+            if failure and failure.rank != distributed.get_rank():
+                return failure
+        return None
+
+    def wait_for_first(self, seconds: float) -> bool | None:
+        """Wait for the first rank to end, as whatever has held the store then does.
+
+        Args:
+            seconds: For how long, at most.
+
+        Returns:
+            Whether it has ended; None where the ranks have not met.
+        """
+        try:
+            store = _find_store()
+        except ValueError:
+            return None
+        deadline = time.monotonic() + seconds
+        with suppress(Exception):  # there is no store any more
+            while time.monotonic() < deadline:
+                store.check([KEY])
+                time.sleep(0.1)
+            return False
+        return True
+
+    def _listen(self) -> None:
+        while not distributed.is_initialized():
+            if self._left.wait(LOOK):
+                return
+        if distributed.get_world_size() == 1:
+            return
+        try:
+            store = _find_store().clone()  # whose answers do not wait for those of another thread
+        except (RuntimeError, ValueError):
+            return  # a store of another kind, or none any more
+        rank, failure = distributed.get_rank(), None
+        with suppress(Exception):  # whoever has held the store is gone
+            while failure is None or failure.rank == rank:
+                if self._left.wait(LOOK):
+                    return
+                failure = _read(store)
+        if self._left.wait(PATIENCE if failure else LONG_PATIENCE):
+            return
+        if is_first_rank() or (failure is None and is_first_on_node()):
+            with suppress(OSError, ValueError):
+                print(f"error: {failure or GONE}", file=sys.stderr, flush=True)
+        end_process(failure.status if failure else 1)
+
+
+def _read(store: Any) -> Failure | None:
+    return Failure(*json.loads(store.get(KEY))) if store.check([KEY]) else None
+
+
+def _find_store() -> Any:
+    """Return the store at which the ranks have met."""
+    return distributed.distributed_c10d._get_default_store()
+
+
+PEERS = Peers()
+"""Of this process."""
