@@ -45,6 +45,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
         "num_attention_heads": 64, "tie_word_embeddings": False,
     },
+    "70bx2": {
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 2,
+        "num_attention_heads": 64, "tie_word_embeddings": False,
+    },
     "tiny": {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "head_dim": 16,
         "num_attention_heads": 4, "num_key_value_heads": 2,
