@@ -29,32 +29,40 @@ class Outcome(NamedTuple):
 
 
 def lit_sft(
-    *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 600
+    *arguments: object,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 600,
+    stdin: bytes = b"",
 ) -> Outcome:
     """Run the command line in another process, on one thread: the models are too small for two.
 
     It is forked from one that has imported all, see `forks`, where no GPU forbids that.
     """
     if torch.cuda.is_available():
-        return lit_sft_from_scratch(*arguments, cwd=cwd, env=env, timeout=timeout)
+        return lit_sft_from_scratch(*arguments, cwd=cwd, env=env, timeout=timeout, stdin=stdin)
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
-    return Outcome(*run_forked([str(x) for x in arguments], cwd, environment, timeout))
+    return Outcome(*run_forked([str(x) for x in arguments], cwd, environment, timeout, stdin))
 
 
 def lit_sft_from_scratch(
-    *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 600
+    *arguments: object,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 600,
+    stdin: bytes = b"",
 ) -> Outcome:
     """Run `python -m lit_sft`: for its imports, for what they read, and for several ranks."""
     done = subprocess.run(
         [sys.executable, "-m", "lit_sft", *map(str, arguments)],
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        input=stdin,
         capture_output=True,
-        text=True,
         timeout=timeout,
         check=False,
     )
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def lit_sft_in_process(*arguments: object, cwd: Path = ROOT) -> Outcome:

@@ -34,7 +34,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def run_forked(
-    arguments: list[str], cwd: Path, env: Mapping[str, str], timeout: float
+    arguments: list[str], cwd: Path, env: Mapping[str, str], timeout: float, stdin: bytes = b""
 ) -> tuple[int, str, str]:
     """Return the exit status of a command line, its stdout and its stderr.
 
@@ -43,15 +43,17 @@ def run_forked(
         cwd: Where it runs.
         env: All of its environment. What a library reads when it is imported has been read.
         timeout: In seconds, after which it is killed.
+        stdin: What it can read, as from a file.
     """
     server = _start_server()
     with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder) / "out", Path(folder) / "err"
+        given, out, err = (Path(folder) / name for name in ("in", "out", "err"))
+        given.write_bytes(stdin)
         order = {
             "arguments": arguments,
             "cwd": str(cwd),
             "env": dict(env),
-            "to": [f"{out}", f"{err}"],
+            "files": [f"{given}", f"{out}", f"{err}"],
         }
         server.stdin.write(json.dumps(order) + "\n")
         server.stdin.flush()
@@ -97,14 +99,17 @@ def become(order: dict[str, Any]) -> None:
     """Run a command line, and return where a program ends."""
     from lit_sft.__main__ import main
 
-    for descriptor, path in enumerate([os.devnull, *order["to"]]):
+    for descriptor, path in enumerate(order["files"]):
         opened = os.open(path, os.O_RDWR | os.O_CREAT)
         os.dup2(opened, descriptor)
         os.close(opened)
+    # The former one has read ahead.
+    sys.stdin = open(0, errors=sys.stdin.errors, closefd=False)  # noqa: SIM115
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
-    sys.path[:1] = [path for path in order["env"].get("PYTHONPATH", "").split(":") if path]
+    named = [path for path in order["env"].get("PYTHONPATH", "").split(":") if path]
+    sys.path[:1] = [order["cwd"], *named]  # as of `python -m`
     sys.argv[1:] = order["arguments"]
     main()
 
