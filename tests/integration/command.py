@@ -34,15 +34,19 @@ def lit_sft(
     env: Mapping[str, str] | None = None,
     timeout: float = 600,
     stdin: bytes = b"",
+    imported_with: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run the command line in another process, on one thread: the models are too small for two.
 
     It is forked from one that has imported all, see `forks`, where no GPU forbids that.
+    `imported_with` is what libraries read of the environment when they are imported.
     """
+    more = {"OMP_NUM_THREADS": "1"} | dict(imported_with or {}) | dict(env or {})
     if torch.cuda.is_available():
-        return lit_sft_from_scratch(*arguments, cwd=cwd, env=env, timeout=timeout, stdin=stdin)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
-    return Outcome(*run_forked([str(x) for x in arguments], cwd, environment, timeout, stdin))
+        return lit_sft_from_scratch(*arguments, cwd=cwd, env=more, timeout=timeout, stdin=stdin)
+    environment = os.environ | more
+    done = run_forked(arguments, cwd, environment, timeout, stdin, imported_with=imported_with)
+    return Outcome(*done)
 
 
 def lit_sft_from_scratch(
