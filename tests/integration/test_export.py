@@ -76,7 +76,7 @@ def short_run(tmp_path_factory):
     keep = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": KEEPING}
     options = [
         *fit_options("lit_sft/tiny", folder),
-        *("--data.val_rows", 64, "--model.max_new_tokens", 8, "--trainer.val_check_interval", 2),
+        *("--data.val_rows", 64, "--model.max_new_tokens", 16, "--trainer.val_check_interval", 2),
         f"--trainer.callbacks={json.dumps([keep])}",
     ]
     outcome = lit_sft_in_process("fit", *options)
