@@ -157,8 +157,8 @@ def become(order: dict[str, Any]) -> None:
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOCTTY)
         os.dup2(opened, descriptor)
         os.close(opened)
-    # The former one has read ahead.
-    sys.stdin = open(0, errors=sys.stdin.errors, closefd=False)  # noqa: SIM115
+    former = sys.stdin  # it has read ahead
+    sys.stdin = open(0, encoding=former.encoding, errors=former.errors, closefd=False)  # noqa: SIM115
     sys.stdout.reconfigure(line_buffering=True)  # who waits for a line reads it at once
     os.chdir(order["cwd"])
     os.environ.clear()
