@@ -72,13 +72,14 @@ def lit_sft_from_scratch(
 def lit_sft_in_process(*arguments: object, cwd: Path = ROOT) -> Outcome:
     """Run the command line in this process, which pays for the imports only once.
 
-    What is printed goes to buffers; `sys.argv` and `sys.meta_path` are put back.
+    What is printed goes to buffers; `sys.argv`, `sys.meta_path` and the environment are put back.
     """
     stdout, stderr = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
     with (
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
         contextlib.chdir(cwd),
+        patch.dict(os.environ),  # Lightning says there which rank it is
         patch.object(sys, "argv", ["lit-sft"]),
         patch.object(sys, "meta_path", list(sys.meta_path)),
     ):
