@@ -20,8 +20,11 @@ from torch.utils.flop_counter import flop_registry
 
 FREE = ("detach", "_unsafe_view", "lift_fresh", "empty", "empty_like", "_conj", "alias")
 """Operations besides views that touch no contents."""
-TIMED_SECONDS, ROUNDS = 0.002, 3
-"""For how long an operation is repeated, and how often at the least, behind the first time."""
+TIMED_SECONDS, ROUNDS, MOST_ROUNDS = 0.002, 3, 20
+"""For how long an operation is repeated behind the first time, how often at the least and at most.
+
+To empty the caches before each of a thousand rounds of a microsecond takes seconds.
+"""
 CACHE_BYTES = 2**25
 """Of the last level of a server's caches, about."""
 LONG_SECONDS = 0.2
@@ -217,7 +220,7 @@ def time_call(call: Callable[[], object], device: torch.device) -> float:
         call()
         wait_for(device)
         rounds: list[float] = []
-        while len(rounds) < ROUNDS or sum(rounds) < TIMED_SECONDS:
+        while len(rounds) < ROUNDS or (sum(rounds) < TIMED_SECONDS and len(rounds) < MOST_ROUNDS):
             empty_caches(device)
             begun = read_clock(device)
             call()

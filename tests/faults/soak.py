@@ -102,7 +102,7 @@ def make_folder(root: Path, name: str, layout: Layout, workers: int, faults: lis
     """Make the folder of a run that meets faults, one after the other."""
     folder = root / name
     folder.mkdir()
-    task = "{class_path: lit_sft.WordProblems, init_args: {train_rows: 47, val_rows: 6}}"
+    task = "{class_path: lit_sft.WordProblems, init_args: {train_rows: 23, val_rows: 6}}"
     strikes = [
         {"number": i, "phase": x.phase, "signal": x.number, "times": x.times, "to": x.to}
         | {"step": x.step}
@@ -117,7 +117,7 @@ def make_folder(root: Path, name: str, layout: Layout, workers: int, faults: lis
     config = config.replace("batch_size", f"batching: {layout.batching}\n  batch_size")
     if layout.streaming:
         assert task in config
-        rows = lit_sft.WordProblems(train_rows=47, val_rows=6)
+        rows = lit_sft.WordProblems(train_rows=23, val_rows=6)
         for split in ("train", "val"):
             lines = [json.dumps({"messages": rows.messages(row)}) for row in rows.rows(split)]
             (folder / "data").mkdir(exist_ok=True)

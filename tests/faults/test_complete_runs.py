@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from safetensors.torch import load_file
@@ -26,26 +27,27 @@ def read_card(folder) -> tuple[str, str]:
 
 @pytest.fixture(scope="module", params=LIMITS)
 def extended(tiny_base, tmp_path_factory, request):
-    """A run that was extended without an interruption."""
-    folder = tmp_path_factory.mktemp("extended")
+    """A run of 6 steps, and the same one extended without an interruption."""
+    root = tmp_path_factory.mktemp("extended")
     short, long, _ = LIMITS[request.param]
-    assert run(folder, tiny_base, *short).status == 0
-    outcome = run(folder, tiny_base, "--ckpt_path", "last", *long)
+    assert run(root / "short", tiny_base, *short).status == 0
+    shutil.copytree(root / "short", root / "long", symlinks=True)
+    outcome = run(root / "long", tiny_base, "--ckpt_path", "last", *long)
     assert outcome.status == 0, outcome.stderr
-    return request.param, folder, outcome.stdout
+    return request.param, root, outcome.stdout
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGINT", "SIGKILL"])
 def test_an_extended_run_cut_off_at_its_end_leaves_the_adapter_it_ended_with(
     tiny_base, tmp_path, extended, end
 ):
-    limit, whole, said = extended
-    short, long, steps = LIMITS[limit]
+    limit, root, said = extended
+    whole, (_, long, steps) = root / "long", LIMITS[limit]
     number, status = {"SIGTERM": (15, 143), "SIGINT": (2, 130), "SIGKILL": (9, -9)}[end]
     signal = f"{{class_path: killers.Signal, init_args: {{step: {steps - 1}, number: {number}}}}}"
     killer = f"    - {'killers.KillAtTheEnd' if end == 'SIGKILL' else signal}\n"
     going_on = ("--ckpt_path", "last", *long)
-    assert run(tmp_path, tiny_base, *short).status == 0
+    shutil.copytree(root / "short", tmp_path, symlinks=True, dirs_exist_ok=True)
     cut_off = run(tmp_path, tiny_base, *going_on, callbacks=killer)
     assert cut_off.status == status, cut_off.stderr
     last = AtomicCheckpointIO().load_checkpoint(RunFolder(tmp_path / "run").last_checkpoint)
@@ -59,25 +61,32 @@ def test_an_extended_run_cut_off_at_its_end_leaves_the_adapter_it_ended_with(
     assert resumed.stdout.partition("before ")[2] == said.partition("before ")[2]
 
 
+BEST = (
+    "    - class_path: lightning.pytorch.callbacks.ModelCheckpoint\n"
+    "      init_args: {monitor: train/loss, mode: max, every_n_train_steps: 2}\n"
+)
+"""By the highest loss, so that it is an early one."""
+
+
+@pytest.fixture(scope="module")
+def best(tiny_base, tmp_path_factory):
+    """A run that leaves its best adapter, without an interruption."""
+    folder = tmp_path_factory.mktemp("best")
+    assert run(folder, tiny_base, callbacks=BEST).status == 0
+    return folder
+
+
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
-def test_a_run_cut_off_at_its_end_leaves_the_adapter_that_was_best(tiny_base, tmp_path, end):
-    """By the highest loss, so that it is an early one: an uninterrupted run leaves the same."""
-    best = (
-        "    - class_path: lightning.pytorch.callbacks.ModelCheckpoint\n"
-        "      init_args: {monitor: train/loss, mode: max, every_n_train_steps: 2}\n"
-    )
+def test_a_run_cut_off_at_its_end_leaves_the_adapter_that_was_best(tiny_base, tmp_path, best, end):
     signal = "{class_path: killers.Signal, init_args: {step: 11, number: 15}}"
     killer = f"    - {'killers.KillAtTheEnd' if end == 'SIGKILL' else signal}\n"
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    assert run(whole, tiny_base, callbacks=best).status == 0
-    assert run(tmp_path, tiny_base, callbacks=best + killer).status != 0
+    assert run(tmp_path, tiny_base, callbacks=BEST + killer).status != 0
     assert not (tmp_path / "run" / "adapter").exists()
-    resumed = run(tmp_path, tiny_base, "--ckpt_path", "last", callbacks=best + killer)
+    resumed = run(tmp_path, tiny_base, "--ckpt_path", "last", callbacks=BEST + killer)
     assert resumed.status == 0, resumed.stderr
     assert "the best by train/loss" in resumed.stdout
     for name in ("adapter_model.safetensors", "lit_sft.json"):
-        ours, theirs = (folder / "run" / "adapter" / name for folder in (tmp_path, whole))
+        ours, theirs = (folder / "run" / "adapter" / name for folder in (tmp_path, best))
         assert ours.read_bytes() == theirs.read_bytes()
     assert json.loads(ours.read_text())["step"] < json.loads(ours.read_text())["steps_taken"] == 12
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import ROOT
+from command import ROOT, Outcome
+from forks import run_forked
 from test_interrupted_runs import TIMINGS
 
 SCRIPT = """
@@ -37,18 +38,13 @@ HARMLESS = re.compile(
 """What the libraries underneath say on a CPU, whoever uses them."""
 
 
-def train(folder: Path, base: Path, *faults: str) -> subprocess.CompletedProcess[str]:
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}"}
+
+
+def train(folder: Path, base: Path, *faults: str) -> Outcome:
     folder.mkdir(exist_ok=True)
-    paths = f"{Path(__file__).parent}:{ROOT}"
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(base), "run", *faults],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    arguments, env = (base, "run", *faults), os.environ | ENVIRONMENT
+    return Outcome(*run_forked(arguments, folder, env, 300, program=SCRIPT))
 
 
 def read_result(folder: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
@@ -61,8 +57,17 @@ def read_result(folder: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
 
 @pytest.fixture(scope="module")
 def whole(tiny_base, tmp_path_factory):
+    """A run from scratch: what libraries say when they are imported is read below."""
     folder = tmp_path_factory.mktemp("whole")
-    done = train(folder, tiny_base)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tiny_base), "run"],
+        cwd=folder,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -89,11 +94,11 @@ def test_it_leaves_an_adapter_with_its_tokenizer_and_says_nothing_strange(whole)
 )
 def test_killed_and_resumed_equals_whole(tiny_base, tmp_path, whole, fault, status):
     stopped = train(tmp_path, tiny_base, fault)
-    assert stopped.returncode == status, stopped.stderr
+    assert stopped.status == status, stopped.stderr
     assert not (tmp_path / "run" / "adapter").exists()
     if status == 1:
         assert "SIGTERM received: the run is saved" in stopped.stderr.splitlines()[-1]
     resumed = train(tmp_path, tiny_base, fault)
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.status == 0, resumed.stderr
     assert "going on from step " in resumed.stdout
     assert read_result(tmp_path) == read_result(whole[0])

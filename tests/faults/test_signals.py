@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from command import ROOT
+from forks import Forked
 from soak import is_group_alive
 from test_interrupted_runs import make_config, read_result, run
 
@@ -20,8 +23,12 @@ LIMIT = 30.0
 """Seconds that a scheduler leaves between SIGTERM and SIGKILL."""
 
 
-class Run(subprocess.Popen):
-    """A command in a process group of its own, with what it prints as it comes."""
+class Run:
+    """A command in a process group of its own, with what it prints as it comes.
+
+    It is forked from a process that has imported all, but from scratch on two ranks, of which one
+    starts the other. At a `terminal`, that is what it reads and prints to.
+    """
 
     def __init__(
         self,
@@ -30,23 +37,31 @@ class Run(subprocess.Popen):
         *arguments: object,
         callbacks: str = "",
         launcher: Sequence[str] = (),
-        **more,
+        terminal: Path | None = None,
+        ignored: tuple[int, ...] = (),
     ):
         folder.mkdir(exist_ok=True)
         (folder / "config.yaml").write_text(make_config(base, callbacks))
         self.out = folder / "out.txt"
+        self.out.touch()
         env = os.environ | {
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}",
             "LIT_SFT_CACHE": str(folder / "cache"),
         }
-        with self.out.open("w") as out:
-            super().__init__(
-                [sys.executable, "-u", *launcher, "-m", "lit_sft", "fit", "--config", "config.yaml"]
-                + [str(argument) for argument in arguments],
-                **{"cwd": folder, "env": env, "stdout": out, "stderr": out} | more,
-                start_new_session=True,
-            )
+        words = ["fit", "--config", "config.yaml", *map(str, arguments)]
+        if "ddp" in arguments or launcher or torch.cuda.is_available():
+            command = [sys.executable, "-u", *launcher, "-m", "lit_sft", *words]
+            with (terminal or self.out).open("r+") as out:
+                self.process = subprocess.Popen(
+                    command, cwd=folder, env=env, stdin=out, stdout=out, stderr=out,
+                    start_new_session=True, preexec_fn=partial(ignore, ignored),
+                )  # fmt: skip
+        else:
+            files = [terminal] * 3 if terminal else [Path(os.devnull), self.out, self.out]
+            self.process = Forked(words, folder, env, files, is_leader=True, ignored=ignored)
+        self.pid, self.poll = self.process.pid, self.process.poll
+        self.send_signal = self.process.send_signal
 
     def wait_for(self, path: Path, timeout: float = 120.0) -> None:
         deadline = time.monotonic() + timeout
@@ -58,11 +73,16 @@ class Run(subprocess.Popen):
     def end(self) -> tuple[int, float]:
         """Its exit status, and the seconds until the last process of the group was gone."""
         started = time.monotonic()
-        status = self.wait(2 * LIMIT)
+        status = self.process.wait(2 * LIMIT)
         while is_group_alive(self.pid):
             assert time.monotonic() < started + 2 * LIMIT, "a process of the run is left"
             time.sleep(0.05)
         return status, time.monotonic() - started
+
+
+def ignore(numbers: tuple[int, ...]) -> None:
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def halt(phase: str, rank: int | None = None) -> str:
@@ -97,14 +117,13 @@ def test_where_nothing_waits_a_signal_ends_the_run_at_once(
     assert RunFolder(tmp_path / "run").last_checkpoint.exists() == (phase == "end")
 
 
-def test_a_run_cut_off_in_its_end_is_completed(tiny_base, tmp_path):
-    assert run(tmp_path / "whole", tiny_base).status == 0
+def test_a_run_cut_off_in_its_end_is_completed(tiny_base, tmp_path, whole):
     process = Run(tmp_path, tiny_base, callbacks=halt("end"))
     process.wait_for(tmp_path / "run" / ".halted-end-0")
     process.send_signal(signal.SIGTERM)
     assert process.end()[0] == 143
     assert run(tmp_path, tiny_base, "--ckpt_path", "last").status == 0
-    assert read_result(tmp_path) == read_result(tmp_path / "whole")
+    assert read_result(tmp_path) == whole[:2]
 
 
 @pytest.mark.parametrize("command", ["fit", "inspect"])
@@ -155,8 +174,7 @@ def test_a_second_signal_by_hand_ends_the_run_at_once(tiny_base, tmp_path):
     assert process.out.read_text().count("once more to stop at once") == 1
 
 
-def test_an_evaluation_that_takes_too_long_is_cut_off_and_done_again(tiny_base, tmp_path):
-    assert run(tmp_path / "whole", tiny_base).status == 0
+def test_an_evaluation_that_takes_too_long_is_cut_off_and_done_again(tiny_base, tmp_path, whole):
     process = Run(
         tmp_path, tiny_base, "--checkpoint.grace_seconds", 1, callbacks=halt("evaluation")
     )
@@ -168,14 +186,13 @@ def test_an_evaluation_that_takes_too_long_is_cut_off_and_done_again(tiny_base, 
     assert "SIGTERM received: what was running took over 1 s more" in printed
     assert seconds < 5
     assert run(tmp_path, tiny_base, "--ckpt_path", "last").status == 0
-    assert read_result(tmp_path) == read_result(tmp_path / "whole")
+    assert read_result(tmp_path) == whole[:2]
 
 
 def test_a_terminal_that_hangs_up_lets_the_run_save(tiny_base, tmp_path):
     ours, theirs = pty.openpty()
-    process = Run(
-        tmp_path, tiny_base, callbacks=halt("window"), stdin=theirs, stdout=theirs, stderr=theirs
-    )
+    terminal = Path(os.ttyname(theirs))
+    process = Run(tmp_path, tiny_base, callbacks=halt("window"), terminal=terminal)
     os.close(theirs)
     process.wait_for(tmp_path / "run" / ".halted-window-0")
     process.send_signal(signal.SIGHUP)
@@ -186,12 +203,7 @@ def test_a_terminal_that_hangs_up_lets_the_run_save(tiny_base, tmp_path):
 
 def test_a_signal_that_was_ignored_stays_so(tiny_base, tmp_path):
     """As under `nohup`."""
-    process = Run(
-        tmp_path,
-        tiny_base,
-        callbacks=halt("window"),
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )
+    process = Run(tmp_path, tiny_base, callbacks=halt("window"), ignored=(signal.SIGHUP,))
     process.wait_for(tmp_path / "run" / ".halted-window-0")
     process.send_signal(signal.SIGHUP)
     assert process.end()[0] == 0, process.out.read_text()

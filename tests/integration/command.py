@@ -29,44 +29,57 @@ class Outcome(NamedTuple):
 
 
 def lit_sft(
-    *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 600
+    *arguments: object,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 600,
+    stdin: bytes = b"",
+    imported_with: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run the command line in another process, on one thread: the models are too small for two.
 
     It is forked from one that has imported all, see `forks`, where no GPU forbids that.
+    `imported_with` is what libraries read of the environment when they are imported.
     """
+    more = {"OMP_NUM_THREADS": "1"} | dict(imported_with or {}) | dict(env or {})
     if torch.cuda.is_available():
-        return lit_sft_from_scratch(*arguments, cwd=cwd, env=env, timeout=timeout)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
-    return Outcome(*run_forked([str(x) for x in arguments], cwd, environment, timeout))
+        return lit_sft_from_scratch(*arguments, cwd=cwd, env=more, timeout=timeout, stdin=stdin)
+    environment = os.environ | more
+    done = run_forked(arguments, cwd, environment, timeout, stdin, imported_with=imported_with)
+    return Outcome(*done)
 
 
 def lit_sft_from_scratch(
-    *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 600
+    *arguments: object,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 600,
+    stdin: bytes = b"",
 ) -> Outcome:
     """Run `python -m lit_sft`: for its imports, for what they read, and for several ranks."""
     done = subprocess.run(
         [sys.executable, "-m", "lit_sft", *map(str, arguments)],
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        input=stdin,
         capture_output=True,
-        text=True,
         timeout=timeout,
         check=False,
     )
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def lit_sft_in_process(*arguments: object, cwd: Path = ROOT) -> Outcome:
     """Run the command line in this process, which pays for the imports only once.
 
-    What is printed goes to buffers; `sys.argv` and `sys.meta_path` are put back.
+    What is printed goes to buffers; `sys.argv`, `sys.meta_path` and the environment are put back.
     """
     stdout, stderr = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
     with (
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
         contextlib.chdir(cwd),
+        patch.dict(os.environ),  # Lightning says there which rank it is
         patch.object(sys, "argv", ["lit-sft"]),
         patch.object(sys, "meta_path", list(sys.meta_path)),
     ):

@@ -1,19 +1,19 @@
 """Command lines in processes of their own that do not import everything again.
 
-One process a test session imports what a run imports, seconds of CPU, and forks itself for each
-run. What is run, killed and measured is as separate as any other process: its memory, its signals,
-its exit.
+One process imports what a run imports, seconds of CPU, and forks itself for each run; there is one
+for each environment that libraries read when they are imported, such as the Hub's address. What is
+run, killed and measured is as separate as any other process: its memory, its signals, its exit.
 """
 
 import gc
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -33,45 +33,96 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 """Of the process that forks: as it is before any test changes it."""
 
 
-def run_forked(
-    arguments: list[str], cwd: Path, env: Mapping[str, str], timeout: float
-) -> tuple[int, str, str]:
-    """Return the exit status of a command line, its stdout and its stderr.
+class Forked:
+    """A process that runs a command line, as `subprocess.Popen` has it; one at a time.
 
     Args:
         arguments: Those after the program's name.
         cwd: Where it runs.
         env: All of its environment. What a library reads when it is imported has been read.
-        timeout: In seconds, after which it is killed.
+        files: Paths of its stdin, its stdout and its stderr.
+        imported_with: What the environment had, beside that of the tests, when all was imported.
+        program: Python's source, which is run instead of `lit-sft`.
+        is_leader: Of a process group of its own.
+        ignored: Signals that it was told to ignore, as by `nohup`.
     """
-    server = _start_server()
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder) / "out", Path(folder) / "err"
+
+    def __init__(
+        self,
+        arguments: Sequence[object],
+        cwd: Path,
+        env: Mapping[str, str],
+        files: Sequence[Path],
+        imported_with: Mapping[str, str] | None = None,
+        program: str = "",
+        is_leader: bool = False,
+        ignored: Sequence[int] = (),
+    ) -> None:
+        self._server = _start_server(tuple((imported_with or {}).items()))
         order = {
-            "arguments": arguments,
+            "arguments": [str(word) for word in arguments],
             "cwd": str(cwd),
             "env": dict(env),
-            "to": [f"{out}", f"{err}"],
+            "files": [str(path) for path in files],
+            "program": program,
+            "is_leader": is_leader,
+            "ignored": [int(number) for number in ignored],
         }
-        server.stdin.write(json.dumps(order) + "\n")
-        server.stdin.flush()
-        child = int(server.stdout.readline())
-        watchdog = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
-        watchdog.start()
-        status = int(server.stdout.readline())
-        watchdog.cancel()
+        self._server.stdin.write(json.dumps(order).encode() + b"\n")
+        self.pid = int(self._server.stdout.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return its exit status, or None while it runs."""
+        return self._read(0.0)
+
+    def wait(self, timeout: float) -> int:
+        """Return its exit status; kill it first if it has none after so many seconds."""
+        if self._read(timeout) is None:
+            os.kill(self.pid, signal.SIGKILL)
+        status = self._read(None)
+        assert status is not None
+        return status
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def _read(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._server.stdout], [], [], timeout)[0]:
+            self.returncode = int(self._server.stdout.readline())
+        return self.returncode
+
+
+def run_forked(
+    arguments: Sequence[object],
+    cwd: Path,
+    env: Mapping[str, str],
+    timeout: float,
+    stdin: bytes = b"",
+    **more: Any,
+) -> tuple[int, str, str]:
+    """Return the exit status of a command line, its stdout and its stderr; see `Forked`.
+
+    Args:
+        timeout: In seconds, after which it is killed.
+        stdin: What it can read, as from a file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        given, out, err = (Path(folder) / name for name in ("in", "out", "err"))
+        given.write_bytes(stdin)
+        status = Forked(arguments, cwd, env, (given, out, err), **more).wait(timeout)
         return status, out.read_text(), err.read_text()
 
 
 @cache
-def _start_server() -> Any:
+def _start_server(imported_with: tuple[tuple[str, str], ...]) -> Any:
     """The end of this process closes its stdin, and that ends it."""
     return subprocess.Popen(
         [sys.executable, __file__],
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | dict(imported_with),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        bufsize=0,  # `select` does not see what a buffer has read
     )
 
 
@@ -97,16 +148,28 @@ def become(order: dict[str, Any]) -> None:
     """Run a command line, and return where a program ends."""
     from lit_sft.__main__ import main
 
-    for descriptor, path in enumerate([os.devnull, *order["to"]]):
-        opened = os.open(path, os.O_RDWR | os.O_CREAT)
+    if order["is_leader"]:
+        os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    for number in order["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    for descriptor, path in enumerate(order["files"]):
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOCTTY)
         os.dup2(opened, descriptor)
         os.close(opened)
+    former = sys.stdin  # it has read ahead
+    sys.stdin = open(0, encoding=former.encoding, errors=former.errors, closefd=False)  # noqa: SIM115
+    sys.stdout.reconfigure(line_buffering=True)  # who waits for a line reads it at once
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
-    sys.path[:1] = [path for path in order["env"].get("PYTHONPATH", "").split(":") if path]
+    named = [path for path in order["env"].get("PYTHONPATH", "").split(":") if path]
+    sys.path[:1] = [order["cwd"], *named]  # as of `python -m`
     sys.argv[1:] = order["arguments"]
-    main()
+    if order["program"]:
+        exec(order["program"], {"__name__": "__main__"})
+    else:
+        main()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from command import ROOT
+from command import ROOT, lit_sft, lit_sft_from_scratch
 from small_run import fit_options
 
 from lit_sft.cli.app import run
@@ -42,12 +42,8 @@ def endless_run(tiny_base, tmp_path_factory):
     return folder
 
 
-def chat(*arguments, stdin=""):
-    return subprocess.run(
-        [sys.executable, "-m", "lit_sft", "chat", *map(str, arguments)],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, input=stdin,
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+def chat(*arguments, stdin=b""):
+    return lit_sft("chat", *arguments, stdin=stdin, timeout=120)
 
 
 def load(folder, **options):
@@ -57,28 +53,24 @@ def load(folder, **options):
 
 
 def test_a_pipe_has_each_line_answered_and_nothing_else(short_run):
-    done = chat(short_run, stdin=f"{QUESTION}\n\n/quit\nnever read\n")
-    one = chat(short_run / "adapter", "--prompt", "-", stdin=QUESTION)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (one.returncode, one.stderr) == (0, "")
+    done = chat(short_run, stdin=f"{QUESTION}\n\n/quit\nnever read\n".encode())
+    one = chat(short_run / "adapter", "--prompt", "-", stdin=QUESTION.encode())
+    assert (done.status, done.stderr) == (0, "")
+    assert (one.status, one.stderr) == (0, "")
     assert done.stdout == one.stdout
     assert one.stdout.strip()
     assert "<|" not in one.stdout
 
 
 def test_what_is_no_text_is_a_line_and_what_cannot_be_shown_is_a_mark(endless_run):
-    command = [sys.executable, "-m", "lit_sft", "chat", endless_run, "--max_new_tokens", "64"]
-    told = subprocess.run(
-        command, cwd=ROOT, input=b"Gr\xfc\xdfe\n", capture_output=True, check=False
-    )
-    assert told.returncode == 2
-    assert told.stderr.startswith(b"error: the text has bytes that are no utf-8")
-    shown = subprocess.run(
-        [*command, "--prompt", "x", "--temperature", "5"], cwd=ROOT, capture_output=True,
-        env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False,
-    )  # fmt: skip
-    assert (shown.returncode, shown.stderr) == (0, b"")
-    assert b"?" in shown.stdout
+    told = chat(endless_run, "--max_new_tokens", 64, stdin=b"Gr\xfc\xdfe\n")
+    assert told.status == 2
+    assert told.stderr.startswith("error: the text has bytes that are no utf-8")
+    words = ("--max_new_tokens", 64, "--prompt", "x", "--temperature", 5)
+    ascii_only = {"PYTHONIOENCODING": "ascii"}  # which Python reads when it starts
+    shown = lit_sft_from_scratch("chat", endless_run, *words, env=ascii_only)
+    assert (shown.status, shown.stderr) == (0, "")
+    assert "?" in shown.stdout
 
 
 def test_an_adapter_without_a_tokenizer_has_that_of_its_base(short_run, tmp_path):
@@ -207,7 +199,7 @@ def test_ctrl_c_ends_an_answer_and_ctrl_d_the_program(endless_run):
 def test_what_cannot_be_answered_is_a_line(short_run, tiny_base, arguments, says):
     words = [word.format(run=short_run, base=tiny_base) for word in arguments]
     done = chat(*words)
-    assert done.returncode == 2
+    assert done.status == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
@@ -219,7 +211,7 @@ def test_an_adapter_that_was_moved_away_from_its_base_is_told_where_that_is(
 ):
     moved = shutil.copytree(endless_run / "adapter", tmp_path / "adapter")
     done = chat(moved, "--prompt", "a")
-    assert done.returncode == 2
+    assert done.status == 2
     (line,) = done.stderr.splitlines()
     assert f"there is no folder '{tiny_base.name}'" in line
     assert line.endswith("; name the base that is meant with --base")
@@ -231,7 +223,7 @@ def test_a_run_without_an_adapter_says_how_to_end_it(short_run, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     done = chat(tmp_path)
-    assert done.returncode == 2
+    assert done.status == 2
     assert "has not ended; end it with lit-sft fit --config" in done.stderr
 
 

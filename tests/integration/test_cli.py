@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -133,13 +134,18 @@ def test_a_second_run_in_the_same_folder_is_refused_and_a_resumed_one_is_not(
     assert "step 4/4" in resumed.stdout
 
 
-def test_validate_and_test_measure_the_base_as_it_is(llama_base, shared, tmp_path):
+def test_validate_and_test_measure_the_base_as_it_is(recipe_run, llama_base, shared, tmp_path):
+    rows = tmp_path / "rows"  # of the test split, all are answered
+    rows.mkdir()
+    (rows / "train.jsonl").symlink_to(shared / "gsm8k" / "train.jsonl")
+    with (shared / "gsm8k" / "test.jsonl").open() as file:
+        (rows / "test.jsonl").write_text("".join(islice(file, 40)))
     common = (
         *("--config", "configs/gsm8k_qlora.yaml", "--model.base_model", llama_base),
-        *("--data.task.init_args.path", shared / "gsm8k", "--data.val_rows", 8),
+        *("--data.task.init_args.path", rows, "--data.val_rows", 16),
         *("--trainer.default_root_dir", tmp_path, "--trainer.logger", "false"),
         *("--trainer.precision", "32-true"),
-        *("--data.cache_dir", tmp_path / "cache", "--model.max_new_tokens", 4),
+        *("--data.cache_dir", recipe_run[0].parent / "cache", "--model.max_new_tokens", 4),
     )
     validated = lit_sft("validate", *common)
     assert validated.status == 0, validated.stderr

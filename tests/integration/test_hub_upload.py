@@ -2,13 +2,11 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from command import ROOT, Outcome, lit_sft_from_scratch
+from command import Outcome, lit_sft
 from hub_server import DROP, VANISH, HubServer, serve_hub
 from huggingface_hub import ModelCard
 from peft import PeftModel
@@ -18,16 +16,6 @@ from transformers import AutoModelForCausalLM
 
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 
-SEVERAL = """
-import json, sys
-from lit_sft.cli.app import run
-for arguments in json.loads(sys.argv[1]):
-    status = run(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        print(f"=== {status}", file=stream, flush=True)
-"""
-"""Several command lines in one process: most of a short run is the import of its libraries."""
-
 
 @pytest.fixture(scope="module")
 def hub():
@@ -36,17 +24,24 @@ def hub():
 
 
 @pytest.fixture(scope="module")
-def uploaded(hub: HubServer, tiny_base: Path, tmp_path_factory) -> tuple[Path, Outcome]:
-    """The folder and the outcome of a run whose upload fails three times before it succeeds."""
-    folder = tmp_path_factory.mktemp("uploaded")
-    hub.faults["me/happy commit"] = iter([500, 429, DROP])
-    env = isolated(folder / "home", HF_ENDPOINT=hub.url, HF_TOKEN="hf_" + "x" * 34)
-    options = [*fit_options(tiny_base, folder / "run"), *upload_to("me/happy")]
-    return folder / "run", lit_sft_from_scratch("fit", *options, env=env)
+def start(hub: HubServer, tmp_path_factory):
+    """Run a command line that knows the server as the Hub."""
+    home = tmp_path_factory.mktemp("home")
+    environment = isolated(home, HF_ENDPOINT=hub.url, HF_TOKEN="hf_" + "x" * 34)
+    return partial(lit_sft, imported_with=environment)
 
 
 @pytest.fixture(scope="module")
-def failed(hub: HubServer, tiny_base: Path, tmp_path_factory) -> dict[str, tuple[Path, Outcome]]:
+def uploaded(hub: HubServer, start, tiny_base: Path, tmp_path_factory) -> tuple[Path, Outcome]:
+    """The folder and the outcome of a run whose upload fails three times before it succeeds."""
+    folder = tmp_path_factory.mktemp("uploaded")
+    hub.faults["me/happy commit"] = iter([500, 429, DROP])
+    options = [*fit_options(tiny_base, folder / "run"), *upload_to("me/happy")]
+    return folder / "run", start("fit", *options)
+
+
+@pytest.fixture(scope="module")
+def failed(hub, start, tiny_base, tmp_path_factory) -> dict[str, tuple[Path, Outcome]]:
     """By repository: the folder and the outcome of a run that the Hub fails for good."""
     root = tmp_path_factory.mktemp("failed")
     hub.faults |= {
@@ -63,41 +58,16 @@ def failed(hub: HubServer, tiny_base: Path, tmp_path_factory) -> dict[str, tuple
     # The last one starts when the server has vanished.
     repositories = ["me/unknown", "me/readonly", "other/public"]
     repositories += ["me/broken", "me/revoked", "me/vanished", "me/late"]
-    commands = [
-        ["fit", *fit_options(tiny_base, root / name), *upload_to(name)] for name in repositories
-    ]
-    parts = run_all(commands, root, hub)
-    return {name: (root / name, part) for name, part in zip(repositories, parts, strict=True)}
-
-
-def run_all(commands: list[list[str]], root: Path, hub: HubServer) -> list[Outcome]:
-    done = subprocess.run(
-        [sys.executable, "-c", SEVERAL, json.dumps(commands)],
-        cwd=ROOT,
-        env=os.environ
-        | isolated(root / "home", HF_ENDPOINT=hub.url, HF_TOKEN="hf_x", OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=True,
-    )
-    return split(done)
+    return {
+        name: (root / name, start("fit", *fit_options(tiny_base, root / name), *upload_to(name)))
+        for name in repositories
+    }
 
 
 def upload_to(repository: str) -> list[str]:
     upload = {"repo_id": repository, "retries": 3, "wait_seconds": 0.05}
     callback = {"class_path": "lit_sft.HubUpload", "init_args": upload}
     return [f"--trainer.callbacks={json.dumps([callback])}"]
-
-
-def split(done: subprocess.CompletedProcess[str]) -> list[Outcome]:
-    parts = []
-    out, err = done.stdout.split("=== "), done.stderr.split("=== ")
-    for i in range(len(out) - 1):
-        status = int(out[i + 1].split("\n", 1)[0])
-        before = [text[i] if i == 0 else text[i].split("\n", 1)[1] for text in (out, err)]
-        parts.append(Outcome(status, *before))
-    return parts
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
@@ -135,12 +105,13 @@ def test_uploaded_card_has_metrics_and_config_and_no_place(hub, uploaded, tiny_b
 
 
 def test_a_resumed_run_with_no_step_left_uploads_the_adapter_it_ended_with(
-    hub, tiny_base, tmp_path
+    hub, start, tiny_base, tmp_path
 ):
     root = tmp_path / "run"
     earlier = root / "checkpoints" / "previous.ckpt"
-    again = ["fit", *fit_options(tiny_base, root), f"--ckpt_path={earlier}", *upload_to("me/back")]
-    first, second = run_all([["fit", *fit_options(tiny_base, root, 6)], again], tmp_path, hub)
+    first = start("fit", *fit_options(tiny_base, root, 6))
+    again = [f"--ckpt_path={earlier}", *upload_to("me/back")]
+    second = start("fit", *fit_options(tiny_base, root), *again)
     assert (first.status, second.status) == (0, 0), second.stderr
     assert "for 4 optimizer steps" in hub.files["me/back"]["README.md"].decode()
     uploaded = load(hub.files["me/back"]["adapter_model.safetensors"])

@@ -23,7 +23,7 @@ TOKENS = torch.arange(3, 60)[None]
 def principal_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("principal") / "run"
     start = ("--model.lora.init_weights", "pissa_niter_4", "--model.lora.r", 8)
-    small = ("--data.val_rows", 64, "--model.max_new_tokens", 16, "--model.learning_rate", 1e-3)
+    small = ("--data.val_rows", 64, "--model.max_new_tokens", 8, "--model.learning_rate", 1e-3)
     outcome = lit_sft_in_process("fit", *fit_options("lit_sft/tiny", folder), *start, *small)
     assert outcome.status == 0, outcome.stderr
     return RunFolder(folder)

@@ -1,12 +1,10 @@
 """`lit-sft push`, with the real client of the Hub against a server on the loopback interface."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 
 import pytest
-from command import ROOT, lit_sft_in_process
+from command import lit_sft, lit_sft_in_process
 from hub_server import DROP, serve_hub
 from huggingface_hub import ModelCard
 from small_run import fit_options, isolated
@@ -36,16 +34,15 @@ def tested_run(tmp_path_factory):
     return folder
 
 
-def push(hub, home, *arguments, token=TOKEN):
-    return subprocess.run(
-        [sys.executable, "-m", "lit_sft", "push", *map(str, arguments)],
-        cwd=ROOT, env=os.environ | isolated(home, HF_ENDPOINT=hub.url, HF_TOKEN=token),
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def push(hub, tmp_path_factory):
+    """Run `push` with the server as the Hub."""
+    environment = isolated(tmp_path_factory.mktemp("home"), HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
+    return partial(lit_sft, "push", imported_with=environment, timeout=120)
 
 
 def refused(done, status=2):
-    assert done.returncode == status, done
+    assert done.status == status, done
     said = [x for x in done.stderr.splitlines() if "the upload failed" not in x]
     assert len(said) == 1, said
     (line,) = said
@@ -53,11 +50,13 @@ def refused(done, status=2):
     return line
 
 
-def test_a_run_s_adapter_arrives_with_what_was_measured_and_nothing_else(hub, tested_run, tmp_path):
+def test_a_run_s_adapter_arrives_with_what_was_measured_and_nothing_else(
+    hub, push, tested_run, tmp_path
+):
     hub.faults["me/first commit"] = iter([500, DROP])
     (tested_run / "adapter" / "notes.md").write_text("not to be uploaded")
-    done = push(hub, tmp_path, tested_run, "me/first")
-    assert done.returncode == 0, done.stderr
+    done = push(tested_run, "me/first")
+    assert done.status == 0, done.stderr
     assert done.stderr.count("the upload failed") == 2
     assert done.stdout == f"uploaded {tested_run / 'adapter'} to {hub.url}/me/first\n"
     assert hub.repositories["me/first"] is True, "must be private"
@@ -76,14 +75,14 @@ def test_a_run_s_adapter_arrives_with_what_was_measured_and_nothing_else(hub, te
     assert {x.dataset_split for x in card.data.eval_results} == {"validation", "test"}
     assert "max_steps: 4" in text
     sent = hub.requests.count("lfs")
-    again = push(hub, tmp_path, tested_run, "me/first", "--public")
-    assert again.returncode == 0, again.stderr
+    again = push(tested_run, "me/first", "--public")
+    assert again.status == 0, again.stderr
     assert hub.requests.count("lfs") == sent, "what has arrived is not sent again"
     assert hub.files["me/first"]["README.md"].decode() == text, "no figure stands twice"
     assert hub.repositories["me/first"] is True
 
 
-def test_figures_of_other_weights_stay_out_of_the_card(hub, tested_run, tmp_path):
+def test_figures_of_other_weights_stay_out_of_the_card(hub, push, tested_run, tmp_path):
     (tmp_path / "adapter").mkdir()
     for path in (tested_run / "adapter").iterdir():
         (tmp_path / "adapter" / path.name).write_bytes(path.read_bytes())
@@ -92,40 +91,38 @@ def test_figures_of_other_weights_stay_out_of_the_card(hub, tested_run, tmp_path
     record["base_sha256"] = "0" * 64
     record["figures"]["exact_match"] = 0.123
     (tmp_path / "measured" / "test-step-4.json").write_text(json.dumps(record))
-    assert push(hub, tmp_path, tmp_path / "adapter", "me/other").returncode == 0
+    assert push(tmp_path / "adapter", "me/other").status == 0
     assert "0.123" not in hub.files["me/other"]["README.md"].decode()
 
 
-def test_an_export_is_uploaded_with_its_certificate(hub, tmp_path):
+def test_an_export_is_uploaded_with_its_certificate(hub, push, tmp_path):
     export = tmp_path / "gguf"
     export.mkdir()
     expected = {"certificate.json", "lit_sft.json", "model.gguf", "Modelfile", "README.md"}
     for name in (*expected, "model.tmp"):
         (export / name).write_text("{}")
-    done = push(hub, tmp_path, export, "me/export", "--public")
-    assert done.returncode == 0, done.stderr
+    done = push(export, "me/export", "--public")
+    assert done.status == 0, done.stderr
     assert hub.repositories["me/export"] is False
     assert hub.files["me/export"].keys() == expected
 
 
-def test_without_a_login_a_line_says_what_to_do(hub, tested_run, tmp_path):
+def test_without_a_login_a_line_says_what_to_do(hub, push, tested_run, tmp_path):
     before = len(hub.requests)
-    assert "log in with `hf auth login`" in refused(
-        push(hub, tmp_path, tested_run, "me/x", token="")
-    )
+    assert "log in with `hf auth login`" in refused(push(tested_run, "me/x", env={"HF_TOKEN": ""}))
     assert len(hub.requests) == before
 
 
-def test_a_token_in_a_file_is_not_uploaded(hub, tmp_path):
+def test_a_token_in_a_file_is_not_uploaded(hub, push, tmp_path):
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "lit_sft.json").write_text(json.dumps({"token": TOKEN}))
-    line = refused(push(hub, tmp_path, tmp_path / "export", "me/leak"))
+    line = refused(push(tmp_path / "export", "me/leak"))
     assert "holds the token of your login" in line
     assert TOKEN not in line
     assert "me/leak" not in hub.files
 
 
-def test_what_cannot_be_pushed_is_a_line(hub, tested_run, tmp_path):
+def test_what_cannot_be_pushed_is_a_line(hub, push, tested_run, tmp_path):
     hub.faults["me/readonly create"] = iter([403])
     hub.faults["me/broken commit"] = iter([500] * 9)
     (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
@@ -137,6 +134,6 @@ def test_what_cannot_be_pushed_is_a_line(hub, tested_run, tmp_path):
         (tested_run, "x"): "repo_id must read owner/name, got 'x'",
         (tested_run, "me/readonly"): "use a token with write access",
     }.items():
-        assert says in refused(push(hub, tmp_path, *arguments))
-    line = refused(push(hub, tmp_path, tested_run, "me/broken", "--retries", "1"), status=1)
+        assert says in refused(push(*arguments))
+    line = refused(push(tested_run, "me/broken", "--retries", "1"), status=1)
     assert f"lit-sft push {tested_run / 'adapter'} me/broken" in line

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command import ROOT
+from command import ROOT, Outcome
+from forks import run_forked
 from small_run import fit_options, isolated
 
 from lit_sft.run.sessions import read_sessions
@@ -34,17 +35,14 @@ def shorten(script, *changes):
     return script
 
 
-def run(command, folder, **env):
+def make_environment(folder, **env):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PATH": path,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
-    return subprocess.run(
-        command, cwd=folder, env=environment | isolated(folder / "home") | env,
-        capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
+    return environment | isolated(folder / "home") | env
 
 
 def test_a_study_of_optuna_prunes_and_leaves_whole_runs(tmp_path):
@@ -59,8 +57,9 @@ def test_a_study_of_optuna_prunes_and_leaves_whole_runs(tmp_path):
         ("optuna.pruners.MedianPruner()", "Second()"),
         ("study = ", f"{SECOND}study = "),
     )
-    done = run([sys.executable, "-c", script], tmp_path)
-    assert done.returncode == 0, done.stderr
+    environment = make_environment(tmp_path)
+    done = Outcome(*run_forked((), tmp_path, environment, 600, program=script))
+    assert done.status == 0, done.stderr
     assert "Trial 1 pruned" in done.stderr
     assert done.stdout.splitlines()[-1].startswith("{'learning_rate': ")
     for trial, steps in (("0", 2), ("1", 1)):
@@ -89,7 +88,10 @@ def test_a_trial_of_a_sweep_of_wandb_is_a_run_of_its_own(tmp_path):
     ]
     short = ["--trainer.callbacks=[]", "--trainer.limit_val_batches=1"]
     ids = {"WANDB_RUN_ID": "abc123", "WANDB_SWEEP_ID": "sweep1", "WANDB_MODE": "offline"}
-    done = run([*command, *chosen, *small, *short], tmp_path, **ids)
+    done = subprocess.run(
+        [*command, *chosen, *small, *short], cwd=tmp_path, env=make_environment(tmp_path, **ids),
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     root = tmp_path / "runs" / "sweep" / "abc123"
     assert {x.name for x in root.iterdir()} >= WHOLE

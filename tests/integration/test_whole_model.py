@@ -21,7 +21,7 @@ CHAT = [{"role": "user", "content": "Ann has 2 pens and gets 3 more. How many pe
 
 
 def options(folder):
-    small = ("--data.val_rows", 64, "--model.max_new_tokens", 16)
+    small = ("--data.val_rows", 64, "--data.task.test_rows", 16, "--model.max_new_tokens", 8)
     return [*fit_options("lit_sft/tiny", folder), *WHOLE, *small]
 
 

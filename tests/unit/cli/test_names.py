@@ -249,25 +249,32 @@ WRONG_FOR_OWN = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _finds_modules_anew():
+def find_modules_anew():
     """What a command line names is looked up once a process, of which a user has one."""
     for look in (sources._find_module, sources._parse, sources._bindings):
         look.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A folder with the module `own`."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own.py").write_text(OWN)
+    find_modules_anew()
+    yield folder
+    find_modules_anew()
+
+
 @pytest.mark.parametrize(("options", "says"), WRONG_FOR_OWN)
-def test_a_typo_for_a_class_of_one_s_own(options, says, tmp_path, monkeypatch):
-    (tmp_path / "own.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
+def test_a_typo_for_a_class_of_one_s_own(options, says, own, monkeypatch):
+    monkeypatch.chdir(own)
     with pytest.raises(InputError, match=re.escape(says)):
         require_known_names(["fit", *GSM8K, *options])
 
 
 @pytest.mark.parametrize("options", RIGHT, ids=" ".join)
-def test_what_may_be_right_passes(options, tmp_path, monkeypatch):
-    (tmp_path / "own.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
+def test_what_may_be_right_passes(options, own, monkeypatch):
+    monkeypatch.chdir(own)
     require_known_names(["fit", *GSM8K, *options])
 
 
@@ -277,6 +284,7 @@ def test_what_only_the_import_tells_is_told_by_the_parser(option, tmp_path, monk
         OWN.replace("from .nowhere import", "from lit_sft import ChatTask as")
     )
     monkeypatch.syspath_prepend(tmp_path)
+    find_modules_anew()
     outcome = lit_sft_in_process("fit", *GSM8K, f"--{option}=made.Maed")
     assert outcome.status == 2
     assert "module 'made' has no attribute 'Maed'" in outcome.stderr

@@ -30,9 +30,13 @@ def encoded_split(request, shared, llama3_tokenizer, cache_dir):
     return split, rows, conversations, encoded
 
 
-def test_every_row_equals_a_rendering_by_hand_labelled_by_characters(shared, encoded_split):
+@pytest.fixture(scope="module")
+def reader(shared):
+    return AutoTokenizer.from_pretrained(shared / "llama-3.2-3b")
+
+
+def test_every_row_equals_a_rendering_by_hand_labelled_by_characters(reader, encoded_split):
     _, rows, _, encoded = encoded_split
-    reader = AutoTokenizer.from_pretrained(shared / "llama-3.2-3b")
     prompts = [
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
         + row["question"].strip()
