@@ -50,7 +50,7 @@ class Run:
             "LIT_SFT_CACHE": str(folder / "cache"),
         }
         words = ["fit", "--config", "config.yaml", *map(str, arguments)]
-        if "ddp" in arguments or launcher or torch.cuda.is_available():
+        if {"ddp", "fsdp2"} & set(arguments) or launcher or torch.cuda.is_available():
             command = [sys.executable, "-u", *launcher, "-m", "lit_sft", *words]
             with (terminal or self.out).open("r+") as out:
                 self.process = subprocess.Popen(
