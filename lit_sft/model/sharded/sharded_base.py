@@ -23,7 +23,6 @@ from lit_sft.model.fast.memory import decide_cache, find_layers, free_memory_byt
 from lit_sft.model.fast.quantized import dequantize, pack
 from lit_sft.model.sharded.packed_linear import PackedLinear
 
-
 MMAP_THRESHOLD = -3
 """glibc's own number, of `malloc.h`."""
 LARGE_BYTES = 2**22
