@@ -65,9 +65,10 @@ def answer_greedily(
     eager = torch.compiler.set_stance("force_eager")
     with evaluating(model), autocast, eager, keep_in_step(model):
         generate = partial(generate_greedy, model, prompts, stop_ids, pad_id, max_new_tokens)
-        if device.type == "cuda" and not is_sharded(model):  # a graph waits for no other rank
+        if device.type == "cuda":
+            one_batch = None if is_sharded(model) else decode_batch  # a graph waits for no rank
             with suppress(UnfitModelError), _memory_of_its_own():
-                return generate(max_batch_tokens, decode_batch, tell)
+                return generate(max_batch_tokens, one_batch, tell)
         return generate(max_batch_tokens, tell=tell)
 
 

@@ -246,8 +246,8 @@ def _count_flops(job: Job, training: Training, passes: list[Pass]) -> float:
 
 def _count_pages(job: Job) -> int:
     """Return what stays of the files of the weights, but for tensors that are used as they are."""
-    if job.device.type != "cpu":
-        return 0
+    if job.device.type != "cpu" or getattr(job.trainer.strategy, "shards", False):
+        return 0  # a rank that shares a base closes them behind each tensor
     return max(0, (read_stored_size(job.module.base_model) or 0) - job.base.embeddings)
 
 

@@ -80,6 +80,10 @@ class Measure(pl.Callback):
         if trainer.global_step != trainer.max_steps - 1:
             return
         self.found["cpu_seconds"] = self.found.get("cpu_seconds", 0.0) + time.process_time()
+        if pl_module.device.type == "cpu":  # before what is noted of the last step takes memory
+            status = Path("/proc/self/status").read_text()
+            peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+            self.found["peak_gib"] = int(peak.split()[1]) / 2**20
         if not self.gradient:
             self._profile = profile(activities=list(_activities()))
             self._profile.start()
@@ -99,10 +103,6 @@ class Measure(pl.Callback):
             torch.cuda.synchronize()
             self.found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
             self.found["reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
-        else:
-            status = Path("/proc/self/status").read_text()
-            peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-            self.found["peak_gib"] = int(peak.split()[1]) / 2**20
         if not self.gradient:
             self._profile.stop()
             self.found |= read_waits(self._profile.events())
