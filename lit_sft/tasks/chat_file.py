@@ -245,4 +245,5 @@ def read_files(paths: Sequence[Path]) -> Sequence[Row]:
         ".json": read_json, ".csv": read_csv, ".tsv": read_csv
     }  # fmt: skip
     read = readers.get(endings[0], JsonLines)
-    return Joined([read(path) for path in paths])
+    names = [path.name for path in paths] if len(paths) > 1 else []
+    return Joined([read(path) for path in paths], names)
