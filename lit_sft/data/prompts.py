@@ -7,9 +7,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from lit_sft.data.encode import encode_chat, encode_prompt, naming
-from lit_sft.data.splits import MissingSplit, NamedRow, read_conversations, read_split
+from lit_sft.data.splits import MissingSplit, read_conversations, read_split
 from lit_sft.errors import require
-from lit_sft.tasks.base import ChatTask
+from lit_sft.tasks.base import ChatTask, NamedRow
 from lit_sft.tasks.chat_file import ChatFile
 from lit_sft.tasks.tool_turns import gather_tools
 from lit_sft.types import IGNORE_INDEX, Message, Prompt, Split, ValRows
