@@ -11,10 +11,12 @@ import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lit_sft.callbacks.checkpoint import LastCheckpoint
@@ -184,6 +186,9 @@ class SFTCommandLine(LightningCLI):
             "--trainer.limit_val_batches 1.0 is all of val, the fraction of its rows",
         )
         self.model.check_base()
+        if self.model.adapter and self.model.lora:  # whose shape it may have, for config.yaml
+            taken = Namespace(**asdict(self.model.lora))
+            self.config[self.subcommand].model.lora.update(taken)
         if self.trainer.strategy.root_device.type == "cpu":
             width = self.model.base_config.get_text_config().hidden_size
             limit_threads(width, self.trainer.num_devices)
