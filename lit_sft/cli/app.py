@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lit_sft.callbacks.checkpoint import LastCheckpoint
@@ -187,8 +186,8 @@ class SFTCommandLine(LightningCLI):
         )
         self.model.check_base()
         if self.model.adapter and self.model.lora:  # whose shape it may have, for config.yaml
-            taken = Namespace(**asdict(self.model.lora))
-            self.config[self.subcommand].model.lora.update(taken)
+            for name, value in asdict(self.model.lora).items():
+                self.config[self.subcommand].model.lora[name] = value
         if self.trainer.strategy.root_device.type == "cpu":
             width = self.model.base_config.get_text_config().hidden_size
             limit_threads(width, self.trainer.num_devices)

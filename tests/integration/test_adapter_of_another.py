@@ -30,7 +30,7 @@ def test_its_shape_is_taken_and_stands_in_the_config(first, tiny_base, tmp_path)
     env = isolated(tmp_path)
     outcome = lit_sft("fit", *options, "--model.adapter", first, cwd=tmp_path, env=env)
     assert outcome.status == 0, outcome.stderr
-    assert f"model.lora is that of {first}: r 2, alpha 3\n" in outcome.stdout
+    assert f"model.lora is that of {first}: r 2, alpha 3\n" in outcome.stderr
     lora = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["lora"]
     assert (lora["r"], lora["alpha"], lora["target_modules"]) == (2, 3, ["q_proj"])
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
