@@ -62,7 +62,7 @@ def render_report(runs: Sequence[RunFacts]) -> str:
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_show_unseen
     )
-    marks = make_marks(runs[0]) if len(runs) == 1 else {}
+    marks = [make_marks(facts) for facts in runs]
     drawing, answers = draw_charts(make_charts(runs), marks), make_answers(runs)
     plots = {"document": drawing.document, "roots": drawing.roots}
     return environment.from_string(page).render(
@@ -99,6 +99,7 @@ def _describe(facts: RunFacts) -> dict[str, object]:
     last: Mapping[str, Any] = facts.begins[-1] if facts.begins else {}
     splits = last.get("data")
     seconds = facts.seconds()
+    versions = last.get("versions")
     return {
         "name": facts.name,
         "verdict": tell_verdict(facts),
@@ -108,7 +109,7 @@ def _describe(facts: RunFacts) -> dict[str, object]:
         "settings": list_settings(facts.config),
         "splits": list(splits.values()) if isinstance(splits, dict) else [],
         "measured": facts.measured,
-        "begin": last,
+        "begin": {**last, "versions": versions if isinstance(versions, dict) else {}},
         "sessions": facts.sessions,
         "machine": _name_machine(last),
         "wall": format_seconds(seconds) if seconds is not None else "",

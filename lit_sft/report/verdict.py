@@ -107,7 +107,7 @@ def _worry_about_answers(facts: RunFacts) -> Iterator[str]:
         figures = finite(facts.figures.get(name, []))
         step, best = max(figures, key=lambda x: x[1], default=(0, 0.0))
         interval = facts.interval(name, step)
-        if interval and figures[-1][1] < min(best, interval[0]):
+        if figures and interval and figures[-1][1] < min(best, interval[0]):
             yield f"The {label} fell from {best:.1%} after step {step:,} to {figures[-1][1]:.1%}."
 
 

@@ -146,6 +146,35 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     assert any("was killed" in text for text, _ in page.texts)
 
 
+DAMAGED = {
+    "a trainer of a number": ("config.yaml", "trainer: 5\n"),
+    "a model of a list": ("config.yaml", "model: [1]\n"),
+    "data of a word": ("config.yaml", "data: x\n"),
+    "a limit of a list": ("config.yaml", "model: {max_grad_norm: [1]}\n"),
+    "versions of a word": (
+        "logs/sessions.jsonl",
+        '{"event": "begin", "step": 0, "versions": "x", "time": null}\n',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_whatever_is_damaged_leaves_a_page(tmp_path, name):
+    root, (file, text) = make_run(tmp_path / "run"), DAMAGED[name]
+    (root / file).write_text(text)
+    assert Page(write_report([root, make_run(tmp_path / "b")])).data["plots"]["roots"]
+
+
+@pytest.mark.parametrize("figures", ["", "step,val/exact_match\n0,nan\n20,nan\n"])
+def test_answers_without_figures_leave_a_page(tmp_path, figures):
+    """As of a run that was killed in its first evaluation, or whose figures are no numbers."""
+    root = make_run(tmp_path / "run", how="")
+    (root / "logs" / "metrics.csv").write_text(figures)
+    page = Page(write_report([root]))
+    assert any("was killed" in text for text, _ in page.texts)
+    assert len(page.data["answers"]["columns"]) == 2
+
+
 def test_json_in_a_script_ends_none():
     assert json.loads(to_json(HOSTILE)) == HOSTILE
     assert not set(to_json(HOSTILE)) & {"<"}
