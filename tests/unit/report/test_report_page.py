@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from run_folders import answer, make_run
 
+from lit_sft.errors import InputError
 from lit_sft.report.report_page import write_report
 from lit_sft.report.script_json import to_json
 
@@ -116,6 +117,21 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     one, two = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run")
     columns = Page(write_report([one, two])).data["answers"]["columns"]
     assert columns == [f"{one}, step 20", f"{two}, step 20"]
+
+
+def test_a_run_that_is_named_twice_is_one(tmp_path):
+    one, two = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    twice = [one, two, f"{one}/", tmp_path / "b" / ".." / "b"]
+    columns = Page(write_report(twice)).data["answers"]["columns"]
+    assert columns == ["a, step 20", "b, step 20"]
+
+
+def test_a_page_that_cannot_be_written_is_a_line(tmp_path):
+    root = make_run(tmp_path / "run")
+    with pytest.raises(InputError, match=r"^report: --output .* is a folder; name a file$"):
+        write_report([root], tmp_path)
+    with pytest.raises(InputError, match=r"^report: --output"):
+        write_report([root], root / "config.yaml" / "page.html")
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", "logs/answers.jsonl", "logs/sessions.jsonl"])
