@@ -203,7 +203,7 @@ PAIR_FORMATS = [
     Shape("no answer in any row", lines({"question": "q"}), None, fails="^train row 0: there is no answer"),
 ]  # fmt: skip
 NO_CHATS = [
-    Shape("plain text", lines({"text": "q a"}), None, fails="plain text without turns"),
+    Shape("plain text", lines({"text": "q a"}), None, fails=r"^\S+a\.jsonl: the row has the columns 'text': plain text without turns"),
     Shape("preferences", lines({"prompt": "q", "chosen": "a", "rejected": "b"}), None, fails="preferences .* DPO"),
     Shape("preferences of turns", lines({"chosen": TURNS, "rejected": TURNS}), None, fails="preferences .* DPO"),
     Shape("answers labelled good and bad", lines({"prompt": "q", "completion": "a", "label": True}), None, fails="labels answers good and bad, which KTO"),
