@@ -43,10 +43,11 @@ def explain_misfit(parameter: Parameter, value: Any, is_item: bool = False) -> s
     is_file = isinstance(value, str) and value.endswith(CONFIG_ENDINGS)
     if kinds is None or value is None or is_file or (is_item and "list" in kinds):
         return ""
-    allowed = [KINDS.get(kind, (kind, kind.__eq__)) for kind in kinds]
-    if not allowed or any(fits(value) for _, fits in allowed):
+    fits = [KINDS[kind][1](value) if kind in KINDS else str(value) == kind for kind in kinds]
+    if any(fits) or not kinds:
         return ""
-    return f"expected {' or '.join(words for words, _ in allowed)}, got {value!r:.60}"
+    words = [KINDS[kind][0] if kind in KINDS else kind for kind in kinds]
+    return f"expected {' or '.join(words)}, got {value!r:.60}"
 
 
 def _list_kinds(annotation: ast.expr | None) -> list[str] | None:

@@ -17,6 +17,7 @@ GSM8K = ("--config", str(ROOT / "configs" / "gsm8k_qlora.yaml"))
 TYPOS_IN_A_CONFIG = [
     ("data: {batch_size: [1]}", "data.batch_size: expected a whole number, got [1]"),
     ("data: {val_rows: many}", "data.val_rows: expected auto or a whole number, got 'many'"),
+    ("data: {val_rows: [1]}", "data.val_rows: expected auto or a whole number, got [1]"),
     ("data: {learn_thoughts: maybe}", "data.learn_thoughts: expected true or false, got 'maybe'"),
     ("model: {lora: {r: eight}}", "model.lora.r: expected a whole number, got 'eight'"),
     ("data: {tokenizer: [a]}", "data.tokenizer: expected a text or null, got ['a']"),
