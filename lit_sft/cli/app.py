@@ -11,6 +11,7 @@ import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -207,6 +208,9 @@ class SFTCommandLine(LightningCLI):
         vars(self.model)["cpu"] = lambda: self.model
         if not self._dry_run:
             prepare_to_meet(self.trainer)
+        if self.model.adapter and self.model.lora:  # whose shape it may have, for config.yaml
+            for name, value in asdict(self.model.lora).items():
+                self.config[self.subcommand].model.lora[name] = value
         if self.trainer.strategy.root_device.type == "cpu":
             width = self.model.base_config.get_text_config().hidden_size
             limit_threads(width, self.trainer.num_devices)

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import yaml
 
 from lit_sft.cli.allowlist import explain_hidden
+from lit_sft.cli.plain_values import CONFIG_ENDINGS, explain_misfit
 from lit_sft.cli.sections import RETIRED, Options, find_fields, require_retired_on
 from lit_sft.cli.signatures import (
     Parameter,
@@ -30,7 +31,6 @@ COMMANDS_OF_TRAINER = ("fit", "validate", "test", "predict")
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
 """What stands for a class in a config."""
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-CONFIG_ENDINGS = (".yaml", ".yml", ".json")
 OPTION = re.compile(r"-[A-Za-z-]\S*$")
 """A word that is no value: `-1` and `-` are values."""
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -162,6 +162,8 @@ class _Names:
                 f"{where} must be one of {known}, got {value!r}.{suggest(word, choices)}",
             )
         classes, types = find_classes(parameter), find_type_names(parameter)
+        if misfit := explain_misfit(parameter, value, is_item=is_flag):
+            raise InputError(f"{where}: {misfit}")
         if not classes:
             return
         if fields := find_fields(parameter):

@@ -2,7 +2,7 @@
 
 That is `type`, `properties`, `required`, `additionalProperties`, `items`, `enum`, `const`, `anyOf`,
 `oneOf`, `allOf`, references within the schema and bounds of numbers and lengths. Other words
-constrain nothing here.
+constrain nothing here; nor are the keys and items that they are about held against the others.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -43,7 +43,7 @@ def find_flaws(schema: object, where: str, depth: int = 0) -> Iterator[str]:
         return
     types = schema.get("type")
     for name in types if isinstance(types, list) else [types]:
-        if name is not None and name not in TYPES:
+        if name is not None and not (isinstance(name, str) and name in TYPES):
             yield f"{where}.type is {name!r:.40}, which is none of {', '.join(TYPES)}"
     required = schema.get("required")
     if required is not None and not (
@@ -62,11 +62,20 @@ def find_flaws(schema: object, where: str, depth: int = 0) -> Iterator[str]:
         if key in schema:
             yield from find_flaws(schema[key], f"{where}.{key}", depth + 1)
     for key in ("anyOf", "oneOf", "allOf"):
-        for number, one in enumerate(schema.get(key) or ()):
+        inner = schema.get(key)
+        if inner is not None and not isinstance(inner, list):
+            yield f"{where}.{key} is {inner!r:.40}, and no list of schemas"
+        for number, one in enumerate(inner if isinstance(inner, list) else ()):
             yield from find_flaws(one, f"{where}.{key}[{number}]", depth + 1)
 
 
-def find_violations(value: Any, schema: Any, root: object = None, where: str = "") -> Iterator[str]:
+def find_violations(
+    value: Any,
+    schema: Any,
+    root: object = None,
+    where: str = "",
+    within: frozenset[int] = frozenset(),
+) -> Iterator[str]:
     """Yield where a value breaks a schema, in words, from without inwards.
 
     Args:
@@ -74,10 +83,12 @@ def find_violations(value: Any, schema: Any, root: object = None, where: str = "
         schema: One in which `find_flaws` finds nothing.
         root: That references start from; without one, the schema itself.
         where: The value within what is checked.
+        within: The `id` of each schema that the value is being held against: one that comes back to
+            itself says no more.
     """
     root = schema if root is None else root
     schema = _resolve(schema, root)
-    if schema is None or schema is True:
+    if schema is None or schema is True or id(schema) in within:
         return
     if schema is False:
         yield f"{where or 'it'} may not be there"
@@ -95,9 +106,10 @@ def find_violations(value: Any, schema: Any, root: object = None, where: str = "
     if isinstance(value, dict):
         yield from _find_wrong_keys(value, schema, root, where)
     if isinstance(value, list) and "items" in schema:
-        for number, entry in enumerate(value):
+        first = len(schema.get("prefixItems") or ())
+        for number, entry in enumerate(value[first:], first):
             yield from find_violations(entry, schema["items"], root, f"{where}[{number}]")
-    yield from _find_unmatched(value, schema, root, where)
+    yield from _find_unmatched(value, schema, root, where, within | {id(schema)})
 
 
 def _find_wrong_keys(
@@ -111,7 +123,7 @@ def _find_wrong_keys(
     for key, entry in value.items():
         if key in known:
             yield from find_violations(entry, known[key], root, f"{prefix}{key}")
-        elif "additionalProperties" in schema:
+        elif "additionalProperties" in schema and not schema.get("patternProperties"):
             others = schema["additionalProperties"]
             yield from find_violations(entry, others, root, f"{prefix}{key}")
 
@@ -129,30 +141,42 @@ def _find_out_of_bounds(value: object, schema: Mapping[str, object], where: str)
 
 
 def _find_unmatched(
-    value: Any, schema: Mapping[str, Any], root: object, where: str
+    value: Any, schema: Mapping[str, Any], root: object, where: str, within: frozenset[int]
 ) -> Iterator[str]:
     for one in schema.get("allOf") or ():
-        yield from find_violations(value, one, root, where)
+        yield from find_violations(value, one, root, where, within)
     for word in ("anyOf", "oneOf"):
         options = schema.get(word)
         if not options:
             continue
-        fits = [next(find_violations(value, one, root, where), None) is None for one in options]
+        flaws = [next(find_violations(value, x, root, where, within), None) for x in options]
+        fits = [flaw is None for flaw in flaws]
         if not any(fits) or (word == "oneOf" and sum(fits) > 1):
             yield f"{where or 'it'} is {value!r:.40}, which fits {sum(fits)} of its {word}"
 
 
 def _resolve(schema: object, root: object) -> object:
-    """Return what a reference within the schema names; one to elsewhere allows anything."""
+    """Return what a reference within the schema names; one to anything else allows anything."""
     for _ in range(MAX_DEPTH):
         reference = schema.get("$ref") if isinstance(schema, Mapping) else None
         if not isinstance(reference, str):
             return schema
-        schema = root
-        for part in reference.removeprefix("#").strip("/").split("/"):
-            schema = schema.get(part) if part and isinstance(schema, Mapping) else schema
         if not reference.startswith("#"):
             return None
+        schema = root
+        for part in filter(None, reference.removeprefix("#").strip("/").split("/")):
+            schema = _enter(schema, part.replace("~1", "/").replace("~0", "~"))
+        if next(find_flaws(schema, ""), None):  # what a reference finds need not be a schema
+            return None
+    return None
+
+
+def _enter(value: object, part: str) -> object:
+    """Return what stands in an object or a list under a part of a JSON pointer, or else None."""
+    if isinstance(value, Mapping):
+        return value.get(part)
+    if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+        return value[int(part)]
     return None
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lit_sft.data.answers import BLOCK, CLOSING, KEYS, OPENING
 from lit_sft.data.tool_schemas import check_calls, check_tools
 from lit_sft.errors import InputError, require, suggest
 from lit_sft.tasks.tool_turns import normalize_calls
@@ -88,14 +89,27 @@ def _check_weight(role: str, weight: object, where: str) -> None:
 def refuse_silence(messages: Sequence[Message]) -> None:
     """Raise `InputError` for an empty answer, which may be a missing cell.
 
-    Messages that are malformed pass, which `check_messages` tells of.
+    So is one that says nothing behind its thoughts, or whose thoughts were cut off. Messages that
+    are malformed pass, which `check_messages` tells of.
     """
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") != "assistant":
             continue
-        says = [x for key, x in message.items() if key == "content" or MEANING.search(key)]
-        if message.get("weight") != 0 and not any(str(value or "").strip() for value in says):
+        if message.get("weight") != 0 and (lack := _find_lack(message)):
             raise InputError(
-                f"message {number} (assistant): the answer is empty, and silence would be learnt; "
-                "remove the row, or give the turn weight 0"
+                f"message {number} (assistant): {lack}; remove the row, or give the turn weight 0"
             )
+
+
+def _find_lack(message: Message) -> str:
+    """Return why a turn teaches no answer, or an empty string."""
+    content = str(message.get("content") or "").strip()
+    says = {key: x for key, x in message.items() if MEANING.search(key) and str(x or "").strip()}
+    if not content and not says:
+        return "the answer is empty, and silence would be learnt"
+    if content.startswith(OPENING) and CLOSING not in content:
+        return f"its thoughts begin ({OPENING}) and never end, and to stop there would be learnt"
+    block = BLOCK.match(content)
+    if not (says.keys() - set(KEYS) or content[block.end() if block else 0 :].strip()):
+        return "there is no answer behind the thoughts, and silence would be learnt"
+    return ""

@@ -1,6 +1,7 @@
 """Rows to prompts that a model has to answer, and the tokens that end an answer."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -8,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_sft.data.encode import encode_chat, encode_prompt, naming
 from lit_sft.data.splits import MissingSplit, read_conversations, read_split
 from lit_sft.errors import require
-from lit_sft.tasks.base import ChatTask
+from lit_sft.tasks.base import ChatTask, NamedRow
 from lit_sft.tasks.chat_file import ChatFile
 from lit_sft.tasks.tool_turns import gather_tools
 from lit_sft.types import IGNORE_INDEX, Message, Prompt, Split, ValRows
@@ -40,7 +41,15 @@ def make_prompts(
         InputError: If a row cannot be read or rendered; the message names it.
     """
     shots = _draw_shots(task, val_rows, num_shots) if num_shots else []
-    rows = read_split(task, split, val_rows)
+    return _render(task, read_split(task, split, val_rows), tokenizer, shots)
+
+
+def _render(
+    task: ChatTask,
+    rows: Sequence[NamedRow],
+    tokenizer: PreTrainedTokenizerBase,
+    shots: Sequence[Message] = (),
+) -> list[Prompt]:
     prompts = []
     for number, (name, messages) in enumerate(read_conversations(task, rows)):
         with naming(name):
@@ -72,7 +81,9 @@ def find_prompts(
         Path(where).expanduser().is_file(),
         f"data.predict_on: expected {', '.join(SPLITS)} or a file, and there is no file {where!r}",
     )
-    return make_prompts(ChatFile(str(Path(where).expanduser())), "train", tokenizer, 0)
+    asked = ChatFile(str(Path(where).expanduser()))
+    rows = [row for _, row in read_split(asked, "train", 0)]
+    return _render(asked, [(f"{where} row {n}", row) for n, row in enumerate(rows)], tokenizer)
 
 
 def decode_answer(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:

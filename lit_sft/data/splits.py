@@ -12,7 +12,7 @@ import numpy as np
 from lit_sft.data.encode import naming
 from lit_sft.errors import InputError, require
 from lit_sft.tasks.base import ChatTask, NamedRow, Row
-from lit_sft.tasks.row_sequences import hash_contents, join_hashes
+from lit_sft.tasks.row_sequences import describe_place, hash_contents, join_hashes
 from lit_sft.types import Message, Split, ValRows
 
 HELD_OUT_SEED = 0
@@ -38,7 +38,7 @@ class Failure(NamedTuple):
     """A row that cannot be trained on."""
 
     name: str
-    """Such as `train row 17`."""
+    """Such as `train row 17`, of several files `train row 17 (b.jsonl row 2)`."""
     reason: str
 
 
@@ -123,7 +123,8 @@ class SplitRows(Sequence[NamedRow]):
         return join_hashes([hash_contents(self.rows)], str(len(self)))
 
     def _name(self, number: int, row: Row) -> NamedRow:
-        return f"{self.split} row {number}", row
+        place = describe_place(self.rows, number)
+        return f"{self.split} row {number}{f' ({place})' if place else ''}", row
 
 
 def read_split(

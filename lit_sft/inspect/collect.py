@@ -147,10 +147,10 @@ def _encode_unseen(data: DataOptions, messages: list[Message]) -> tuple[Example,
 
 def _find_rows(number: int, split: Split, names: Mapping[Split, Sequence[str]]) -> list[str]:
     """Return the names of the rows that errors call by a number: one of each source."""
-    ending = f" row {number}"
-    matching = {x: dict.fromkeys(n for n in names[x] if n.endswith(ending)) for x in names}
+    called = f" row {number} "  # the file of it may stand behind
+    matching = {x: dict.fromkeys(n for n in names[x] if called in f"{n} ") for x in names}
     found = {x: list(rows) for x, rows in matching.items() if rows}
     if split not in found:
         hint = "".join(f"; {rows[0]} is in the split {x}" for x, rows in found.items())
-        raise InputError(f"--row: there is no{ending} in the split {split}{hint}")
+        raise InputError(f"--row: there is no row {number} in the split {split}{hint}")
     return found[split]

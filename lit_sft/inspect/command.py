@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
+from lit_sft.cli import sections
 from lit_sft.cli.allowlist import limit_imports
 from lit_sft.cli.parser import Parser
 from lit_sft.data.options import DataOptions
@@ -17,16 +18,6 @@ from lit_sft.files import replace_file, require_writable
 from lit_sft.inspect.collect import Choice, inspect_data
 from lit_sft.inspect.row_report import Report
 from lit_sft.inspect.writers import print_report, render_page
-
-OTHER_SECTIONS = ("model", "trainer", "checkpoint")
-OTHER_OPTIONS = (
-    "seed_everything",
-    "ckpt_path",
-    "resume_policy",
-    "dry_run",
-    "report",
-    "weights_only",
-)
 
 
 class Options(NamedTuple):
@@ -106,10 +97,10 @@ def make_parser() -> Parser:
     parser.add_argument("--html", type=str | None, help="Write one self-contained page, too.")
     parser.add_argument("--json", action="store_true", help="Print JSON in place of text.")
     parser.add_class_arguments(DataOptions, "data", sub_configs=True)
-    for name in OTHER_SECTIONS:
+    for name in sorted(sections.SECTIONS.keys() - {"data"}):
         about = "Only base_model is read." if name == "model" else "Not looked at."
         parser.add_argument(f"--{name}", type=dict, default={}, help=about)
-    for name in OTHER_OPTIONS:
+    for name in sorted(sections.Options("fit").of_run.keys() - {"config"}):
         parser.add_argument(f"--{name}", type=Any, help="Not looked at.")
     return parser
 

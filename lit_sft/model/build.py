@@ -8,7 +8,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.errors import require
-from lit_sft.model.adapter import attach_lora, name_saved_layers
+from lit_sft.model.adapter import Lora, attach_lora, name_saved_layers
+from lit_sft.model.adapter_shape import is_unasked, take_shape
 from lit_sft.model.base_model import fingerprint_base, load_base, outline
 from lit_sft.model.fast.kernels import any_kernels, make_fast
 from lit_sft.model.fast.memory import cache_weights
@@ -56,6 +57,8 @@ def require_trainable(module: "SFTModule") -> None:
     if module.lora is None:
         _require_whole(module, base)
         return
+    if module.adapter and is_unasked(module.lora):
+        _take_shape(module, module.adapter, module.lora)
     find_targets(base, module.lora.target_modules)
     name_saved_layers(base, module.lora.modules_to_save)
     require(
@@ -72,6 +75,14 @@ def require_trainable(module: "SFTModule") -> None:
     if module.adapter:
         config = read_adapter_config(module.adapter)
         require_same_lora(module.adapter, config, module.lora, base)
+
+
+def _take_shape(module: "SFTModule", adapter: str, lora: Lora) -> None:
+    """Give a module the shape of its adapter, and say so where that is not the usual one."""
+    taken = take_shape(adapter, read_adapter_config(adapter), lora)
+    module.lora = taken
+    if (taken.r, taken.alpha) != (lora.r, lora.alpha):
+        rank_zero_info(f"model.lora is that of {adapter}: r {taken.r}, alpha {taken.alpha}")
 
 
 def build_model(

@@ -59,7 +59,8 @@ class SFTModule(pl.LightningModule):
         quantization: How the frozen base is stored.
         lora: The shape of the adapter; null trains all weights of a base that is not quantised, in
             float32, whatever the precision of the arithmetic.
-        adapter: The folder or Hub id of an adapter to go on from, or to evaluate.
+        adapter: The folder or Hub id of an adapter to go on from, or to evaluate; of its shape,
+            where `lora` says none.
         trainable_tokens: Tokens whose rows in embedding and head are trained too; `auto` takes
             those of the chat format that look untrained, see `lit_sft.model.untrained_tokens`.
         speed: What is done for speed alone.

@@ -84,7 +84,13 @@ def read_adapter_config(adapter: str) -> dict[str, Any]:
 def read_adapter_tokens(adapter: str) -> list[int]:
     """Return the token ids whose rows an adapter has trained, in its order."""
     layers = read_adapter_config(adapter).get("trainable_token_indices") or []
-    return list(next(iter(layers.values())) if isinstance(layers, dict) else layers)
+    ids = next(iter(layers.values()), ()) if isinstance(layers, dict) else layers
+    if not isinstance(ids, list) or not all(isinstance(x, int) and x >= 0 for x in ids):
+        raise InputError(
+            f"model.adapter: expected trainable_token_indices of {adapter!r} to hold the numbers "
+            f"of tokens, got {json.dumps(layers):.80}"
+        )
+    return ids
 
 
 def load_adapter(model: "PeftModel", adapter: str, base_sha256: str) -> None:
@@ -103,6 +109,12 @@ def load_adapter(model: "PeftModel", adapter: str, base_sha256: str) -> None:
 
     _require_same_base(base_sha256, adapter)
     weights = load_peft_weights(locate(adapter), device="cpu")
+    broken = [name for name, x in weights.items() if not torch.isfinite(x).all()]
+    require(
+        not broken,
+        f"model.adapter: {len(broken)} tensors of {adapter!r} hold NaN or infinity, such as "
+        f"{next(iter(broken), '')}; take an earlier one",
+    )
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     require_same_shapes(own, weights, f"model.adapter {adapter!r}")
     set_peft_model_state_dict(model, weights)
@@ -208,7 +220,12 @@ def require_same_lora(
 
 def name_saved(config: Mapping[str, Any]) -> set[str]:
     """Return the layers that an adapter holds as a whole; PEFT writes some under two names."""
-    return {name.rpartition(".")[2] for name in config.get("modules_to_save") or ()}
+    names = config.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            f"model.adapter: expected modules_to_save to be a list of names, got {names!r:.60}"
+        )
+    return {name.rpartition(".")[2] for name in names}
 
 
 def _compare_saved(config: Mapping[str, Any], lora: Lora, base: PreTrainedModel) -> list[str]:
@@ -227,7 +244,13 @@ def _require_same_token_layers(adapter: str, given: Any, base: PreTrainedModel) 
     """Raise `InputError` unless token rows are trained in the layers where they are here."""
     if not given:
         return
-    tokens = list(next(iter(given.values())) if isinstance(given, dict) else given)
+    tokens = read_adapter_tokens(adapter)
+    count = int(base.config.get_text_config().vocab_size)
+    require(
+        max(tokens, default=-1) < count,
+        f"model.adapter: {adapter!r} has trained a row of token {max(tokens, default=0)}, and the "
+        f"base has {count} tokens: it is not the base that it was trained on",
+    )
     expected = name_token_layers(base, tokens)
     rows = given if isinstance(given, dict) else {next(iter(expected)): tokens}
     rows = {name.rpartition(".")[2]: list(ids) for name, ids in rows.items()}

@@ -15,6 +15,7 @@ from lit_sft.data.prompts import find_stop_ids
 from lit_sft.data.tokenizer import load_tokenizer
 from lit_sft.errors import InputError, require
 from lit_sft.model.adapter import Lora
+from lit_sft.model.adapter_shape import take_shape
 from lit_sft.model.base_model import Quantization
 from lit_sft.model.build import build_model, require_trainable
 from lit_sft.model.device import choose_precision, compute_dtype, describe_device, find_device
@@ -23,8 +24,6 @@ from lit_sft.model.module import SFTModule
 from lit_sft.model.saved_adapter import (
     CONFIG,
     PROVENANCE,
-    TARGETING,
-    name_saved,
     read_adapter_config,
     read_adapter_tokens,
 )
@@ -105,7 +104,9 @@ def load_source(source: Source, accelerator: str = "auto") -> Trained:
     Raises:
         InputError: If the base is another, or cannot be found, or the adapter is not plain LoRA.
     """
-    lora = _read_lora(source.adapter) if source.adapter else None
+    lora = None
+    if source.adapter:
+        lora = take_shape(source.adapter, read_adapter_config(source.adapter), Lora())
     module = SFTModule(
         source.base, quantization=source.quantization, lora=lora, adapter=source.adapter
     )
@@ -141,19 +142,6 @@ def _place_tokenizer(source: Source) -> str:
     own = source.adapter
     has_none = own and is_local(own) and not (Path(own).expanduser() / "tokenizer.json").is_file()
     return source.base if own is None or has_none else own
-
-
-def _read_lora(adapter: str) -> Lora:
-    """Return the shape that an adapter's config says, to compute it by."""
-    config = read_adapter_config(adapter)
-    return Lora(
-        r=config.get("r", 8),
-        alpha=config.get("lora_alpha", 8),
-        target_modules=_as_given(config.get(TARGETING[0])),
-        use_rslora=bool(config.get("use_rslora")),
-        use_dora=bool(config.get("use_dora")),
-        modules_to_save=tuple(sorted(name_saved(config))),
-    )
 
 
 def _find_whole(path: Path) -> Source | None:
@@ -205,9 +193,3 @@ def _name_base(adapter: str) -> str:
     base = read_adapter_config(adapter).get("base_model_name_or_path")
     require(bool(base), f"{adapter!r} does not name its base; say it with --base")
     return str(base)
-
-
-def _as_given(targets: Any) -> tuple[str, ...] | str:
-    if isinstance(targets, str):
-        return targets
-    return tuple(targets or ())

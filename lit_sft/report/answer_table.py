@@ -25,8 +25,12 @@ def make_answers(runs: Sequence[RunFacts]) -> dict[str, object]:
 
     Args:
         runs: One with all its evaluations, or several with the last one of each; of these, the rows
-            that all have answered.
+            that all have answered that have answered any.
     """
+    silent = [facts.name for facts in runs if not facts.evaluations()]
+    answered = [facts for facts in runs if facts.evaluations()]
+    if len(runs) > 1 and len(answered) > 1:
+        runs = answered
     collected, rows, left_out = _collect(runs), _join(runs), ""
     columns = collected
     while len(columns) > 2 and _size(rows, columns) > MOST_BYTES:
@@ -45,6 +49,7 @@ def make_answers(runs: Sequence[RunFacts]) -> dict[str, object]:
         "texts": texts.found,
         "counts": {kind: counts[kind] for kind in KINDS},
         "left_out": left_out,
+        "silent": silent,
     }
 
 

@@ -112,10 +112,10 @@ def _draw(facts: RunFacts, name: str, run: int, runs: int) -> Iterable[dict[str,
 
 
 def _draw_clip(runs: Sequence[RunFacts]) -> Iterable[dict[str, object]]:
-    limits = {(facts.config.get("model") or {}).get("max_grad_norm") for facts in runs}
+    asked = [(facts.config.get("model") or {}).get("max_grad_norm") for facts in runs]
     last = max((facts.step for facts in runs), default=0)
-    for limit in limits:
-        if isinstance(limit, (int, float)) and limit > 0 and last:
+    for limit in sorted({x for x in asked if isinstance(x, (int, float)) and x > 0}):
+        if last and math.isfinite(limit):
             line: Series = [(1, float(limit)), (last, float(limit))]
             yield _as_series(f"clipped to {limit:g}", "clip", line, 0)
 

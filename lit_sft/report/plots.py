@@ -37,6 +37,14 @@ SIGNS = {
     "skipped": ("red lines: skipped", "bad", "solid", 1.0),
 }
 """Of marked steps: in words, colour, dash and height as a part of the chart's."""
+SIGNS_OF_RUNS = {
+    "evaluated": "short ticks at the foot: evaluated",
+    "resumed": "dashed lines: resumed",
+    "skipped": "unbroken lines: skipped",
+}
+"""The same in words, where each run has a colour."""
+Marks = Sequence[Mapping[str, Sequence[int]]]
+"""Of each run, as `make_marks` returns them."""
 
 
 class Line(NamedTuple):
@@ -70,7 +78,7 @@ class Drawing(NamedTuple):
     roots: list[str]
 
 
-def draw_charts(charts: Sequence[Mapping[str, Any]], marks: Mapping[str, Sequence[int]]) -> Drawing:
+def draw_charts(charts: Sequence[Mapping[str, Any]], marks: Marks) -> Drawing:
     """Return the charts, drawn.
 
     A colour is a name in the page's style sheet, so that dark and light are the page's matter: a
@@ -78,7 +86,7 @@ def draw_charts(charts: Sequence[Mapping[str, Any]], marks: Mapping[str, Sequenc
 
     Args:
         charts: As `make_charts` returns them.
-        marks: As `make_marks` returns them.
+        marks: Of each run, as `make_marks` returns them.
     """
     document = Document()
     steps = [step for chart in charts for series in chart["series"] for step in series["x"]]
@@ -102,9 +110,11 @@ def write_short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def list_signs(marks: Mapping[str, Sequence[int]]) -> list[str]:
+def list_signs(marks: Marks) -> list[str]:
     """Return what the marks of steps mean, as far as there are any."""
-    return [text for kind, (text, *_) in SIGNS.items() if marks.get(kind)]
+    told = {kind: text for kind, (text, *_) in SIGNS.items()} if len(marks) < 2 else SIGNS_OF_RUNS
+    signs = [text for kind, text in told.items() if any(one.get(kind) for one in marks)]
+    return [*signs, "marks have the colours of their runs"] if signs and len(marks) > 1 else signs
 
 
 def read_script() -> str:
@@ -178,13 +188,14 @@ def _draw_series(plot: Any, series: Mapping[str, Any]) -> Line:
     )  # fmt: skip
 
 
-def _draw_marks(plot: Any, marks: Mapping[str, Sequence[int]]) -> None:
-    for kind, (_, colour, dash, height) in SIGNS.items():
-        if steps := marks.get(kind):
-            drawn = plot.segment(
-                list(steps), 0, list(steps), height, y_range_name="marks", line_dash=dash
-            )
-            _colour(drawn.glyph, line_color=colour)
+def _draw_marks(plot: Any, marks: Marks) -> None:
+    for number, of_run in enumerate(marks):
+        for kind, (_, colour, dash, height) in SIGNS.items():
+            if steps := of_run.get(kind):
+                drawn = plot.segment(
+                    list(steps), 0, list(steps), height, y_range_name="marks", line_dash=dash
+                )
+                _colour(drawn.glyph, line_color=f"c{number % 8}" if len(marks) > 1 else colour)
 
 
 def _colour(model: Model, **names: str) -> None:

@@ -17,6 +17,8 @@ from lit_sft.run.metrics_rows import parse_rows, split_cells
 from lit_sft.run.records import read_lines
 from lit_sft.run.sessions import read_sessions
 
+SECTIONS = ("model", "data", "trainer")
+"""Of a config, by whose options a run is described."""
 PROVENANCE = "lit_sft.json"
 """In the adapter's folder: which step it holds."""
 
@@ -113,10 +115,13 @@ def _read_config(folder: RunFolder, remarks: list[str]) -> dict[str, object]:
         config: object = folder.read_config()
     except (OSError, ValueError, yaml.YAMLError):
         config = None
-    if isinstance(config, dict):
-        return config
-    remarks.append(f"{folder.config.name}: it cannot be read as YAML; no config")
-    return {}
+    if not isinstance(config, dict):
+        remarks.append(f"{folder.config.name}: it cannot be read as YAML; no config")
+        return {}
+    wrong = [x for x in SECTIONS if config.get(x) is not None and not isinstance(config[x], dict)]
+    if wrong:
+        remarks.append(f"{folder.config.name}: there are no options in {', '.join(wrong)}")
+    return {name: value for name, value in config.items() if name not in wrong}
 
 
 def _read_json(path: Path, remarks: list[str]) -> dict[str, object]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from jinja2 import Environment
 
-from lit_sft.files import replace_file
+from lit_sft.errors import require
+from lit_sft.files import replace_file, require_writable
 from lit_sft.report.answer_table import make_answers
 from lit_sft.report.config_table import compare_settings, list_settings
 from lit_sft.report.curves import make_charts, make_marks
@@ -33,16 +34,18 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
     """Write the page of one run, or of several beside each other, and return where it is.
 
     Args:
-        runs: Their folders.
+        runs: Their folders; one that is named twice is one run.
         output: The file; None is `report.html` in the folder of the first.
 
     Raises:
-        InputError: If a folder is that of no run.
-        OSError: If the file cannot be written.
+        InputError: If a folder is that of no run, or the file cannot be written where it is to be.
+        OSError: If its disk is full.
     """
-    page = render_report(_tell_apart([read_run(run) for run in runs]))
     path = Path(output).expanduser() if output else RunFolder(Path(runs[0]).expanduser()).report
-    path.parent.mkdir(parents=True, exist_ok=True)
+    require(not path.is_dir(), f"report: --output {str(path)!r} is a folder; name a file")
+    folders = {Path(run).expanduser().resolve(): run for run in reversed(runs)}
+    page = render_report(_tell_apart([read_run(run) for run in reversed(folders.values())]))
+    require_writable(path.parent, "report: --output")
     with replace_file(path) as staged:
         # Half of a surrogate pair cannot be written: as an escape it is text, in JSON too.
         staged.write_bytes(page.encode("utf-8", "backslashreplace"))
@@ -62,7 +65,7 @@ def render_report(runs: Sequence[RunFacts]) -> str:
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_show_unseen
     )
-    marks = make_marks(runs[0]) if len(runs) == 1 else {}
+    marks = [make_marks(facts) for facts in runs]
     drawing, answers = draw_charts(make_charts(runs), marks), make_answers(runs)
     plots = {"document": drawing.document, "roots": drawing.roots}
     return environment.from_string(page).render(
@@ -99,6 +102,7 @@ def _describe(facts: RunFacts) -> dict[str, object]:
     last: Mapping[str, Any] = facts.begins[-1] if facts.begins else {}
     splits = last.get("data")
     seconds = facts.seconds()
+    versions = last.get("versions")
     return {
         "name": facts.name,
         "verdict": tell_verdict(facts),
@@ -108,7 +112,7 @@ def _describe(facts: RunFacts) -> dict[str, object]:
         "settings": list_settings(facts.config),
         "splits": list(splits.values()) if isinstance(splits, dict) else [],
         "measured": facts.measured,
-        "begin": last,
+        "begin": {**last, "versions": versions if isinstance(versions, dict) else {}},
         "sessions": facts.sessions,
         "machine": _name_machine(last),
         "wall": format_seconds(seconds) if seconds is not None else "",

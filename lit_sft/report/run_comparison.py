@@ -27,8 +27,10 @@ class Duel(NamedTuple):
 
 
 def compare_runs(runs: Sequence[RunFacts]) -> list[Duel]:
-    """Return each run against the first, by its last answers."""
-    return [Duel(other.name, runs[0].name, _compare(runs[0], other)) for other in runs[1:]]
+    """Return each run against the first that has answered, by its last answers."""
+    first = next((facts for facts in runs if facts.evaluations()), runs[0])
+    others = [facts for facts in runs if facts is not first]
+    return [Duel(other.name, first.name, _compare(first, other)) for other in others]
 
 
 def name_tasks(facts: RunFacts) -> str:

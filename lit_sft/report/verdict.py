@@ -107,13 +107,14 @@ def _worry_about_answers(facts: RunFacts) -> Iterator[str]:
         figures = finite(facts.figures.get(name, []))
         step, best = max(figures, key=lambda x: x[1], default=(0, 0.0))
         interval = facts.interval(name, step)
-        if interval and figures[-1][1] < min(best, interval[0]):
+        if figures and interval and figures[-1][1] < min(best, interval[0]):
             yield f"The {label} fell from {best:.1%} after step {step:,} to {figures[-1][1]:.1%}."
 
 
 def _worry_about_steps(facts: RunFacts) -> Iterator[str]:
     if skipped := len(facts.figures.get("train/skipped_steps", [])):
-        yield f"{skipped:,} steps were skipped, as their loss or gradient was not finite."
+        steps = f"{skipped:,} steps were" if skipped > 1 else "A step was"
+        yield f"{steps} skipped, as the loss or a gradient was not finite."
     rates: Series = finite(facts.figures.get("train/learning_rate", []))
     peak = max((value for _, value in rates), default=0.0)
     is_early = facts.step < facts.total_steps or not facts.total_steps

@@ -163,7 +163,10 @@ class ChatFile(ChatTask):
 
     def _look_at(self, rows: Sequence[Row]) -> None:
         """Decide how rows read: as the first that has a format, which all others must have."""
-        self.format = self.format or recognise_rows(islice(rows, LOOKED_AT))
+        try:
+            self.format = self.format or recognise_rows(islice(rows, LOOKED_AT))
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
         columns = {column for row in islice(rows, LOOKED_AT) for column in row}
         needed = [*self.format.columns, *filter(None, [self.system_column, self.tools_column])]
         missing = [column for column in needed if column not in columns]
@@ -245,4 +248,5 @@ def read_files(paths: Sequence[Path]) -> Sequence[Row]:
         ".json": read_json, ".csv": read_csv, ".tsv": read_csv
     }  # fmt: skip
     read = readers.get(endings[0], JsonLines)
-    return Joined([read(path) for path in paths])
+    names = [path.name for path in paths] if len(paths) > 1 else []
+    return Joined([read(path) for path in paths], names)

@@ -135,7 +135,12 @@ def find_splits(folder: Path, subset: str | None, named: Collection[str]) -> Fou
 
 
 def _list_files(base: Path) -> list[Path]:
-    files = [path for path in sorted(base.rglob("*")) if is_data(path)]
+    try:
+        files = [path for path in sorted(base.rglob("*")) if is_data(path)]
+    except OSError as error:
+        raise InputError(
+            f"{base}: what is in the folder cannot be listed ({error}); name a folder of data alone"
+        ) from error
     files = [p for p in files if not any(x.startswith(".") for x in p.relative_to(base).parts)]
     require(bool(files), f"{base}: the folder holds no data file; expected {', '.join(ENDINGS)}")
     return files

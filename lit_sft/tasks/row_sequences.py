@@ -24,10 +24,11 @@ class Joined(Sequence[Item]):
 
     Args:
         parts: Each with its items.
+        names: Of the parts, such as files, if they have any.
     """
 
-    def __init__(self, parts: Sequence[Sequence[Item]]) -> None:
-        self.parts = parts
+    def __init__(self, parts: Sequence[Sequence[Item]], names: Sequence[str] = ()) -> None:
+        self.parts, self.names = parts, names
         self.ends = list(accumulate(len(part) for part in parts))
 
     def __len__(self) -> int:
@@ -55,6 +56,12 @@ class Joined(Sequence[Item]):
         part = bisect_right(self.ends, index)
         return part, index - (self.ends[part - 1] if part else 0)
 
+    def describe_place(self, index: int) -> str:
+        """Return the name of the part that an item is in, and where; nothing if it has none."""
+        part, within = self.locate(index)
+        inner = describe_place(self.parts[part], within)
+        return f"{self.names[part]} row {within}" if self.names else inner
+
 
 class SlicedRows(Sequence[Item]):
     """Some of the rows of a sequence, each read when it is asked for.
@@ -79,9 +86,18 @@ class SlicedRows(Sequence[Item]):
     def __iter__(self) -> Iterator[Item]:
         return islice(self.rows, self.start, self.stop)
 
+    def describe_place(self, index: int) -> str:
+        """Return where an item stands in the rows that these are of, as `describe_place` does."""
+        return describe_place(self.rows, self.start + index)
+
     def hash_contents(self) -> str | None:
         """Return a hash of all rows that these are of, and which they are."""
         return join_hashes([hash_contents(self.rows)], f"{self.start}:{self.stop}")
+
+
+def describe_place(rows: Sequence[object], index: int) -> str:
+    """Return the file that a row of several files stands in, and where; nothing of one alone."""
+    return str(rows.describe_place(index)) if hasattr(rows, "describe_place") else ""
 
 
 def hash_contents(rows: Sequence[object]) -> str | None:

@@ -146,8 +146,10 @@ def _read_turn(turn: Mapping[str, object], where: str) -> Message:
     role = ROLES.get(role, role)
     where = f"{where} ({role})"
     others |= _read_weight(others, where)
-    if is_missing(others.get("tool_calls")) and isinstance(others.get("function_call"), dict):
-        others["tool_calls"] = [others.pop("function_call")]  # OpenAI's form of before
+    call = parse_json(others.get("function_call"))
+    if is_missing(others.get("tool_calls")) and isinstance(call, dict) and call:
+        del others["function_call"]  # OpenAI's form of before
+        others["tool_calls"] = [call]
     if "tool_calls" in others:
         others["tool_calls"] = normalize_calls(others["tool_calls"])
     if content is None and role == "assistant" and {"tool_calls", "refusal"} & others.keys():

@@ -147,6 +147,10 @@ TURN_FORMATS = [
     Shape("two system prompts", lines({"messages": [S("s"), *TURNS], "system": "t"}), None, fails="column 'system' holds a system prompt, and the first turn is another"),
     Shape("one system prompt twice", lines({"messages": [S("s"), *TURNS], "system": "s"}), [[S("s"), *TURNS]]),
     Shape("an empty answer", lines({"messages": [U("q"), A(" ")]}), None, fails=r"message 1 \(assistant\): the answer is empty"),
+    Shape("thoughts without an end", lines({"messages": [U("q"), A("<think>\nhm")]}), None, fails=r"message 1 \(assistant\): its thoughts begin \(<think>\) and never end"),
+    Shape("thoughts alone", lines({"messages": [U("q"), A("<think>\nhm\n</think>\n\n")]}), None, fails="there is no answer behind the thoughts, and silence would be learnt"),
+    Shape("thoughts alone, beside the content", lines({"messages": [U("q"), A("", reasoning_content="hm")]}), None, fails="there is no answer behind the thoughts"),
+    Shape("thoughts alone that are shown", lines({"messages": [U("q"), A("<think>\nhm", weight=0), U("r"), A("b")]}), [[U("q"), A("<think>\nhm", weight=0), U("r"), A("b")]], ["b"]),
     Shape("no answer", lines({"messages": [U("q")]}), None, fails="there is no answer"),
     Shape("an answer of null", lines({"messages": [U("q"), A(None)]}), None, fails=r"messages\[1\] \(assistant\): content must be a string, but is None"),
     Shape("no question", lines({"messages": [A("a")]}), None, fails="no user turn"),
@@ -166,6 +170,7 @@ TURN_FORMATS = [
     Shape("tools that are no JSON schemas", lines({"messages": TURNS, "tools": [{"name": "f", "parameters": {"x": {"type": "int"}, "type": "dict"}}]}), None, fails=r"^train row 0: tools\[0\] \(f\): parameters.type is 'dict', which is none of object"),
     Shape("arguments that are no JSON", lines({"messages": [U("q"), A(None, tool_calls=[{"function": {"name": "f", "arguments": "{x"}}])]}), None, fails=r"^train row 0: message 1 \(assistant\): tool_calls\[0\]: the arguments of 'f' are no JSON object \('{x'\)"),
     Shape("OpenAI's call of before", lines({"messages": [U("q"), A(None, function_call={"name": "f", "arguments": '{"x": 1}'}, weight=0), {"role": "function", "name": "f", "content": "1"}, A("a")]}), [[U("q"), A("", tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}], weight=0), T("1", name="f"), A("a")]]),
+    Shape("OpenAI's call of before as text", lines({"messages": [U("q"), A(None, function_call='{"name": "f", "arguments": "{\\"x\\": 1}"}', weight=0), {"role": "function", "name": "f", "content": "1"}, A("a")]}), [[U("q"), A("", tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}], weight=0), T("1", name="f"), A("a")]]),
     Shape("ShareGPT with a call", lines({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'}, {"from": "observation", "value": "1"}, {"from": "gpt", "value": "a"}]}), [[U("q"), A("", tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}]), T("1"), A("a")]]),
     Shape("ms-swift with two calls", lines({"messages": [U("q"), A("Let me see."), {"role": "tool_call", "content": '{"name": "f", "arguments": "{}"}'}, {"role": "tool_call", "content": '{"name": "g", "arguments": {}}'}, {"role": "tool_response", "content": "1"}, {"role": "tool_response", "content": "2"}, A("a")]}), [[U("q"), A("Let me see.", tool_calls=[{"function": {"name": "f", "arguments": {}}}, {"function": {"name": "g", "arguments": {}}}]), T("1"), T("2"), A("a")]]),
     Shape("no tools", lines({"messages": TURNS, "tools": "[]", "functions": None}), QA),
@@ -198,7 +203,7 @@ PAIR_FORMATS = [
     Shape("no answer in any row", lines({"question": "q"}), None, fails="^train row 0: there is no answer"),
 ]  # fmt: skip
 NO_CHATS = [
-    Shape("plain text", lines({"text": "q a"}), None, fails="plain text without turns"),
+    Shape("plain text", lines({"text": "q a"}), None, fails=r"^\S+a\.jsonl: the row has the columns 'text': plain text without turns"),
     Shape("preferences", lines({"prompt": "q", "chosen": "a", "rejected": "b"}), None, fails="preferences .* DPO"),
     Shape("preferences of turns", lines({"chosen": TURNS, "rejected": TURNS}), None, fails="preferences .* DPO"),
     Shape("answers labelled good and bad", lines({"prompt": "q", "completion": "a", "label": True}), None, fails="labels answers good and bad, which KTO"),

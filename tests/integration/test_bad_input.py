@@ -67,7 +67,7 @@ def corrupt(folder: Path, line: bytes, number: int = 5) -> None:
         (["--data.task.class_path", "lit_stf.GSM8K"], "Did you mean 'lit_sft'?"),
         (["--data.task.init_args.paht", "x"], "Did you mean 'path'?"),
         (["--model.optimizer", "paged_adam_32bit"], "Did you mean 'paged_adamw_32bit'?"),
-        (["--model.learning_rate", "fast"], 'Parser key "model.learning_rate"'),
+        (["--model.learning_rate", "fast"], "model.learning_rate: expected a number, got 'fast'"),
         (["--model.learning_rate", "-1"], "model.learning_rate must be positive, got -1.0"),
         (["--data.batch_size", "0"], "data.batch_size must be positive, got 0"),
         (["--data.max_length", "-5"], "data.max_length must be at least 2 tokens, got -5"),

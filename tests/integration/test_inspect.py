@@ -78,6 +78,21 @@ def test_all_rows_that_fail_are_named(tiny_base, tmp_path):
     assert "train      31" in outcome.stdout or "train      32" in outcome.stdout
 
 
+def test_a_row_of_several_files_is_named_by_its_file_too(tmp_path):
+    good, bad = ({"question": f"{n}?", "answer": n and "yes"} for n in (1, 0))
+    for name, rows in {"a": [good] * 3, "b": [good, good, {**bad, "answer": "\ud800"}]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = (
+        *("inspect", "--model.base_model", "lit_sft/tiny", "--data.val_rows", 0),
+        *("--data.task", "lit_sft.ChatFile", "--data.task.path", "*.jsonl", "--row"),
+    )
+    outcome = lit_sft(*options, 5, cwd=tmp_path)
+    assert "train row 5 (b.jsonl row 2): fails: message 1 (assistant): character" in outcome.stdout
+    assert lit_sft(*options, 2, cwd=tmp_path).stdout.count("train row 2 (a.jsonl row 2)") >= 1
+    sliced = lit_sft(*options, 1, "--data.task.splits", "{train: 'train[1:]'}", cwd=tmp_path)
+    assert "train row 1 (a.jsonl row 2): " in sliced.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

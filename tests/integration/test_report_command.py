@@ -53,8 +53,8 @@ def test_what_is_no_run_is_refused_in_a_line(tmp_path, capsys, make, says):
 def test_a_page_that_cannot_be_written_is_told(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     root = make_run(tmp_path / "run")
-    assert run(["report", str(root), "--output", str(tmp_path / "file" / "x.html")]) == 1
-    assert "error: " in capsys.readouterr().err
+    assert run(["report", str(root), "--output", str(tmp_path / "file" / "x.html")]) == 2
+    assert "error: report: --output: the folder" in capsys.readouterr().err
 
 
 def test_fit_leaves_a_page_or_none(tmp_path):

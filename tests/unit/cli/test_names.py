@@ -15,6 +15,20 @@ from lit_sft.errors import InputError
 BASE = "model: {base_model: lit_sft/tiny}\n"
 GSM8K = ("--config", str(ROOT / "configs" / "gsm8k_qlora.yaml"))
 TYPOS_IN_A_CONFIG = [
+    ("data: {batch_size: [1]}", "data.batch_size: expected a whole number, got [1]"),
+    ("data: {val_rows: many}", "data.val_rows: expected auto or a whole number, got 'many'"),
+    ("data: {val_rows: [1]}", "data.val_rows: expected auto or a whole number, got [1]"),
+    ("data: {learn_thoughts: maybe}", "data.learn_thoughts: expected true or false, got 'maybe'"),
+    ("model: {lora: {r: eight}}", "model.lora.r: expected a whole number, got 'eight'"),
+    ("data: {tokenizer: [a]}", "data.tokenizer: expected a text or null, got ['a']"),
+    (
+        "data: {template_kwargs: enable_thinking}",
+        "data.template_kwargs: expected names with values, such as {name: value} or null, got 'en",
+    ),
+    (
+        "data: {task: {class_path: lit_sft.ChatFile, init_args: {path: a, columns: q}}}",
+        "data.task.columns: expected names with values, such as {name: value} or null, got 'q'",
+    ),
     ("modle: {base_model: x}", "there is no option 'modle.base_model'. Did you mean 'model.base_m"),
     ("model: {lerning_rate: 1}", "'model.lerning_rate'. Did you mean 'model.learning_rate'?"),
     ("model.lora.aplha: 1", "'model.lora.aplha'. Did you mean 'model.lora.alpha'?"),
@@ -270,6 +284,25 @@ def test_a_typo_for_a_class_of_one_s_own(options, says, own, monkeypatch):
     monkeypatch.chdir(own)
     with pytest.raises(InputError, match=re.escape(says)):
         require_known_names(["fit", *GSM8K, *options])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--model.learning_rate", "1e-4"),
+        ("--model.lora.modules_to_save+=lm_head",),
+        ("--data.task.path+=b.jsonl",),
+        ("--data.val_rows", "auto"),
+        ("--model.speed.compile", "auto"),
+        ("--data.template_kwargs", "kwargs.yaml"),
+        ("--data.template_kwargs.enable_thinking", "false"),
+        ("--trainer.limit_val_batches", "0.5"),
+        ("--trainer.limit_val_batches", "null"),
+    ],
+)
+def test_values_of_their_type_pass(options):
+    task = ("--data.task", "lit_sft.ChatFile")
+    require_known_names(["fit", *GSM8K, *task, *options])
 
 
 @pytest.mark.parametrize("options", RIGHT, ids=" ".join)

@@ -143,6 +143,10 @@ FLAWS = {
     "an enum": ({"enum": "a"}, "enum is 'a', and no list"),
     "within others": ({"anyOf": [{}, {"type": "x"}]}, "anyOf[1].type is 'x'"),
     "a text": ("object", " is 'object'"),
+    "an argument called type": ({"type": {"type": "string"}}, "type is {'type': 'string'}"),
+    "a list of lists": ({"type": [["string"]]}, "type is ['string']"),
+    "one schema of any": ({"anyOf": {"type": "x"}}, "anyOf is {'type': 'x'}, and no list"),
+    "any of a number": ({"properties": {"a": {"oneOf": 5}}}, "properties.a.oneOf is 5, and no"),
 }
 
 
@@ -193,6 +197,47 @@ def test_values_fit_a_schema_or_do_not(value, fits):
     assert (next(find_violations(value, SCHEMA), None) is None) == fits
 
 
-def test_a_schema_that_refers_to_itself_ends():
-    schema = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
-    assert next(find_violations({"x": 1}, schema), None) is None
+REFERRING = {
+    "itself": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
+    "the whole": {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]},
+    "each other": {
+        "allOf": [{"$ref": "#/$defs/a"}],
+        "$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"allOf": [{"$ref": "#/$defs/a"}]}},
+    },
+    "what is no schema": {"properties": {"x": {"$ref": "#/required"}}, "required": ["x"]},
+    "a broken one": {"properties": {"x": {"$ref": "#/x-of"}}, "x-of": {"anyOf": 5}},
+    "nothing": {"properties": {"x": {"$ref": "#/$defs/none"}}},
+    "another file": {"properties": {"x": {"$ref": "other.json#/a"}}},
+}
+
+
+@pytest.mark.parametrize("name", REFERRING)
+def test_a_schema_that_refers_to_no_other_allows_anything(name):
+    assert next(find_flaws(REFERRING[name], "parameters"), None) is None
+    assert next(find_violations({"x": 1}, REFERRING[name]), None) is None
+
+
+def test_a_schema_that_refers_to_itself_holds_at_every_depth():
+    tree = {"type": "object", "properties": {"x": {"type": "integer"}, "in": {"$ref": "#"}}}
+    value = {"x": "1"}
+    for _ in range(100):
+        value = {"in": value}
+    assert next(find_violations(value, tree), None).endswith("in.x is '1', and no integer")
+    tree = {"anyOf": [{"type": "integer"}, {"items": {"$ref": "#"}, "type": "array"}]}
+    assert next(find_violations([[1, [2]], 3], tree), None) is None
+    assert next(find_violations([[1, ["2"]], 3], tree), None) is not None
+
+
+def test_references_are_pointers_of_json():
+    either = {"anyOf": [{"type": "string"}, {"$ref": "#/anyOf/0"}]}
+    assert next(find_violations(1, either), None) == "it is 1, which fits 0 of its anyOf"
+    named = {"properties": {"a/b": {"type": "null"}, "c": {"$ref": "#/properties/a~1b"}}}
+    assert next(find_violations({"c": 1}, named), None) == "c is 1, and no null"
+
+
+def test_what_other_words_are_about_is_not_held_against_these():
+    keys = {"patternProperties": {"^x": {}}, "additionalProperties": False}
+    items = {"prefixItems": [{"type": "string"}, {"type": "integer"}], "items": False}
+    assert next(find_violations({"x1": 1}, keys), None) is None
+    assert next(find_violations(["a", 1], items), None) is None
+    assert next(find_violations(["a", 1, 2], items), None) == "[2] may not be there"

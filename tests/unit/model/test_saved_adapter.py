@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lit_sft import Lora, Quantization, SFTDataModule, SFTModule, WordProblems
@@ -186,6 +187,50 @@ def test_other_layers_than_asked_for_are_named(tiny_base, tmp_path):
     adapter = publish(tiny_base, tmp_path / "adapter", layers_to_transform=[0])
     with pytest.raises(InputError, match=r"4 layers are adapted .*layers_to_transform \[0\].*8"):
         make_module(tiny_base, adapter).check_base()
+
+
+def test_its_own_shape_is_taken_where_none_is_asked_for(tiny_base, tmp_path, capsys):
+    names = ["q_proj", "v_proj", "gate_proj"]
+    adapter = publish(tiny_base, tmp_path / "adapter", r=2, lora_alpha=6, target_modules=names)
+    module = SFTModule(str(tiny_base), adapter=str(adapter), lora=Lora(dropout=0.3))
+    module.check_base()
+    assert module.lora == Lora(r=2, alpha=6, dropout=0.3, target_modules=tuple(sorted(names)))
+    asked = SFTModule(str(tiny_base), adapter=str(adapter), lora=Lora(r=2))
+    with pytest.raises(InputError, match=r"alpha is 6, model\.lora says 64"):
+        asked.check_base()
+    assert asked.lora == Lora(r=2)
+
+
+MALFORMED = [
+    ("r", None, "expected r of .* to be a positive number, got None"),
+    ("r", "4", "expected r of .* to be a positive number, got '4'"),
+    ("lora_alpha", -1, "expected lora_alpha of .* to be a positive number, got -1"),
+    ("modules_to_save", "lm_head", "expected modules_to_save to be a list of names, got 'lm_head'"),
+    ("modules_to_save", [1], "expected modules_to_save to be a list of names"),
+    ("trainable_token_indices", "x", "expected trainable_token_indices of .* the numbers of token"),
+    ("trainable_token_indices", {"embed_tokens": [-1]}, "the numbers of tokens, got {"),
+    ("trainable_token_indices", [99999], "a row of token 99999, and the base has .* tokens"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "says"), MALFORMED)
+def test_a_config_that_holds_something_else_is_a_line(
+    published, tiny_base, tmp_path, field, value, says
+):
+    adapter = change(published, tmp_path / "adapter", **{field: value})
+    with pytest.raises(InputError, match=rf"^model\.adapter: .*{says}"):
+        SFTModule(str(tiny_base), adapter=str(adapter)).check_base()
+
+
+def test_weights_that_are_not_finite_are_of_the_adapter(published, tiny_base, tmp_path):
+    adapter = change(published, tmp_path / "adapter")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = min(weights)
+    weights[name][0, 0] = float("nan")
+    save_file(weights, adapter / "adapter_model.safetensors")
+    trainer = make_trainer(tmp_path, max_steps=1)
+    with pytest.raises(InputError, match=f"model.adapter: 1 tensors of .* hold NaN .*{name}"):
+        trainer.fit(make_module(tiny_base, adapter), make_data())
 
 
 def test_other_whole_layers_than_asked_for_are_named(tiny_base, tmp_path):

@@ -4,6 +4,7 @@ from run_folders import answer, make_run
 
 from lit_sft.report.answer_table import MOST_BYTES, MOST_IN_A_TEXT, make_answers
 from lit_sft.report.read_run import read_run
+from lit_sft.report.run_comparison import compare_runs
 from lit_sft.report.script_json import to_json
 
 
@@ -62,6 +63,18 @@ def test_tokens_with_their_probabilities_are_shown_if_they_are_the_answer(tmp_pa
         [],
         [],
     ]
+
+
+def test_a_run_without_answers_leaves_those_of_the_others(tmp_path):
+    runs = [read_run(make_run(tmp_path / name)) for name in "abc"]
+    (runs[0].folder / "logs" / "answers.jsonl").unlink()
+    runs[0] = read_run(runs[0].folder)
+    answers = make_answers(runs)
+    assert answers["columns"] == ["b, step 20", "c, step 20"]
+    assert (len(answers["rows"]), answers["silent"]) == (4, ["a"])
+    assert [(duel.name, duel.against) for duel in compare_runs(runs)] == [("a", "b"), ("c", "b")]
+    assert [duel.change.rows for duel in compare_runs(runs)] == [0, 4]
+    assert make_answers(runs[:2])["rows"] == []
 
 
 def test_verdicts_without_texts_are_kept(tmp_path):

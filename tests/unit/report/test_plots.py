@@ -34,7 +34,7 @@ def read_array(value, kind):
 def charts(tmp_path):
     facts = read_run(make_run(tmp_path / "run"))
     facts.figures["train/loss"][4] = (5, float("nan"))
-    return make_charts([facts]), make_marks(facts) | {"resumed": [7]}
+    return make_charts([facts]), [make_marks(facts) | {"resumed": [7]}]
 
 
 def test_what_is_drawn_has_the_numbers_of_the_run(charts):
@@ -72,12 +72,23 @@ def test_marks_are_explained_where_there_are_any(charts):
     assert list_signs(charts[1]) == [
         "short ticks at the foot: evaluated", "dashed lines: resumed",
     ]  # fmt: skip
-    assert list_signs({}) == []
+    assert list_signs([{}]) == []
+
+
+def test_marks_of_several_runs_have_their_colours(charts):
+    two = [{"resumed": [7]}, {"resumed": [9], "skipped": [3]}]
+    assert list_signs(two) == [
+        "dashed lines: resumed", "unbroken lines: skipped", "marks have the colours of their runs",
+    ]  # fmt: skip
+    document = draw_charts(charts[0], two).document
+    dashed = [x for x in find(document, "Segment") if "[6]" in str(x) or "dashed" in str(x)]
+    colours = {name for x in dashed for name in re.findall(r"'c\d'", str(x))}
+    assert colours == {"'c0'", "'c1'"}
 
 
 def test_figures_out_of_all_bounds_are_drawn_too():
     series = {"train/loss": [(1, 1e-300), (2**40, 1e300)], "train/grad_norm": [(1, math.nan)]}
-    drawing = draw_charts(make_charts([RunFacts("run", Path("run"), series)]), {})
+    drawing = draw_charts(make_charts([RunFacts("run", Path("run"), series)]), [])
     assert [chart.lines[0].last for chart in drawing.charts] == [1e300, None]
 
 

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from run_folders import answer, make_run
 
+from lit_sft.errors import InputError
 from lit_sft.report.report_page import write_report
 from lit_sft.report.script_json import to_json
 
@@ -118,6 +119,21 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     assert columns == [f"{one}, step 20", f"{two}, step 20"]
 
 
+def test_a_run_that_is_named_twice_is_one(tmp_path):
+    one, two = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    twice = [one, two, f"{one}/", tmp_path / "b" / ".." / "b"]
+    columns = Page(write_report(twice)).data["answers"]["columns"]
+    assert columns == ["a, step 20", "b, step 20"]
+
+
+def test_a_page_that_cannot_be_written_is_a_line(tmp_path):
+    root = make_run(tmp_path / "run")
+    with pytest.raises(InputError, match=r"^report: --output .* is a folder; name a file$"):
+        write_report([root], tmp_path)
+    with pytest.raises(InputError, match=r"^report: --output"):
+        write_report([root], root / "config.yaml" / "page.html")
+
+
 @pytest.mark.parametrize("missing", ["config.yaml", "logs/answers.jsonl", "logs/sessions.jsonl"])
 def test_whatever_is_missing_leaves_a_page(tmp_path, missing):
     root = make_run(tmp_path / "run")
@@ -144,6 +160,35 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     assert page.data["plots"]["roots"] == []
     assert any("No figures are on record" in text for text, _ in page.texts)
     assert any("was killed" in text for text, _ in page.texts)
+
+
+DAMAGED = {
+    "a trainer of a number": ("config.yaml", "trainer: 5\n"),
+    "a model of a list": ("config.yaml", "model: [1]\n"),
+    "data of a word": ("config.yaml", "data: x\n"),
+    "a limit of a list": ("config.yaml", "model: {max_grad_norm: [1]}\n"),
+    "versions of a word": (
+        "logs/sessions.jsonl",
+        '{"event": "begin", "step": 0, "versions": "x", "time": null}\n',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_whatever_is_damaged_leaves_a_page(tmp_path, name):
+    root, (file, text) = make_run(tmp_path / "run"), DAMAGED[name]
+    (root / file).write_text(text)
+    assert Page(write_report([root, make_run(tmp_path / "b")])).data["plots"]["roots"]
+
+
+@pytest.mark.parametrize("figures", ["", "step,val/exact_match\n0,nan\n20,nan\n"])
+def test_answers_without_figures_leave_a_page(tmp_path, figures):
+    """As of a run that was killed in its first evaluation, or whose figures are no numbers."""
+    root = make_run(tmp_path / "run", how="")
+    (root / "logs" / "metrics.csv").write_text(figures)
+    page = Page(write_report([root]))
+    assert any("was killed" in text for text, _ in page.texts)
+    assert len(page.data["answers"]["columns"]) == 2
 
 
 def test_json_in_a_script_ends_none():

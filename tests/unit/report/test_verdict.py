@@ -59,6 +59,7 @@ def test_a_calm_run_is_no_worry():
         ({"val/loss/a": [(1, 0.5), (2, 0.6)]}, "(val/loss/a) rose from 0.5"),
         ({"val/unfinished": [(0, 0.5), (3, 0.125)]}, "12.5% of the last answers did not end"),
         ({"train/skipped_steps": [(2, 1.0), (3, 2.0)]}, "2 steps were skipped"),
+        ({"train/skipped_steps": [(2, 1.0)]}, "A step was skipped"),
         ({"train/loss": [(1, 1.0), (2, float("nan"))]}, "train/loss is not a number in 1 of 2"),
     ],
 )

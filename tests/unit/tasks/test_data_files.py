@@ -176,3 +176,14 @@ def test_files_that_may_not_belong_together_are_not_joined(tmp_path, names, says
 )
 def test_files_that_belong_together_are_joined(tmp_path, names):
     assert sorted(read(lay_out(tmp_path, *names))) == sorted(names)
+
+
+def test_a_folder_that_cannot_be_listed_is_a_line(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+
+    def refuse(folder: object, pattern: str) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(Path, "rglob", refuse)  # as `/proc` does, which no test has to itself
+    with pytest.raises(InputError, match=r"what is in the folder cannot be listed .*Invalid arg"):
+        find_splits(tmp_path, None, [])
