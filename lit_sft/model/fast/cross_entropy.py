@@ -187,10 +187,9 @@ def differentiate_by_chunks(
         logits = _multiply_in_float32(chunk, weight.T)
         logits[:, own_ids] = _multiply_in_float32(chunk, own.T)
         slope = None if softcap is None else _cap(logits, softcap)
-        lse = logits.logsumexp(1, keepdim=True)
-        loss += (lse - logits.gather(1, target)).sum()
+        loss += _normalise(logits, target)
         # In float32, so that of a target that is all but certain the small rest is left.
-        shares = logits.sub_(lse).exp_().scatter_add_(1, target, torch.full_like(lse, -1.0))
+        shares = logits.scatter_add_(1, target, torch.full_like(logits[:, :1], -1.0))
         if slope is not None:
             shares *= slope
         own_shares = shares[:, own_ids]
@@ -230,6 +229,22 @@ def _join(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     for own, part in parts:
         mean += part.float() * (own - lse).exp()[:, None]
     return lse, mean
+
+
+def _normalise(logits: Tensor, targets: Tensor) -> Tensor:
+    """Make probabilities of logits, `[n, vocabulary]`, in place, and return the loss of targets.
+
+    torch's `logsumexp` would hold another matrix of that size.
+
+    Args:
+        logits: float32.
+        targets: int64 `[n, 1]`.
+    """
+    of_targets = logits.gather(1, targets)
+    largest = logits.amax(1, keepdim=True)
+    total = logits.sub_(largest).exp_().sum(1, keepdim=True)
+    logits /= total
+    return (total.log() + (largest - of_targets)).sum()
 
 
 def _cap(logits: Tensor, softcap: float) -> Tensor:

@@ -6,6 +6,7 @@ read when the layer is called: they stand whole in memory then, and at no other 
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lit_sft.model.fast.quantized import Packed, multiply_packed
@@ -23,9 +24,9 @@ class PackedLinear(nn.Linear):
     def __init__(self, packed: Packed, bias: nn.Parameter | None, dtype: torch.dtype) -> None:
         width, height = packed.shape
         super().__init__(height, width, bias=False, device="meta")
-        self.weight = nn.Parameter(packed.codes, requires_grad=False)
-        # Two dimensions, as the fingerprint of a base is made of the parameters that have one.
-        self.scales = nn.Parameter(packed.scales.view(-1, 1), requires_grad=False)
+        self.weight = nn.Parameter(_hold(packed.codes), requires_grad=False)
+        self.scales = nn.Parameter(_hold(packed.scales), requires_grad=False)
+        self._held = packed.codes.numel(), packed.scales.numel(), packed.scales.dtype
         if bias is not None:
             self.bias = bias
         self.compute_dtype = dtype
@@ -38,10 +39,32 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[..., out]` of `[..., in]`, in its dtype."""
-        packed = Packed(self.weight, self.scales.view(-1), *self._rest)
+        codes, scales, kind = self._held
+        packed = Packed(
+            _read(self.weight, codes, torch.uint8).view(-1, 1),
+            _read(self.scales, scales, kind),
+            *self._rest,
+        )
         with torch.autocast(x.device.type, enabled=False):
             result = multiply_packed(x.to(self.compute_dtype), packed, self.bias)
         return result.to(x.dtype)
+
+
+def _hold(values: Tensor) -> Tensor:
+    """Return the bytes of a tensor as numbers with a fraction, `[some, 1]`, made up to whole ones.
+
+    FSDP of torch 2.11 takes no others. It has two dimensions, as the fingerprint of a base is made
+    of the parameters that have one.
+    """
+    flat = values.flatten()
+    if flat.dtype != torch.uint8:
+        return flat.view(-1, 1)
+    return functional.pad(flat, (0, flat.numel() % 2)).view(torch.bfloat16).view(-1, 1)
+
+
+def _read(held: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """Return the numbers that `_hold` was given, `[count]`, which share the memory."""
+    return held.view(-1).view(dtype)[:count]
 
 
 def count_parameters(model: PreTrainedModel) -> int:
