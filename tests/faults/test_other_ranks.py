@@ -22,8 +22,8 @@ def fit(folder: Path, base: Path, *arguments: object):
 
 @pytest.mark.timeout(1800)
 def test_two_then_one_then_two_ranks_equal_one(tiny_base, tmp_path):
-    """Six steps of 16 rows, without dropout: rank by rank, it would draw other numbers."""
-    alone, folder = ("--data.accumulate_grad_batches", 8), tmp_path / "shared"
+    """Six steps of 8 rows, without dropout: rank by rank, it would draw other numbers."""
+    alone, folder = ("--data.accumulate_grad_batches", 4), tmp_path / "shared"
     for mark in ("signal15", "signal2"):
         (tmp_path / "whole" / "run").mkdir(parents=True, exist_ok=True)
         (tmp_path / "whole" / "run" / f".struck-{mark}-rank0-0").touch()

@@ -63,6 +63,9 @@ class Run:
         self.pid, self.poll = self.process.pid, self.process.poll
         self.send_signal = self.process.send_signal
 
+    def wait(self, timeout: float) -> int:
+        return self.process.wait(timeout)
+
     def wait_for(self, path: Path, timeout: float = 120.0) -> None:
         deadline = time.monotonic() + timeout
         while not path.exists():

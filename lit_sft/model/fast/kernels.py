@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_sft.data.batching import pack_batch, pad_batch
 from lit_sft.model.fast.embedding import fuse_token_rows
 from lit_sft.model.fast.lora import fuse_lora
-from lit_sft.model.fast.memory import find_layers
+from lit_sft.model.fast.memory import exchange_call, find_layers
 from lit_sft.model.fast.norm import fuse_norms
 from lit_sft.model.fast.quantized import fuse_quantized
 from lit_sft.model.fast.siblings import fuse_siblings
@@ -84,7 +84,7 @@ def compile_layers(model: "PeftModel | PreTrainedModel") -> None:
 def run_uncompiled(model: "PeftModel | PreTrainedModel") -> None:
     """Take `compile_layers` back; torch has no public way."""
     for layer in find_layers(model):
-        layer._compiled_call_impl = None
+        exchange_call(layer)
 
 
 def _inductor_has(option: str) -> bool:

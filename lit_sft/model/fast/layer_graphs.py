@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_sft.model.fast.graphs import SIZE_STEP, Decode, Size, choose_size, fit, make_empty, write
+from lit_sft.model.fast.memory import exchange_call
 from lit_sft.model.fast.recomputed_layer import Dice, RecomputedLayer, Replayed
 from lit_sft.types import Batch
 
@@ -44,7 +45,7 @@ class LayerGraphs:
         self._decode, self._layers, self._max_length = decode, list(layers), max_length
         self._step = min(SIZE_STEP, max_length)
         self._most = -(-max_tokens // self._step) * self._step
-        self._run_layers = [layer._compiled_call_impl or layer._call_impl for layer in layers]
+        self._run_layers: list[Callable[..., Any]] = []
         self._passes: dict[Size, _Pass] = {}
         self._memory: _Memory | None = None
         self._current: _Pass | None = None
@@ -52,7 +53,9 @@ class LayerGraphs:
         self.is_capturing = True
         for index, layer in enumerate(self._layers):
             layer.gradient_checkpointing = False
-            layer._compiled_call_impl = self._stand_for(index)
+            run = exchange_call(layer)
+            self._run_layers.append(run)
+            exchange_call(layer, self._stand_for(index, run))
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the last hidden states, `[1, tokens, hidden]`, with a gradient."""
@@ -91,7 +94,7 @@ class LayerGraphs:
         self._memory = None
         for layer, run in zip(self._layers, self._run_layers, strict=True):
             layer.gradient_checkpointing = True
-            layer._compiled_call_impl = run if run != layer._call_impl else None
+            exchange_call(layer, run)
         warnings.warn(
             "from here on there are no CUDA graphs, which is slower and gives the same numbers: "
             f"layers of {size.tokens:,} tokens could not be captured "
@@ -99,9 +102,7 @@ class LayerGraphs:
             stacklevel=2,
         )
 
-    def _stand_for(self, index: int) -> Callable[..., Any]:
-        run = self._run_layers[index]
-
+    def _stand_for(self, index: int, run: Callable[..., Any]) -> Callable[..., Any]:
         def call(hidden: Tensor, *args: object, **kwargs: object) -> Any:
             if self._current is None or not torch.is_grad_enabled():
                 return run(hidden, *args, **kwargs)

@@ -155,6 +155,18 @@ def find_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
+def exchange_call(layer: nn.Module, call: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """Return what a layer is called by: its own forward with its hooks, or that compiled.
+
+    Args:
+        layer: Whose place in torch for that is private.
+        call: What it is called by from now on; None is its own forward.
+    """
+    was: Callable[..., Any] = layer._compiled_call_impl or layer._call_impl
+    layer._compiled_call_impl = call
+    return was
+
+
 def choose_count(bytes_per_layer: float, layers: int, free: float) -> int:
     """Return the smallest number of layers to recompute with which the others' activations fit.
 

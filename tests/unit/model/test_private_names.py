@@ -19,7 +19,8 @@ ROOMS = ("model", "evaluation", "plan")
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 PRIVATE = {
     "torch:_inductor.config.deterministic": "lit_sft.model.fast.kernels._inductor_has",
-    "torch:nn.Module._compiled_call_impl": "lit_sft.model.fast.kernels.run_uncompiled",
+    "torch:nn.Module._call_impl": "lit_sft.model.fast.memory.exchange_call",
+    "torch:nn.Module._compiled_call_impl": "lit_sft.model.fast.memory.exchange_call",
     "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu": (
         "lit_sft.model.fast.cross_entropy._attend"
     ),
