@@ -103,7 +103,7 @@ def test_ranks_of_torchrun_end_of_a_signal(tiny_base, tmp_path, phase, to):
 def test_ranks_of_torchrun_do_not_outlive_it(tiny_base, tmp_path):
     process = Run(tmp_path, tiny_base, *TWO_RANKS, launcher=TORCHRUN, callbacks=halt("window"))
     process.wait_for(tmp_path / "run" / ".halted-window-0")
-    process.kill()
+    os.kill(process.pid, signal.SIGKILL)
     _, seconds = process.end()
     assert seconds < LIMIT
     assert RunFolder(tmp_path / "run").last_checkpoint.exists()
