@@ -5,6 +5,10 @@ from typing import Any
 
 import torch
 
+OWN = "thread_local"
+"""What a capture forbids, it forbids this thread alone: NCCL has one that asks the device how far
+it has come, and so has the loader."""
+
 
 @cache
 def capture_stream(device: torch.device) -> Any:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from lit_sft.cuda import capture_stream
+from lit_sft.cuda import OWN, capture_stream
 from lit_sft.evaluation.generate import (
     Ending,
     Generation,
@@ -258,7 +258,7 @@ class _Batch:
         for tensor, value in zip(held, before, strict=True):
             tensor.copy_(value)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, self.pool, side):
+        with torch.cuda.graph(graph, self.pool, side, OWN):
             self._step(rows, seen)
         self.pool = graph.pool()
         return graph

@@ -27,7 +27,7 @@ from lit_sft.model.distributed import seed_step, sum_gradients, sum_over_ranks, 
 from lit_sft.model.fast.cross_entropy import LogitScale
 from lit_sft.model.fast.flat_parameters import FlatParameters
 from lit_sft.model.fast.graphs import GraphedDecoder
-from lit_sft.model.fast.kernels import Speed, spare_fills
+from lit_sft.model.fast.kernels import Speed, run_uncompiled, spare_fills
 from lit_sft.model.fast.layer_graphs import LayerGraphs
 from lit_sft.model.figures import EvalLoss, StepClock, peak_memory_gib
 from lit_sft.model.loss import sum_supervised_loss
@@ -219,6 +219,7 @@ class SFTModule(pl.LightningModule):
     def training_step(self, window: Window, batch_idx: int) -> None:
         """Take one optimizer step: the mean loss over the supervised tokens of the window."""
         self._clock.begin()
+        self._flat.zero_grad()  # Lightning sets all to None, as before a validation; graphs add
         torch.manual_seed(seed_step(self.seed, self.global_step, self.global_rank))
         supervised = sum_over_ranks(self._count(window, "num_supervised"))
         loss = torch.zeros((), device=self.device)
@@ -254,9 +255,14 @@ class SFTModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Decide how the layers are run, as what decides it is known; then wait for the loader."""
-        self._flat.zero_grad()  # Lightning has set all gradients to None, which graphs add to
         self._graphed = settle_pace(self, self._flat)
         self._clock.wait()
+
+    def on_fit_end(self) -> None:
+        """Give back the memory of graphs, and let the layers be called as they are."""
+        if self._graphed is not None:
+            self._graphed = None
+            run_uncompiled(self.model)
 
     on_train_epoch_start = _wait_for_loader
     on_train_batch_end = on_validation_end = _wait_for_loader
@@ -360,7 +366,6 @@ class SFTModule(pl.LightningModule):
             for parameter in group["params"] if not is_good else ():
                 parameter.grad = None  # a step without gradients is counted, and changes nothing
         optimizer.step()
-        self._flat.zero_grad()
         return learning_rate
 
     def _collect_gradients(self) -> list[nn.Parameter]:

@@ -8,9 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_sft.data.protocol import SizedData
+from lit_sft.model.device import compute_dtype
 from lit_sft.model.distributed import max_over_ranks
 from lit_sft.model.fast.flat_parameters import FlatParameters
 from lit_sft.model.fast.graphs import GraphedDecoder
@@ -96,7 +98,7 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | L
         What runs the layers of a training pass as CUDA graphs, or None where they are not.
     """
     is_on_cuda = module.device.type == "cuda"
-    layers = find_layers(module.model)
+    layers = find_layers(module.model.get_decoder())
     recomputed = [layer for layer in layers if layer.gradient_checkpointing]
     _settle_compiling(module, len(layers))
     captures = bool(module.speed.compile) and is_on_cuda and _can_capture(module)
@@ -163,9 +165,11 @@ def _try_a_pass(module: "SFTModule") -> None:
 
 
 def _can_capture(module: "SFTModule") -> bool:
-    return (
-        isinstance(_find_data(module), SizedData) and _packs(module) and not _has_own_layers(module)
-    )
+    is_sized = isinstance(_find_data(module), SizedData)
+    # Otherwise rows are attended to one by one, and the device is asked for their lengths.
+    is_half = compute_dtype(module.trainer.precision) != torch.float32
+    is_at_once = is_half and not getattr(module.model.config, "attention_dropout", 0.0)
+    return is_sized and is_at_once and _packs(module) and not _has_own_layers(module)
 
 
 def _has_own_layers(module: "SFTModule") -> bool:

@@ -18,16 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_sft.cuda import capture_stream
+from lit_sft.cuda import OWN, capture_stream
 from lit_sft.types import Batch
 
 SIZE_STEP = 256
 """Tokens from one size to the next. Half of it, 5 % of a window of 2,800, is run for nothing; each
 size is captured when it first occurs, which takes half a second."""
-
-OWN = "thread_local"
-"""What a capture forbids, it forbids this thread alone: NCCL has one that asks the device how far
-it has come."""
 
 Decode = Callable[[Batch], Tensor]
 """From a packed batch to its last hidden states, `[1, tokens, hidden]`."""

@@ -20,6 +20,13 @@ from lit_sft.model.fast.memory import exchange_call
 from lit_sft.model.fast.recomputed_layer import Dice, RecomputedLayer, Replayed
 from lit_sft.types import Batch
 
+PLAIN = (bool, int, float, str, torch.dtype, torch.device)
+"""What a layer may be given besides tensors: it is the same in every pass."""
+
+
+class UnfitLayersError(RuntimeError):
+    """A model runs its layers in a way that is not known here."""
+
 
 class LayerGraphs:
     """Stands for `decode` in training where layers are computed again.
@@ -60,35 +67,45 @@ class LayerGraphs:
     def __call__(self, batch: Batch) -> Tensor:
         """Return the last hidden states, `[1, tokens, hidden]`, with a gradient."""
         tokens, size = batch["input_ids"].shape[1], choose_size(batch, self._step)
-        if self.is_capturing and size in self._passes:
-            return self._run(size, batch)
-        if self.is_capturing:
-            return self._capture(size, batch)
-        return self._decode(fit(batch, size, self._max_length))[:, :tokens]
+        hidden = self._try(size, batch) if self.is_capturing else None
+        if hidden is None:
+            hidden = self._decode(fit(batch, size, self._max_length))
+        return hidden[:, :tokens]
 
-    def _run(self, size: Size, batch: Batch) -> Tensor:
-        self._current = self._passes[size]
-        write(batch, self._current.batch)
+    def _try(self, size: Size, batch: Batch) -> Tensor | None:
+        """Run a pass, capturing layer after layer on the way where its size is new.
+
+        Returns:
+            The hidden states, or None where that is not possible, with the random state as it was.
+        """
+        device = batch["input_ids"].device
+        dice, is_new = Dice(device), size not in self._passes
+        before = dice.read_all()
+        if is_new:
+            self._passes[size] = _Pass(make_empty(size, self._max_length, device), dice)
         try:
-            return self._decode(self._current.batch)[:, : batch["input_ids"].shape[1]]
+            return self._run(self._passes[size], batch)
+        except Exception as error:  # torch.OutOfMemoryError, or of any code that is captured
+            if not is_new and not isinstance(error, UnfitLayersError):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+        self._give_up(size, reason)  # behind the error, which would hold all memory of the pass
+        dice.renew()
+        dice.write_all(before)
+        return None
+
+    def _run(self, current: "_Pass", batch: Batch) -> Tensor:
+        self._current, current.ran = current, 0
+        write(batch, current.batch)
+        try:
+            hidden = self._decode(current.batch)
         finally:
             self._current = None
+        if current.ran != len(self._layers):
+            raise UnfitLayersError(f"{current.ran} of {len(self._layers)} layers are run in a pass")
+        return hidden
 
-    def _capture(self, size: Size, batch: Batch) -> Tensor:
-        """Run a size for the first time, capturing layer after layer on the way."""
-        device = batch["input_ids"].device
-        dice = Dice(device)
-        before = dice.read_all()
-        self._passes[size] = _Pass(make_empty(size, self._max_length, device), dice)
-        try:
-            return self._run(size, batch)
-        except RuntimeError as error:  # also torch.OutOfMemoryError
-            self._give_up(size, error)
-            dice.renew()
-            dice.write_all(before)
-            return self(batch)
-
-    def _give_up(self, size: Size, error: RuntimeError) -> None:
+    def _give_up(self, size: Size, reason: str) -> None:
         self.is_capturing = False
         self._passes.clear()
         self._memory = None
@@ -97,8 +114,7 @@ class LayerGraphs:
             exchange_call(layer, run)
         warnings.warn(
             "from here on there are no CUDA graphs, which is slower and gives the same numbers: "
-            f"layers of {size.tokens:,} tokens could not be captured "
-            f"({str(error).splitlines()[0]:.200})",
+            f"layers of {size.tokens:,} tokens could not be captured ({reason:.200})",
             stacklevel=2,
         )
 
@@ -123,6 +139,9 @@ class LayerGraphs:
             args: What else it is given.
             kwargs: Likewise.
         """
+        if index != current.ran:
+            raise UnfitLayersError("its layers are not run once each, in order")
+        current.ran += 1
         memory = self._find_memory(hidden)
         into, out = (memory.kept[i][:, : hidden.shape[1]] for i in (index, index + 1))
         if into.data_ptr() != hidden.data_ptr():
@@ -150,13 +169,12 @@ class LayerGraphs:
             slope: The gradient by what it gave, of that shape.
         """
         own = self._find_memory(slope).slope[:, : slope.shape[1]]
-        if own.data_ptr() != slope.data_ptr():
-            own.copy_(slope)
+        own.copy_(slope)
         now = current.dice.read()
         current.dice.write(current.offsets[index])
         current.layers[index][1].replay()
         current.dice.write(now)
-        return own
+        return own.clone()  # autograd may hold it while the layer before writes its own
 
     def _find_memory(self, like: Tensor) -> "_Memory":
         if self._memory is None:
@@ -216,6 +234,7 @@ class _Pass:
     def __init__(self, batch: Batch, dice: "Dice") -> None:
         self.batch, self.dice = batch, dice
         self.layers: list[tuple[Replayed, Replayed]] = []
+        self.ran = 0
         self.offsets: dict[int, Any] = {}
         self._fixed: dict[int, tuple[Tensor, Tensor]] = {}
         self._copies: list[Tensor] = []
@@ -224,6 +243,8 @@ class _Pass:
         """Return what a layer is given, with tensors of our own in the place of all tensors."""
 
         def own(tensor: Tensor) -> Tensor:
+            if tensor.requires_grad:
+                raise UnfitLayersError("a layer is given more than its input that has a gradient")
             if id(tensor) not in self._fixed:
                 copy = tensor.detach().clone()
                 self._fixed[id(tensor)] = tensor, copy
@@ -263,4 +284,6 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return type(value)(_map_tensors(x, function) for x in value)
     if type(value) is dict:
         return {name: _map_tensors(x, function) for name, x in value.items()}
+    if value is not None and not isinstance(value, PLAIN):
+        raise UnfitLayersError(f"a layer is given a {type(value).__name__}")
     return value

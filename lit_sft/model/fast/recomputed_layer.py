@@ -11,8 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from lit_sft.cuda import capture_stream
-from lit_sft.model.fast.graphs import OWN
+from lit_sft.cuda import OWN, capture_stream
 
 
 class Replayed(Protocol):

@@ -153,7 +153,8 @@ class _Stub:
 
 def _forward_gated(mlp: Any, x: Tensor) -> Tensor:
     """Stand for the forward of an MLP that `computes_swiglu`."""
-    update = read_update(mlp.down_proj)
+    is_adapted = hasattr(mlp.down_proj, "lora_A")  # until an adapter is merged and unloaded
+    update = read_update(mlp.down_proj) if is_adapted else None
     if update is None or not torch.is_grad_enabled():
         forwarded: Tensor = type(mlp).forward(mlp, x)
         return forwarded

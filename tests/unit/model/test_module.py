@@ -370,17 +370,19 @@ def test_a_model_that_cannot_pack_pads_and_refuses_packed_windows_of_others(tmp_
         make_trainer(tmp_path).fit(module, packed)
 
 
-def test_graphs_find_gradients_to_add_to_in_the_first_step(tiny_base, tmp_path):
-    """Lightning sets all to None before; what is None after a step counts as zero."""
+def test_graphs_find_gradients_to_add_to_in_every_step(tiny_base, tmp_path):
+    """Lightning sets all to None before the first one, and before each validation."""
     module, data = make_run(tiny_base)
     seen = []
 
     class Look(pl.Callback):
-        def on_train_batch_start(self, trainer, pl_module, *args):
+        def on_before_backward(self, trainer, pl_module, *args):
             flat = pl_module._flat
             ends = flat.gradient.data_ptr() + flat.gradient.nbytes
             where = [p.grad is not None and p.grad.data_ptr() for p in flat.members]
             seen.append(all(flat.gradient.data_ptr() <= x < ends for x in where))
 
-    make_trainer(tmp_path, callbacks=[Look()]).fit(module, data)
-    assert seen == [True, True]
+    validate = {"limit_val_batches": 1, "val_check_interval": 1}
+    make_trainer(tmp_path, steps=3, callbacks=[Look()], **validate).fit(module, data)
+    assert seen
+    assert all(seen)

@@ -1,6 +1,7 @@
 """Layers computed again one by one, on a CPU: the work of the graphs, done as it is."""
 
 import warnings
+from collections import UserDict
 from functools import partial
 
 import pytest
@@ -98,3 +99,93 @@ def test_what_cannot_be_captured_runs_as_it_is(setup):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it is said once
         setup.step(graphs, batches)
+
+
+class Chain(torch.nn.Module):
+    """Layers that a model calls in a way of its own."""
+
+    def __init__(self, way) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(50, 8)
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+        self.parts = torch.nn.ModuleList([torch.nn.Linear(8, 8) for _ in range(3)])
+        for part in self.parts:
+            part.gradient_checkpointing = False
+        self.way = way
+
+    def forward(self, batch) -> torch.Tensor:
+        return self.way(self, self.embed(batch["input_ids"]))
+
+
+class Shared(UserDict):
+    """What layers may hand to each other past their results."""
+
+
+def in_order(model, h):
+    for part in model.parts:
+        h = part(h)
+    return h
+
+
+def with_a_skip(model, h):
+    return model.parts[2](model.parts[1](model.parts[0](h))) + h
+
+
+def twice(model, h):
+    return model.parts[2](model.parts[1](model.parts[0](model.parts[0](h))))
+
+
+def one_left_out(model, h):
+    return model.parts[1](model.parts[0](h))
+
+
+class Scaled(torch.nn.Linear):
+    """Is given more than its input."""
+
+    def forward(self, h, scale=1.0):
+        factor = scale["scale"] if isinstance(scale, Shared) else scale
+        return super().forward(h) * factor
+
+
+def given(kind):
+    def run(model, h):
+        scale = Shared(scale=model.scale) if kind == "object" else model.scale
+        for part in model.parts:
+            part.__class__ = Scaled
+            h = part(h, scale=scale)
+        return h
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("way", "fits"),
+    [
+        (in_order, True),
+        (with_a_skip, True),
+        (twice, False),
+        (one_left_out, False),
+        (given("tensor"), False),
+        (given("object"), False),
+    ],
+)
+def test_a_model_of_another_way_has_its_own_gradient(way, fits):
+    torch.manual_seed(0)
+    model = Chain(way).train()
+    flat = FlatParameters(list(model.parameters()))
+    batch = make(16)
+
+    def differentiate(run):
+        flat.zero_grad()
+        run(batch).square().sum().backward()
+        flat.collect()
+        return flat.gradient.clone()
+
+    plain = differentiate(model)
+    graphs = LayerGraphs(model, model.parts, LONGEST, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [differentiate(graphs) for _ in range(2)]
+    assert graphs.is_capturing == fits
+    for gradient in found:
+        torch.testing.assert_close(gradient, plain)
