@@ -1,5 +1,8 @@
-"""What all that is captured as CUDA graphs shares."""
+"""How all that is captured as CUDA graphs is captured."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any
 
@@ -10,8 +13,51 @@ OWN = "thread_local"
 it has come, and so has the loader."""
 
 
+@contextmanager
+def trying_out(device: torch.device) -> Iterator[None]:
+    """Run what is to be captured as it is first, where it will be captured."""
+    side = _capture_stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream(device).wait_stream(side)
+
+
+def capturing(
+    graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device
+) -> AbstractContextManager[None]:
+    """Capture what is run in this context, without running it.
+
+    Args:
+        graph: What is to be replayed.
+        pool: The memory of graphs that were captured before, or None.
+        device: Where it runs.
+    """
+    return torch.cuda.graph(graph, pool, _capture_stream(device), OWN)
+
+
+def renew_random_state(device: torch.device) -> None:
+    """Give a device's generator another state: one that a capture has broken off stays in it."""
+    generator = torch.cuda.default_generators[device.index or 0]
+    generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+
+
+def warn_of_no_graphs(what: str, reason: str) -> None:
+    """Say that nothing is captured any more.
+
+    Args:
+        what: Could not be captured.
+        reason: Why; its first line is told.
+    """
+    warnings.warn(
+        "from here on there are no CUDA graphs, which is slower and gives the same numbers: "
+        f"{what} could not be captured ({(reason.splitlines() or [''])[0]:.200})",
+        stacklevel=3,
+    )
+
+
 @cache
-def capture_stream(device: torch.device) -> Any:
+def _capture_stream(device: torch.device) -> Any:
     """Return the `torch.cuda.Stream` of a device that graphs are tried out and captured on.
 
     There is one: cuBLAS keeps 64 MiB to work in for every stream that it has ever been used on, by

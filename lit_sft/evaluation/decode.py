@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from lit_sft.cuda import OWN, capture_stream
+from lit_sft.cuda import capturing, trying_out
 from lit_sft.evaluation.generate import (
     Ending,
     Generation,
@@ -250,15 +250,12 @@ class _Batch:
         held = list(vars(self.state).values())
         before = [x.clone() for x in held]
         self._use(rows, seen, is_reading=False)
-        side = capture_stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
+        with trying_out(self.device):
             self._step(rows, seen)
-        torch.cuda.current_stream(self.device).wait_stream(side)
         for tensor, value in zip(held, before, strict=True):
             tensor.copy_(value)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, self.pool, side, OWN):
+        with capturing(graph, self.pool, self.device):
             self._step(rows, seen)
         self.pool = graph.pool()
         return graph

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -59,6 +60,12 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
 def without_sync(model: nn.Module | None) -> AbstractContextManager[None]:
     """Keep DDP from averaging gradients in every backward: the window sums them once at its end."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+@rank_zero_only
+def say_once(text: str) -> None:
+    """Print a line on the first rank."""
+    print(text, flush=True)
 
 
 def seed_step(seed: int, step: int, rank: int) -> int:

@@ -9,11 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.data.protocol import SizedData
 from lit_sft.model.device import compute_dtype
-from lit_sft.model.distributed import max_over_ranks
+from lit_sft.model.distributed import max_over_ranks, say_once
 from lit_sft.model.fast.flat_parameters import FlatParameters
 from lit_sft.model.fast.graphs import GraphedDecoder
 from lit_sft.model.fast.kernels import compile_layers, run_uncompiled, settle
@@ -116,7 +116,7 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | L
     run, data = partial(decode, module.model), _find_data(module)
     if recomputed:
         if len(recomputed) < len(layers):
-            _say(f"all {len(layers)} layers are computed again, as CUDA graphs of their own")
+            say_once(f"all {len(layers)} layers are computed again, as CUDA graphs of their own")
         return LayerGraphs(run, layers, data.max_length, data.max_tokens_per_pass)
     return GraphedDecoder(run, flat.members, flat.gradient, data.max_length)
 
@@ -125,13 +125,15 @@ def _settle_compiling(module: "SFTModule", layers: int) -> None:
     is_on_cuda, steps = module.device.type == "cuda", module.total_steps() - module.global_step
     if is_sharded(module.model):
         if is_on_cuda:
-            _say("fsdp2: layers wait for other ranks, and run uncompiled and without CUDA graphs")
+            say_once(
+                "fsdp2: layers wait for other ranks, and run uncompiled and without CUDA graphs"
+            )
         module.speed = replace(module.speed, compile=False)  # a checkpoint's run may have compiled
     if module.speed.compile == "auto":
         pays = is_on_cuda and not _has_own_layers(module) and does_compiling_pay(layers, steps)
         module.speed = replace(module.speed, compile=pays)
         if pays:
-            _say(
+            say_once(
                 f"compiling the layers: up to {COMPILE_SECONDS:.0f} s now, for about "
                 f"{SAVED_SECONDS * layers * steps:,.0f} s less in {steps:,} steps"
             )
@@ -192,8 +194,3 @@ def _packs(module: "SFTModule") -> bool:
         module.may_pack
         and getattr(_find_data(module), "batching", "padding_free") == "padding_free"
     )
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    print(text, flush=True)

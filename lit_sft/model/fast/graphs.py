@@ -11,14 +11,13 @@ launched while the device is busy with the layers before them.
 What dropout draws in a replay is decided by the random state at that moment, as without a graph.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lit_sft.cuda import OWN, capture_stream
+from lit_sft.cuda import capturing, renew_random_state, trying_out, warn_of_no_graphs
 from lit_sft.types import Batch
 
 SIZE_STEP = 256
@@ -93,13 +92,8 @@ class GraphedDecoder:
         except RuntimeError as error:  # also torch.OutOfMemoryError
             self.is_capturing = False
             self._graphs.clear()
-            _renew_random_state(device)
-            warnings.warn(
-                "from here on there are no CUDA graphs, which is slower and gives the same "
-                f"numbers: passes of {size.tokens:,} tokens could not be captured "
-                f"({str(error).splitlines()[0]:.200})",
-                stacklevel=2,
-            )
+            renew_random_state(device)
+            warn_of_no_graphs(f"passes of {size.tokens:,} tokens", str(error))
         finally:
             self._gradient.copy_(before)
             torch.cuda.set_rng_state(states, device)
@@ -109,19 +103,16 @@ class GraphedDecoder:
         device = self._anchor.device
         batch = make_empty(size, self._max_length, device)
         torch.clear_autocast_cache()  # a weight that was cast before would be cast no more
-        side = capture_stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
+        with trying_out(device):
             hidden = self._decode(batch)
             slope = torch.zeros_like(hidden)
             self._add_gradients(hidden, slope)
             del hidden
-        torch.cuda.current_stream(device).wait_stream(side)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(forward, self._pool, side, OWN):
+        with capturing(forward, self._pool, device):
             hidden = self._decode(batch)
         self._pool = forward.pool()
-        with torch.cuda.graph(backward, self._pool, side, OWN):
+        with capturing(backward, self._pool, device):
             self._add_gradients(hidden, slope)
         return _Graphs(forward, backward, batch, hidden.detach(), slope)
 
@@ -165,12 +156,6 @@ class _Replay(torch.autograd.Function):
         graphs.slope[:, tokens:].zero_()
         graphs.backward.replay()
         return None, None, None
-
-
-def _renew_random_state(device: torch.device) -> None:
-    """Give a device's generator another state: one that a capture has broken off stays in it."""
-    generator = torch.cuda.default_generators[device.index or 0]
-    generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
 
 
 def make_empty(size: Size, max_length: int, device: torch.device) -> Batch:

@@ -7,7 +7,6 @@ in four bits, 2,000 tokens a second were trained so on an H100, and 9,000 and mo
 H200. `docs/GPU.md` has the figures.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,17 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lit_sft.cuda import warn_of_no_graphs
+from lit_sft.model.fast.fixed_inputs import FixedInputs, UnfitLayersError
 from lit_sft.model.fast.graphs import SIZE_STEP, Decode, Size, choose_size, fit, make_empty, write
 from lit_sft.model.fast.memory import exchange_call
 from lit_sft.model.fast.recomputed_layer import Dice, RecomputedLayer, Replayed
 from lit_sft.types import Batch
-
-PLAIN = (bool, int, float, str, torch.dtype, torch.device)
-"""What a layer may be given besides tensors: it is the same in every pass."""
-
-
-class UnfitLayersError(RuntimeError):
-    """A model runs its layers in a way that is not known here."""
 
 
 class LayerGraphs:
@@ -88,7 +82,7 @@ class LayerGraphs:
         except Exception as error:  # torch.OutOfMemoryError, or of any code that is captured
             if not is_new and not isinstance(error, UnfitLayersError):
                 raise
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = str(error) or type(error).__name__
         self._give_up(size, reason)  # behind the error, which would hold all memory of the pass
         dice.renew()
         dice.write_all(before)
@@ -112,11 +106,7 @@ class LayerGraphs:
         for layer, run in zip(self._layers, self._run_layers, strict=True):
             layer.gradient_checkpointing = True
             exchange_call(layer, run)
-        warnings.warn(
-            "from here on there are no CUDA graphs, which is slower and gives the same numbers: "
-            f"layers of {size.tokens:,} tokens could not be captured ({reason:.200})",
-            stacklevel=2,
-        )
+        warn_of_no_graphs(f"layers of {size.tokens:,} tokens", reason)
 
     def _stand_for(self, index: int, run: Callable[..., Any]) -> Callable[..., Any]:
         def call(hidden: Tensor, *args: object, **kwargs: object) -> Any:
@@ -147,7 +137,7 @@ class LayerGraphs:
         if into.data_ptr() != hidden.data_ptr():
             into.copy_(hidden)
         if index == len(current.layers):
-            args, kwargs = current.fix((args, kwargs))
+            args, kwargs = current.others.fix((args, kwargs))
             slope = memory.slope[:, : hidden.shape[1]]
             run, trained = self._run_layers[index], _find_trained(self._layers[index])
             layer = RecomputedLayer(lambda x: run(x, *args, **kwargs), into, out, slope, trained)
@@ -155,7 +145,7 @@ class LayerGraphs:
             memory.pool = graphs[1].pool()
             current.layers.append(graphs)
         else:
-            current.renew((args, kwargs), is_first=index == 0)
+            current.others.renew((args, kwargs), is_first=index == 0)
         current.offsets[index] = current.dice.read()
         current.layers[index][0].replay()
         return out
@@ -236,54 +226,8 @@ class _Pass:
         self.layers: list[tuple[Replayed, Replayed]] = []
         self.ran = 0
         self.offsets: dict[int, Any] = {}
-        self._fixed: dict[int, tuple[Tensor, Tensor]] = {}
-        self._copies: list[Tensor] = []
-
-    def fix(self, given: Any) -> Any:
-        """Return what a layer is given, with tensors of our own in the place of all tensors."""
-
-        def own(tensor: Tensor) -> Tensor:
-            if tensor.requires_grad:
-                raise UnfitLayersError("a layer is given more than its input that has a gradient")
-            if id(tensor) not in self._fixed:
-                copy = tensor.detach().clone()
-                self._fixed[id(tensor)] = tensor, copy
-                self._copies.append(copy)
-            return self._fixed[id(tensor)][1]
-
-        return _map_tensors(given, own)
-
-    def renew(self, given: Any, is_first: bool) -> None:
-        """Copy the tensors that a layer is given now into ours, those of other layers once.
-
-        Args:
-            given: Of the same structure as when the layer was captured.
-            is_first: Whether the pass begins with it.
-        """
-        if is_first:
-            self._fixed.clear()
-
-        def copy(tensor: Tensor) -> Tensor:
-            if id(tensor) not in self._fixed:
-                into = self._copies[len(self._fixed)]
-                self._fixed[id(tensor)] = tensor, into.copy_(tensor)
-            return tensor
-
-        _map_tensors(given, copy)
+        self.others = FixedInputs()
 
 
 def _find_trained(layer: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in layer.parameters() if parameter.requires_grad]
-
-
-def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Return tuples, lists and dicts of the same structure, with another tensor for each."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if type(value) in (tuple, list):
-        return type(value)(_map_tensors(x, function) for x in value)
-    if type(value) is dict:
-        return {name: _map_tensors(x, function) for name, x in value.items()}
-    if value is not None and not isinstance(value, PLAIN):
-        raise UnfitLayersError(f"a layer is given a {type(value).__name__}")
-    return value

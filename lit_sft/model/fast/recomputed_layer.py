@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from lit_sft.cuda import OWN, capture_stream
+from lit_sft.cuda import capturing, renew_random_state, trying_out
 
 
 class Replayed(Protocol):
@@ -52,16 +52,13 @@ class RecomputedLayer(NamedTuple):
         before = dice.read_all()
         slope = self.slope.clone()
         self.slope.zero_()
-        side = capture_stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
         graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with _without_autocast_cache(device.type):
-            with torch.cuda.stream(side):  # the gradients of a zero slope are zero
+            with trying_out(device):  # the gradients of a zero slope are zero
                 self.forward()
                 self.backward()
-            torch.cuda.current_stream(device).wait_stream(side)
             for graph, run in zip(graphs, (self.forward, self.backward), strict=True):
-                with torch.cuda.graph(graph, pool, side, OWN):
+                with capturing(graph, pool, device):
                     run()
                 pool = graph.pool()
         self.slope.copy_(slope)
@@ -138,8 +135,7 @@ class Dice:
     def renew(self) -> None:
         """Take another state: one that a capture has broken off stays in it."""
         if self._is_cuda:
-            fresh: Any = torch.Generator(self._device)
-            self._generator().graphsafe_set_state(fresh.graphsafe_get_state())
+            renew_random_state(self._device)
 
     def _generator(self) -> Any:
         return torch.cuda.default_generators[self._device.index or 0]

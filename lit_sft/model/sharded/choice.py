@@ -3,12 +3,11 @@
 from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 
 from lit_sft.errors import InputError, require
 from lit_sft.model.base_model import outline
 from lit_sft.model.device import compute_dtype
-from lit_sft.model.distributed import max_over_ranks
+from lit_sft.model.distributed import max_over_ranks, say_once
 from lit_sft.model.fast.memory import RESERVED_BYTES, USABLE, free_memory_bytes
 from lit_sft.model.figures import GIB
 from lit_sft.model.sharded.strategy import ShardedStrategy
@@ -80,7 +79,7 @@ def _does_not_fit(module: "SFTModule", strategy: ShardedStrategy) -> bool:
         free /= strategy.num_processes
     free = -max_over_ranks(-int(free), device)
     shards = not does_fit(needed, free)
-    _say(
+    say_once(
         f"strategy {'fsdp2' if shards else 'ddp'}: the base takes {needed / GIB:.1f} GiB, and each "
         f"of {module.trainer.world_size} devices has {free / GIB:.1f} GiB free"
         + (", which is less than a step takes with it; its layers are shared out" if shards else "")
@@ -96,8 +95,3 @@ def does_fit(needed: float, free: float) -> bool:
         free: Bytes there, before it is loaded.
     """
     return needed + RESERVED_BYTES <= USABLE * free
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    print(text, flush=True)
