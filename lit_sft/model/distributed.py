@@ -1,7 +1,7 @@
 """Sums over ranks, and what each draws. A single process pays nothing, and need not know."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -37,6 +37,13 @@ def gather_over_ranks(mine: list[T]) -> list[T]:
     everyone: list[list[T]] = [[] for _ in range(distributed.get_world_size())]
     distributed.all_gather_object(everyone, mine)
     return [value for part in everyone for value in part]
+
+
+def take_from_first(tensors: Iterable[Tensor]) -> None:
+    """Let all ranks have, in place, what the first one has: cards of two kinds draw differently."""
+    if _is_distributed():
+        for tensor in tensors:
+            distributed.broadcast(tensor.detach(), 0)
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:

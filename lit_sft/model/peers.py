@@ -5,11 +5,13 @@ where NCCL is waited for. So each listens in a thread of its own, at the store w
 """
 
 import json
+import os
 import socket
 import sys
 import threading
 import time
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from torch import distributed
@@ -75,8 +77,10 @@ class Peers:
             text: Why.
         """
         with suppress(Exception):  # there is no store yet, or its rank is gone
-            store = _find_store()
-            failure = Failure(distributed.get_rank(), socket.gethostname(), status, text)
+            has_met = distributed.is_initialized()
+            store = _find_store() if has_met else _join_agent()
+            rank = distributed.get_rank() if has_met else int(os.environ["RANK"])
+            failure = Failure(rank, socket.gethostname(), status, text)
             store.compare_set(KEY, "", json.dumps(failure))
 
     def find_failure(self) -> Failure | None:
@@ -109,9 +113,8 @@ class Peers:
         return True
 
     def _listen(self) -> None:
-        while not distributed.is_initialized():
-            if self._left.wait(LOOK):
-                return
+        if not distributed.is_initialized() and self._ended_before_meeting():
+            return
         if distributed.get_world_size() == 1:
             return
         try:
@@ -124,6 +127,29 @@ class Peers:
                 if self._left.wait(LOOK):
                     return
                 failure = _read(store)
+        self._end_for(failure)
+
+    def _ended_before_meeting(self) -> bool:
+        """Wait for the ranks to meet; end with one that has failed before, and that others await.
+
+        Returns:
+            Whether there is nothing left to listen for.
+        """
+        agent: Any = None
+        with suppress(Exception):  # something else has started the ranks
+            agent = _join_agent()
+        while not distributed.is_initialized():
+            if self._left.wait(LOOK):
+                return True
+            failure = None
+            with suppress(Exception):  # the agent that has held the store is gone
+                failure = _read(agent) if agent is not None else None
+            if failure and not distributed.is_initialized():
+                self._end_for(failure)
+                return True
+        return False
+
+    def _end_for(self, failure: Failure | None) -> None:
         if self._left.wait(PATIENCE if failure else LONG_PATIENCE):
             return
         if is_first_rank() or (failure is None and is_first_on_node()):
@@ -134,6 +160,18 @@ class Peers:
 
 def _read(store: Any) -> Failure | None:
     return Failure(*json.loads(store.get(KEY))) if store.check([KEY]) else None
+
+
+def _join_agent() -> Any:
+    """Return the store of torchrun's agent, which is there before the ranks have met in it."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = distributed.TCPStore(
+        *where, is_master=False, timeout=timedelta(seconds=10), wait_for_workers=False
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return distributed.PrefixStore(f"/lit_sft/attempt_{attempt}", store)
 
 
 def _find_store() -> Any:

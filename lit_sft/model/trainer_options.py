@@ -103,6 +103,11 @@ def require_known_strategy(trainer: pl.Trainer) -> None:
         f"trainer.strategy must be auto, ddp or fsdp2, got {type(strategy).__name__}",
     )
     require(
+        getattr(strategy, "_start_method", "popen") == "popen",
+        "trainer.strategy must be auto, ddp or fsdp2, got one that spawns or forks: a run starts its "
+        "ranks as processes of their own",
+    )
+    require(
         not isinstance(strategy, ShardedStrategy) or trainer.world_size > 1,
         "trainer.strategy: fsdp2 shares the base out over several devices, and here is one; leave "
         "it at auto, or raise trainer.devices",

@@ -58,6 +58,17 @@ def test_another_config_on_the_second_is_named(tiny_base, tmp_path):
     assert "0.001 on rank" in told
 
 
+def test_what_one_fails_of_before_they_have_met_ends_both(tiny_base, tmp_path):
+    """The first holds the rendezvous, and its rank would wait for the second's for half an hour."""
+    nodes = start(tmp_path, tiny_base, of_second=("--model.base_model", "nowhere/at-all"))
+    for node in nodes:
+        status, _ = node.end()
+        assert status != 0
+        printed = node.out.read_text()
+        (told,) = (line for line in printed.splitlines() if line.startswith("error: "))
+        assert "nowhere/at-all" in told
+
+
 @pytest.mark.slow
 def test_other_rows_and_a_checkpoint_that_only_the_first_has_are_named(tiny_base, tmp_path):
     """Each has a file of rows and a folder of the run of its own."""

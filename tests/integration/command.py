@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 from forks import run_forked
+from torch import distributed
 
 from lit_sft.__main__ import refuse_unknown_names
 from lit_sft.cli.app import run
@@ -72,7 +73,8 @@ def lit_sft_from_scratch(
 def lit_sft_in_process(*arguments: object, cwd: Path = ROOT) -> Outcome:
     """Run the command line in this process, which pays for the imports only once.
 
-    What is printed goes to buffers; `sys.argv`, `sys.meta_path` and the environment are put back.
+    What is printed goes to buffers; `sys.argv`, `sys.meta_path` and the environment are put back,
+    and a group of ranks ends: what is forked from this process later joins groups of its own.
     """
     stdout, stderr = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
     with (
@@ -89,4 +91,7 @@ def lit_sft_in_process(*arguments: object, cwd: Path = ROOT) -> Outcome:
             status = inspect(words) if words[:1] == ["inspect"] else run(words)
         except SystemExit as stop:
             status = int(stop.code or 0)
+        finally:
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
     return Outcome(status, stdout.buffer.getvalue().decode(), stderr.getvalue())

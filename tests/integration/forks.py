@@ -32,6 +32,9 @@ IMPORTED = (
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 """Of the process that forks: as it is before any test changes it."""
 
+_LAST: dict[int, "Forked"] = {}
+"""By the process that forked it."""
+
 
 class Forked:
     """A process that runs a command line, as `subprocess.Popen` has it; one at a time.
@@ -68,9 +71,12 @@ class Forked:
             "is_leader": is_leader,
             "ignored": [int(number) for number in ignored],
         }
+        if (before := _LAST.get(self._server.pid)) is not None:
+            before.wait(0.0)  # it still runs where a test has failed, and its status would be read
         self._server.stdin.write(json.dumps(order).encode() + b"\n")
         self.pid = int(self._server.stdout.readline())
         self.returncode: int | None = None
+        _LAST[self._server.pid] = self
 
     def poll(self) -> int | None:
         """Return its exit status, or None while it runs."""

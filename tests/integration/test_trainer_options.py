@@ -48,6 +48,7 @@ def read_rows(folder):
         (["--trainer.gradient_clip_algorithm", "value"], "model.max_grad_norm, which clips by no"),
         (["--trainer.strategy", "fsdp"], "trainer: The strategy `fsdp` requires a GPU"),
         (["--trainer.strategy", "fsdp2"], "over several devices, and here is one; leave it at au"),
+        (["--trainer.strategy", "ddp_spawn"], "must be auto, ddp or fsdp2, got one that spawns"),
         (["--trainer.strategy", "nowhere"], "trainer: You selected an invalid strategy name"),
         (["--trainer.strategy", "deepspeed"], "DeepSpeed"),
         (["--trainer.accelerator", "gpu"], "No supported gpu backend found"),

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-SECONDS = 60
+SECONDS = 120
 """That ranks may take for one order; who waits for another that has failed would wait for ever."""
 
 
@@ -38,18 +39,27 @@ class Ranks:
     def run(self, function: Callable[..., Any], each: Sequence[Sequence[Any]]) -> list[Any]:
         """Return what a function of a test's module returns on every rank.
 
+        The first failure ends the group: ranks that no longer answer in turn would answer later
+        orders with what earlier ones asked, or read no order at all, and so would who asks them.
+
         Args:
             function: It is imported there by its name.
             each: The arguments of each rank.
         """
-        for end, arguments in zip(self._ends, each, strict=True):
-            end.send((function, arguments))
+        assert self._processes, "these ranks have failed before, and were ended"
         answers = []
-        for rank, end in enumerate(self._ends):
-            assert end.poll(SECONDS), f"rank {rank} does not come back"
-            failed, answer = end.recv()
-            assert not failed, f"rank {rank}: {answer}"
-            answers.append(answer)
+        try:
+            for end, arguments in zip(self._ends, each, strict=True):
+                end.send_bytes(pickle.dumps((function, arguments)))
+            for rank, end in enumerate(self._ends):
+                assert end.poll(SECONDS), f"rank {rank} does not come back"
+                # A tensor as bytes: torch's way for pipes asks the process that sent it for a file.
+                failed, answer = pickle.loads(end.recv_bytes())
+                assert not failed, f"rank {rank}: {answer}"
+                answers.append(answer)
+        except BaseException:
+            self.close()
+            raise
         return answers
 
     def close(self) -> None:
@@ -57,6 +67,7 @@ class Ranks:
         for process in self._processes:
             process.kill()
             process.join()
+        self._processes = []
 
 
 def _serve(end: Connection, place: tuple[int, int, str]) -> None:
@@ -65,8 +76,9 @@ def _serve(end: Connection, place: tuple[int, int, str]) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
     while True:
-        function, arguments = end.recv()
+        function, arguments = pickle.loads(end.recv_bytes())
         try:
-            end.send((False, function(*arguments)))
+            answer = False, function(*arguments)
         except BaseException:
-            end.send((True, traceback.format_exc()))
+            answer = True, traceback.format_exc()
+        end.send_bytes(pickle.dumps(answer))

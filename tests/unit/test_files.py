@@ -179,7 +179,7 @@ def test_what_a_kill_left_goes_with_the_next_file_and_what_is_being_written_stay
 
 def test_writers_of_one_file_never_share_what_they_stage(tmp_path):
     """As two containers can, whose process ids are the same."""
-    path, both, parts = tmp_path / "file", threading.Barrier(2), set()
+    path, both, parts = tmp_path / "file", threading.Barrier(2, timeout=60), set()
 
     def write(text: str) -> None:
         with replace_file(path) as staged:

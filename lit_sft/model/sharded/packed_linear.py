@@ -51,15 +51,17 @@ class PackedLinear(nn.Linear):
 
 
 def _hold(values: Tensor) -> Tensor:
-    """Return the bytes of a tensor as numbers with a fraction, `[some, 1]`, made up to whole ones.
+    """Return the bytes of a tensor as float32, `[some, 1]`, made up to whole ones.
 
-    FSDP of torch 2.11 takes no others. It has two dimensions, as the fingerprint of a base is made
-    of the parameters that have one.
+    FSDP of torch 2.11 takes no integers. Nor may it be bfloat16: FSDP gathers by
+    `torch._foreach_copy_`, whose CUDA kernel converts that to float32 and back, and makes one NaN of
+    all (pytorch#159333, bitsandbytes#1945): one of 1,400 pairs of codes would be another. It has two
+    dimensions, as the fingerprint of a base is made of the parameters that have one.
     """
     flat = values.flatten()
     if flat.dtype != torch.uint8:
         return flat.view(-1, 1)
-    return functional.pad(flat, (0, flat.numel() % 2)).view(torch.bfloat16).view(-1, 1)
+    return functional.pad(flat, (0, -flat.numel() % 4)).view(torch.float32).view(-1, 1)
 
 
 def _read(held: Tensor, count: int, dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from lit_sft.model.distributed import take_from_first
+
 NAME = "fsdp2"
 
 
@@ -28,7 +30,7 @@ class ShardedStrategy(DDPStrategy):
 
     @override
     def setup(self, trainer: pl.Trainer) -> None:
-        """Make the optimizer; a base in shares is neither wrapped nor sent around."""
+        """Make the optimizer; the adapter is the first rank's, and a base in shares stays where it is."""
         if not self.shards:
             super().setup(trainer)
             return
@@ -38,5 +40,6 @@ class ShardedStrategy(DDPStrategy):
         self.precision_plugin.convert_module(self.model)
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
+            take_from_first(p for p in self.model.parameters() if p.requires_grad)
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
