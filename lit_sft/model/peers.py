@@ -167,11 +167,12 @@ def _join_agent() -> Any:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = distributed.TCPStore(
+    stores: Any = distributed  # in which a type checker does not see them
+    store = stores.TCPStore(
         *where, is_master=False, timeout=timedelta(seconds=10), wait_for_workers=False
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return distributed.PrefixStore(f"/lit_sft/attempt_{attempt}", store)
+    return stores.PrefixStore(f"/lit_sft/attempt_{attempt}", store)
 
 
 def _find_store() -> Any:

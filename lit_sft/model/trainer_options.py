@@ -104,8 +104,8 @@ def require_known_strategy(trainer: pl.Trainer) -> None:
     )
     require(
         getattr(strategy, "_start_method", "popen") == "popen",
-        "trainer.strategy must be auto, ddp or fsdp2, got one that spawns or forks: a run starts its "
-        "ranks as processes of their own",
+        "trainer.strategy must be auto, ddp or fsdp2, got one that spawns or forks its ranks: a "
+        "run starts commands of their own",
     )
     require(
         not isinstance(strategy, ShardedStrategy) or trainer.world_size > 1,

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from command import ROOT
+from forks import is_group_alive
 from hub_server import HubServer, serve_hub
 from small_run import isolated
 from test_interrupted_runs import make_config, read_result
@@ -174,15 +175,6 @@ def wait(process: subprocess.Popen, folder: Path, limit: float) -> Ending:
         time.sleep(0.05)
     printed = output.decode() if output else (folder / "printed.txt").read_text()
     return Ending(process.returncode, time.monotonic() - started, printed)
-
-
-def is_group_alive(group: int) -> bool:
-    """Return whether any process of a process group is left."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def break_run(folder: Path, hub: HubServer, number: int, fault: Fault, seconds: float) -> str:

@@ -11,6 +11,7 @@ from test_interrupted_runs import read_result, run
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 from lit_sft.run.folder import RunFolder
 
+slow = pytest.mark.slow
 LIMITS = {
     "steps": (("--trainer.max_steps", 6), ("--trainer.max_steps", 10), 10),
     "epochs": (("--trainer.max_epochs", 1), (), 12),
@@ -37,7 +38,7 @@ def extended(tiny_base, tmp_path_factory, request):
     return request.param, root, outcome.stdout
 
 
-@pytest.mark.parametrize("end", ["SIGTERM", "SIGINT", "SIGKILL"])
+@pytest.mark.parametrize("end", ["SIGTERM", pytest.param("SIGINT", marks=slow), "SIGKILL"])
 def test_an_extended_run_cut_off_at_its_end_leaves_the_adapter_it_ended_with(
     tiny_base, tmp_path, extended, end
 ):
@@ -76,7 +77,7 @@ def best(tiny_base, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("end", [pytest.param("SIGTERM", marks=slow), "SIGKILL"])
 def test_a_run_cut_off_at_its_end_leaves_the_adapter_that_was_best(tiny_base, tmp_path, best, end):
     signal = "{class_path: killers.Signal, init_args: {step: 11, number: 15}}"
     killer = f"    - {'killers.KillAtTheEnd' if end == 'SIGKILL' else signal}\n"

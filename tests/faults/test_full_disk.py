@@ -74,7 +74,7 @@ def test_a_run_needs_no_space_for_temporary_files(
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     monkeypatch.setenv("TMPDIR", str(small_disk))
     options = ("--trainer.max_steps", 4)
-    outcome = run(tmp_path / "work", tiny_base, *options, workers=2, from_scratch=True)
+    outcome = run(tmp_path / "work", tiny_base, *options, workers=2)
     assert outcome.status == 0, outcome.stderr
     last = tmp_path / "work" / "run" / "checkpoints" / "last.ckpt"
     assert AtomicCheckpointIO().load_checkpoint(last)["global_step"] == 4

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from command import ROOT, lit_sft, lit_sft_from_scratch, lit_sft_in_process
+from command import ROOT, lit_sft, lit_sft_in_process
 from safetensors.torch import load_file, save_file
 
 TIMINGS = ("second", "peak_memory")
@@ -47,13 +47,13 @@ def run(
     *arguments: object,
     callbacks: str = "",
     workers: int = 0,
-    from_scratch: bool = False,
+    of_ranks: bool = False,
 ):
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(make_config(base, callbacks, workers))
     env = {"PYTHONPATH": f"{Path(__file__).parent}:{ROOT}", "LIT_SFT_CACHE": str(folder / "cache")}
-    start = lit_sft_from_scratch if from_scratch else lit_sft
-    return start("fit", "--config", "config.yaml", *arguments, cwd=folder, env=env)
+    words = ("fit", "--config", "config.yaml", *arguments)
+    return lit_sft(*words, cwd=folder, env=env, of_ranks=of_ranks)
 
 
 def kill(class_name: str, step: int) -> str:
@@ -79,7 +79,7 @@ def read_result(folder: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
 @pytest.mark.parametrize(
     "killers",
     [
-        [("KillInWindow", 3)],
+        pytest.param([("KillInWindow", 3)], marks=pytest.mark.slow),
         pytest.param([("KillInWindow", 6)], marks=pytest.mark.slow),
         pytest.param([("KillInSave", 4)], marks=pytest.mark.slow),
         pytest.param([("KillInSave", 6)], marks=pytest.mark.slow),
@@ -112,7 +112,7 @@ def test_killed_and_resumed_equals_whole(tiny_base, tmp_path, whole, killers, wo
         ("logs/metrics.csv", 4, 2),
         pytest.param("logs/metrics.csv", 4, 0, marks=pytest.mark.slow),
         pytest.param("logs/metrics.csv", 6, 40, marks=pytest.mark.slow),
-        ("logs/generations.jsonl", 3, 200),
+        pytest.param("logs/generations.jsonl", 3, 200, marks=pytest.mark.slow),
     ],
 )
 def test_a_disk_that_was_full_costs_no_row(tiny_base, tmp_path, whole, path, step, room):
@@ -313,7 +313,9 @@ def test_a_change_can_be_accepted_by_name_and_the_learning_rate_always(
     assert float(rates[4]) < 5e-3
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "bomb"])
+@pytest.mark.parametrize(
+    "damage", [pytest.param("truncate", marks=pytest.mark.slow), "flip", "bomb"]
+)
 def test_a_damaged_checkpoint_is_named_and_an_older_one_used_on_request(
     tiny_base, stopped, tmp_path, damage
 ):

@@ -87,7 +87,7 @@ def test_a_poisoned_weight_is_never_saved(tiny_base, tmp_path):
 @pytest.mark.parametrize("policy", [pytest.param("stop", marks=pytest.mark.slow), "skip"])
 def test_two_ranks_decide_the_same_when_one_diverges(tiny_base, tmp_path, policy):
     options = (*TWO_RANKS, "--model.nonfinite", policy, "--trainer.max_steps", 4)
-    outcome = run(tmp_path, tiny_base, *options, callbacks=diverge(1), from_scratch=True)
+    outcome = run(tmp_path, tiny_base, *options, callbacks=diverge(1), of_ranks=True)
     assert "Traceback" not in outcome.stderr
     assert re.search(r"optimizer step 1: loss nan.* on (train row \d+(, )?){8} ", outcome.stderr)
     assert outcome.status == (policy == "stop"), outcome.stderr

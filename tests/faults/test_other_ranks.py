@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from command import ROOT, lit_sft, lit_sft_from_scratch
+from command import ROOT, lit_sft
 from safetensors.torch import load
 from test_interrupted_runs import make_config, read_result
 from test_two_ranks_interrupted import TWO_RANKS, send
@@ -14,10 +14,10 @@ def fit(folder: Path, base: Path, *arguments: object):
     config = make_config(base, send(1, 15) + send(3, 2)).replace("dropout: 0.1", "dropout: 0")
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(config)
-    start = lit_sft_from_scratch if "ddp" in arguments else lit_sft
+    of_ranks = "ddp" in arguments
     env = {"PYTHONPATH": f"{Path(__file__).parent}:{ROOT}", "LIT_SFT_CACHE": str(folder / "cache")}
     options = ("--config", "config.yaml", "--ckpt_path", "auto", "--trainer.precision", "32-true")
-    return start("fit", *options, *arguments, cwd=folder, env=env)
+    return lit_sft("fit", *options, *arguments, cwd=folder, env=env, of_ranks=of_ranks)
 
 
 @pytest.mark.timeout(1800)

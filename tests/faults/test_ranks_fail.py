@@ -107,6 +107,4 @@ def test_ranks_of_torchrun_do_not_outlive_it(tiny_base, tmp_path):
     _, seconds = process.end()
     assert seconds < LIMIT
     assert RunFolder(tmp_path / "run").last_checkpoint.exists()
-    assert (
-        run(tmp_path, tiny_base, "--ckpt_path", "last", *TWO_RANKS, from_scratch=True).status == 0
-    )
+    assert run(tmp_path, tiny_base, "--ckpt_path", "last", *TWO_RANKS, of_ranks=True).status == 0

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import ROOT
-from forks import Forked
-from soak import is_group_alive
+from forks import Forked, is_group_alive
 from test_interrupted_runs import make_config, read_result, run
 
 from lit_sft.run.folder import RunFolder
@@ -221,10 +220,10 @@ slow = pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "halted", "to"),
     [
-        ("setup", None, "group"),
+        pytest.param("setup", None, "group", marks=slow),
         ("setup", 0, "second"),
         ("first_evaluation", None, "first"),
-        ("end", None, "second"),
+        pytest.param("end", None, "second", marks=slow),
         pytest.param("setup", None, "first", marks=slow),
         pytest.param("setup", None, "second", marks=slow),
         pytest.param("setup", 0, "group", marks=slow),

@@ -12,8 +12,8 @@ TWO_RANKS = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.acc
 
 
 def run_two(folder, base, *arguments, callbacks=""):
-    """Run to the end of both: one that is left behind holds the pipes open, until the timeout."""
-    outcome = run(folder, base, *TWO_RANKS, *arguments, callbacks=callbacks, from_scratch=True)
+    """Run to the end of both."""
+    outcome = run(folder, base, *TWO_RANKS, *arguments, callbacks=callbacks, of_ranks=True)
     assert "Traceback" not in outcome.stderr
     assert outcome.stderr.count("error: ") + outcome.stderr.count("received: ") <= 1
     return outcome

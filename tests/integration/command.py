@@ -36,17 +36,20 @@ def lit_sft(
     timeout: float = 600,
     stdin: bytes = b"",
     imported_with: Mapping[str, str] | None = None,
+    of_ranks: bool = False,
 ) -> Outcome:
     """Run the command line in another process, on one thread: the models are too small for two.
 
     It is forked from one that has imported all, see `forks`, where no GPU forbids that.
-    `imported_with` is what libraries read of the environment when they are imported.
+    `imported_with` is what libraries read of the environment when they are imported. One `of_ranks`
+    starts others, none of which may outlive it.
     """
     more = {"OMP_NUM_THREADS": "1"} | dict(imported_with or {}) | dict(env or {})
     if torch.cuda.is_available():
         return lit_sft_from_scratch(*arguments, cwd=cwd, env=more, timeout=timeout, stdin=stdin)
     environment = os.environ | more
-    done = run_forked(arguments, cwd, environment, timeout, stdin, imported_with=imported_with)
+    more_of_it = {"imported_with": imported_with, "is_leader": of_ranks}
+    done = run_forked(arguments, cwd, environment, timeout, stdin, **more_of_it)
     return Outcome(*done)
 
 
@@ -57,7 +60,7 @@ def lit_sft_from_scratch(
     timeout: float = 600,
     stdin: bytes = b"",
 ) -> Outcome:
-    """Run `python -m lit_sft`: for its imports, for what they read, and for several ranks."""
+    """Run `python -m lit_sft`: for its imports, and for what they read."""
     done = subprocess.run(
         [sys.executable, "-m", "lit_sft", *map(str, arguments)],
         cwd=cwd,

@@ -13,9 +13,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,7 @@ def run_forked(
     env: Mapping[str, str],
     timeout: float,
     stdin: bytes = b"",
+    is_leader: bool = False,
     **more: Any,
 ) -> tuple[int, str, str]:
     """Return the exit status of a command line, its stdout and its stderr; see `Forked`.
@@ -112,12 +115,30 @@ def run_forked(
     Args:
         timeout: In seconds, after which it is killed.
         stdin: What it can read, as from a file.
+        is_leader: Of processes that have to be gone soon after it is.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, out, err = (Path(folder) / name for name in ("in", "out", "err"))
         given.write_bytes(stdin)
-        status = Forked(arguments, cwd, env, (given, out, err), **more).wait(timeout)
+        files = (given, out, err)
+        first = Forked(arguments, cwd, env, files, is_leader=is_leader, **more)
+        status = first.wait(timeout)
+        deadline = time.monotonic() + 60
+        while is_leader and is_group_alive(first.pid):
+            if time.monotonic() > deadline:
+                os.killpg(first.pid, signal.SIGKILL)
+                raise AssertionError("a process of the run is left")
+            time.sleep(0.05)
         return status, out.read_text(), err.read_text()
+
+
+def is_group_alive(group: int) -> bool:
+    """Return whether any process of a process group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @cache
@@ -166,12 +187,15 @@ def become(order: dict[str, Any]) -> None:
     former = sys.stdin  # it has read ahead
     sys.stdin = open(0, encoding=former.encoding, errors=former.errors, closefd=False)  # noqa: SIM115
     sys.stdout.reconfigure(line_buffering=True)  # who waits for a line reads it at once
+    tempfile.tempdir = None  # it is looked for again
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
     named = [path for path in order["env"].get("PYTHONPATH", "").split(":") if path]
     sys.path[:1] = [order["cwd"], *named]  # as of `python -m`
     sys.argv[1:] = order["arguments"]
+    # Of which Lightning makes the command of another rank.
+    sys.modules["__main__"].__spec__ = find_spec("lit_sft.__main__")
     if order["program"]:
         exec(order["program"], {"__name__": "__main__"})
     else:

@@ -163,7 +163,7 @@ HAND_OVER = st.tuples(
 
 
 @settings(
-    max_examples=80,  # of an eighth of a second each
+    max_examples=40,  # of an eighth of a second each
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -276,7 +276,7 @@ def test_a_library_finds_none_of_its_optional_packages_in_the_working_folder(tmp
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("allowed", ["my_task", None])
+@pytest.mark.parametrize("allowed", [pytest.param("my_task", marks=pytest.mark.slow), None])
 def test_a_fit_beside_folders_that_look_like_optional_packages_and_plugins(tmp_path, allowed):
     """PEFT and transformers ask for packages by name, and Lightning for all plug-ins."""
     (tmp_path / "my_task.py").touch()
@@ -315,7 +315,7 @@ FIT = ("fit", "--data.task", "lit_sft.GSM8K")
             for way in ("script", "-m")
             for ending in ("", ".", "{here}")
         ),
-        ("script", "{here}", FIT, "model.base_model"),
+        pytest.param("script", "{here}", FIT, "model.base_model", marks=pytest.mark.slow),
         ("-m", "", FIT, "model.base_model"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else value or "empty",

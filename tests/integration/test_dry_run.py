@@ -65,6 +65,7 @@ def test_only_a_measurement_loads_weights(told):
     assert "three real steps" in told["measure"].stdout
 
 
+@pytest.mark.slow
 def test_a_real_run_takes_about_as_much(told, options):
     arguments, folder = options
     done = lit_sft("fit", *arguments, cwd=folder, env=isolated(folder.parent / "home"))

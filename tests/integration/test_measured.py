@@ -1,9 +1,10 @@
 """`test` and `predict` as one works with them: which weights, what of, and a file that stays."""
 
 import json
+from functools import partial
 
 import pytest
-from command import lit_sft_from_scratch, lit_sft_in_process
+from command import lit_sft, lit_sft_in_process
 from small_run import fit_options
 
 from lit_sft.data.tokenizer import load_tokenizer
@@ -141,7 +142,7 @@ def test_two_ranks_share_the_rows_and_leave_what_one_does(graded_run, command):
     """Seven rows: four for the first, three for the second; predictions have the same bytes."""
     words = [command, *options(graded_run), "--data.task.test_rows", "7", "--ckpt_path", "last"]
     outcomes, left = [], []
-    for start, more in ((lit_sft_in_process, ()), (lit_sft_from_scratch, TWO_RANKS)):
+    for start, more in ((lit_sft_in_process, ()), (partial(lit_sft, of_ranks=True), TWO_RANKS)):
         outcome = start(*words, *more)
         assert outcome.status == 0, outcome.stderr
         outcomes.append(outcome)

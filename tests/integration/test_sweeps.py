@@ -70,6 +70,7 @@ def test_a_study_of_optuna_prunes_and_leaves_whole_runs(tmp_path):
         assert [(x["event"], x["step"]) for x in sessions] == [("begin", 0), ("end", steps)]
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_sweep_of_wandb_is_a_run_of_its_own(tmp_path):
     sweep = yaml.safe_load(find_block("yaml"))
     assert sweep["command"][-1] == "${args}"

@@ -107,7 +107,7 @@ def look(way: Way):
 
 
 def copy_as_cuda_does():
-    """Let what FSDP gathers by be as on CUDA: of bfloat16, all that is no number comes back alike."""
+    """Let what FSDP gathers by be as on CUDA, where any NaN of bfloat16 comes back as one."""
     copy = torch._foreach_copy_
 
     def copy_by_float32(into, given, *more):

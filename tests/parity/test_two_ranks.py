@@ -5,13 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-from command import lit_sft, lit_sft_from_scratch
+from command import lit_sft
 from safetensors.torch import load_file
 
 
 def train(base: Path, folder: Path, *arguments: object) -> Path:
-    start = lit_sft_from_scratch if "--trainer.devices" in arguments else lit_sft
-    outcome = start(
+    outcome = lit_sft(
         "fit",
         *("--model.base_model", base, "--model.lora.dropout", 0, "--model.lora.r", 4),
         *("--model.lora.alpha", 8, "--model.learning_rate", 1e-2, "--model.optimizer", "adamw"),
@@ -22,6 +21,7 @@ def train(base: Path, folder: Path, *arguments: object) -> Path:
         *("--trainer.precision", "32-true", "--trainer.accelerator", "cpu"),
         *("--trainer.callbacks", "lit_sft.GenerationEval"),
         *arguments,
+        of_ranks="--trainer.devices" in arguments,
     )
     assert outcome.status == 0, outcome.stderr
     return folder

@@ -54,9 +54,9 @@ def _hold(values: Tensor) -> Tensor:
     """Return the bytes of a tensor as float32, `[some, 1]`, made up to whole ones.
 
     FSDP of torch 2.11 takes no integers. Nor may it be bfloat16: FSDP gathers by
-    `torch._foreach_copy_`, whose CUDA kernel converts that to float32 and back, and makes one NaN of
-    all (pytorch#159333, bitsandbytes#1945): one of 1,400 pairs of codes would be another. It has two
-    dimensions, as the fingerprint of a base is made of the parameters that have one.
+    `torch._foreach_copy_`, whose CUDA kernel converts that to float32 and back, and makes one NaN
+    of all (pytorch#159333, bitsandbytes#1945): one of 1,400 pairs of codes would be another. It has
+    two dimensions, as the fingerprint of a base is made of the parameters that have one.
     """
     flat = values.flatten()
     if flat.dtype != torch.uint8:

@@ -30,7 +30,7 @@ class ShardedStrategy(DDPStrategy):
 
     @override
     def setup(self, trainer: pl.Trainer) -> None:
-        """Make the optimizer; the adapter is the first rank's, and a base in shares stays where it is."""
+        """Make the optimizer; the adapter is the first rank's, and shares stay where they are."""
         if not self.shards:
             super().setup(trainer)
             return
