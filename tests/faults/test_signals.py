@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import ROOT
-from forks import Forked, is_group_alive
+from forks import Forked, is_group_alive, wait_for_group
 from test_interrupted_runs import make_config, read_result, run
 
 from lit_sft.run.folder import RunFolder
@@ -76,9 +76,7 @@ class Run:
         """Its exit status, and the seconds until the last process of the group was gone."""
         started = time.monotonic()
         status = self.process.wait(2 * LIMIT)
-        while is_group_alive(self.pid):
-            assert time.monotonic() < started + 2 * LIMIT, "a process of the run is left"
-            time.sleep(0.05)
+        wait_for_group(self.pid, started + 2 * LIMIT - time.monotonic())
         return status, time.monotonic() - started
 
 

@@ -123,13 +123,19 @@ def run_forked(
         files = (given, out, err)
         first = Forked(arguments, cwd, env, files, is_leader=is_leader, **more)
         status = first.wait(timeout)
-        deadline = time.monotonic() + 60
-        while is_leader and is_group_alive(first.pid):
-            if time.monotonic() > deadline:
-                os.killpg(first.pid, signal.SIGKILL)
-                raise AssertionError("a process of the run is left")
-            time.sleep(0.05)
+        if is_leader:
+            wait_for_group(first.pid, 60)
         return status, out.read_text(), err.read_text()
+
+
+def wait_for_group(group: int, seconds: float) -> None:
+    """Wait for the last process of a group to end; after so many seconds, kill what is left."""
+    deadline = time.monotonic() + seconds
+    while is_group_alive(group):
+        if time.monotonic() > deadline:
+            os.killpg(group, signal.SIGKILL)
+            raise AssertionError("a process of the run is left")
+        time.sleep(0.05)
 
 
 def is_group_alive(group: int) -> bool:

@@ -163,7 +163,7 @@ HAND_OVER = st.tuples(
 
 
 @settings(
-    max_examples=40,  # of an eighth of a second each
+    max_examples=80,  # of an eighth of a second each
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

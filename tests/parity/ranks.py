@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-SECONDS = 120
+SECONDS = 60
 """That ranks may take for one order; who waits for another that has failed would wait for ever."""
 
 

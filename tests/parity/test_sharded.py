@@ -15,7 +15,7 @@ from lit_sft.data.batching import pack_batch, pad_batch, share_out
 from lit_sft.evaluation.generate import generate_greedy
 from lit_sft.model.adapter import attach_lora
 from lit_sft.model.base_model import fingerprint_base, load_base
-from lit_sft.model.distributed import sum_gradients
+from lit_sft.model.distributed import sum_gradients, take_from_first
 from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.kernels import make_fast
 from lit_sft.model.fast.memory import count_bytes_per_token, recompute_layers
@@ -155,6 +155,19 @@ def compare(ranks, base, counts, lengths, per_pass, packed, recomputed=0):
     assert alone.norm() > 0
 
 
+def draw_and_take(rank):
+    numbers = [torch.full((2, 3), float(rank)), torch.arange(3.0) + rank]
+    take_from_first(numbers)
+    return numbers
+
+
+def test_all_ranks_begin_with_the_numbers_of_the_first(ranks):
+    first, second = ranks.run(draw_and_take, [(0,), (1,)])
+    for ours, theirs in zip(first, second, strict=True):
+        assert torch.equal(ours, theirs)
+    assert first[1].tolist() == [0, 1, 2]
+
+
 @given(
     counts=st.tuples(st.integers(0, 4), st.integers(0, 4)).filter(any),
     lengths=st.lists(st.integers(3, 40), min_size=8, max_size=8),
@@ -162,7 +175,7 @@ def compare(ranks, base, counts, lengths, per_pass, packed, recomputed=0):
     packed=st.booleans(),
 )
 @settings(
-    max_examples=10,
+    max_examples=15,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
