@@ -7,8 +7,9 @@ writes random weights of that shape, a file a layer, with as many processes as t
 trains each arm for some steps of 16 rows a device through `lit-sft fit`. It prints tokens a second,
 memory by card, the first loss, and how long the last step's kernels did nothing but wait for other
 ranks. `--gradient` compares the gradients of one window, the same rows in every arm, with those of
-the first arm. `--tiny` is a dry run of all of it on a CPU. What stands behind `--` goes to
-`lit-sft fit`. The base is kept, and found by the next call with that shape.
+the first arm; arms for which there are cards run at the same time. `--tiny` is a dry run of all of
+it on a CPU. What stands behind `--` goes to `lit-sft fit`. The base is kept, and found by the next
+call with that shape.
 """
 
 import argparse
@@ -177,8 +178,11 @@ def write_file(
     save_file(made, folder / f"{name}.safetensors", metadata={"format": "pt"})
 
 
-def run(base: Path, rows: str, folder: Path, devices: int, strategy: str, options: Any) -> None:
-    """Train one arm."""
+def start(
+    base: Path, rows: str, folder: Path, arm: str, first: int, options: Any
+) -> subprocess.Popen[bytes]:
+    """Begin to train an arm, on cards from the first on."""
+    devices, strategy = read_arm(arm)
     shutil.rmtree(folder, ignore_errors=True)
     more = list(TINY if options.tiny else ("--data.batch_size", str(ROWS)))
     if options.gradient:
@@ -206,10 +210,30 @@ def run(base: Path, rows: str, folder: Path, devices: int, strategy: str, option
     paths = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', ROOT)}"
     log = folder.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
+    cards = ",".join(str(first + card) for card in range(devices))
+    environment = os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": cards}
     with log.open("w") as file:
-        subprocess.run(
-            command, env=os.environ | {"PYTHONPATH": paths}, cwd=ROOT, stdout=file, stderr=file
-        )
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file)
+
+
+def read_arm(arm: str) -> tuple[int, str]:
+    """Return the devices and the strategy of an arm such as `2:ddp`."""
+    devices, _, strategy = arm.partition(":")
+    return int(devices), strategy or "auto"
+
+
+def list_together(arms: list[str], is_alone: bool) -> list[list[tuple[int, str, int]]]:
+    """Return lists of arms that run at the same time: their numbers, names and first cards."""
+    lists: list[list[tuple[int, str, int]]] = []
+    first = cards = torch.cuda.device_count()
+    for number, arm in enumerate(arms):
+        devices = read_arm(arm)[0]
+        if is_alone or first + devices > cards:
+            lists.append([])
+            first = 0
+        lists[-1].append((number, arm, first))
+        first += devices
+    return lists
 
 
 def describe(folder: Path, devices: int, strategy: str) -> str:
@@ -283,13 +307,13 @@ def main() -> None:
     )
     if not options.gradient:
         print(f"| {columns} |\n|{'---|' * 12}", flush=True)
-    folders = []
-    for number, arm in enumerate(options.arms):
-        devices, _, strategy = arm.partition(":")
-        folders.append(options.folder / f"run-{number}")
-        run(base, rows, folders[-1], int(devices), strategy or "auto", options)
+    folders = [options.folder / f"run-{number}" for number in range(len(options.arms))]
+    for together in list_together(options.arms, not options.gradient):
+        running = [start(base, rows, folders[n], arm, card, options) for n, arm, card in together]
+        for process in running:
+            process.wait()
         if not options.gradient:
-            print(describe(folders[-1], int(devices), strategy or "auto"), flush=True)
+            print(describe(folders[together[0][0]], *read_arm(together[0][1])), flush=True)
     if options.gradient:
         print("| step | arm | norm of the first arm | off by |\n|---|---|---|---|")
         print("\n".join(describe_gradients(folders, options.arms)))

@@ -1,0 +1,80 @@
+"""Runs on several cards of one machine."""
+
+import pytest
+import torch
+from card_runs import KILLED_AT, Result, fit, read_result, run_whole, write_config
+from safetensors.torch import load
+
+from lit_sft.run.checkpoint_io import AtomicCheckpointIO
+from lit_sft.run.folder import RunFolder
+
+pytestmark = pytest.mark.timeout(900)
+
+EXACT = ("--trainer.precision", "32-true", "--model.lora.dropout", 0.0)
+
+
+@pytest.fixture
+def cards(device) -> int:
+    if device.type == "cpu":
+        return 2
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one CUDA device; this takes two or more")
+    return torch.cuda.device_count()
+
+
+def on(count: int, strategy: str) -> tuple[object, ...]:
+    """Options with which as many cards as `count` train the windows that one would: of 16 rows."""
+    own = ("--trainer.strategy", strategy) if count > 1 else ()
+    rows = ("--data.batch_size", 2, "--data.accumulate_grad_batches", 8 // count)
+    return "--trainer.devices", count, *rows, *own
+
+
+def read_losses(result: Result) -> list[float]:
+    return [float(row["train/loss"]) for row in result.figures[1:]]
+
+
+def assert_near(result: Result, wanted: Result, rel: float = 1e-4) -> None:
+    assert read_losses(result) == pytest.approx(read_losses(wanted), rel=rel)
+    ours, theirs = (load(x.adapter["adapter_model.safetensors"]) for x in (result, wanted))
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernels", ["eager", "compiled"])
+def test_two_train_as_one_does_and_twice_the_same(make_base, device, cards, tmp_path, kernels):
+    base = make_base("tiny" if device.type == "cpu" else "small")
+    one = run_whole(tmp_path / "one", base, device, kernels, *EXACT, *on(1, "auto"))
+    both = [run_whole(tmp_path / x, base, device, kernels, *EXACT, *on(2, "ddp")) for x in "ab"]
+    assert both[0] == both[1]
+    assert_near(both[0], one)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_base_that_they_share_is_the_one_that_each_holds(
+    make_base, device, cards, tmp_path, precision
+):
+    """Gathered on a card, codes have to be the bytes that they were: see `packed_linear`."""
+    base = make_base("tiny" if device.type == "cpu" else "small")
+    options = ("--trainer.precision", precision, "--model.quantization.weight_cache", "none")
+    ddp, fsdp2 = (
+        run_whole(tmp_path / x, base, device, "eager", *options, *on(2, x))
+        for x in ("ddp", "fsdp2")
+    )
+    assert fsdp2 == ddp
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_one_is_killed_and_half_of_them_go_on(make_base, device, cards, tmp_path, strategy):
+    """In a window; the others end, and the checkpoint of the step before is for any number."""
+    base = make_base("tiny" if device.type == "cpu" else "small")
+    whole = run_whole(tmp_path / "whole", base, device, "eager", *EXACT, *on(cards, strategy))
+    strike = {"step": KILLED_AT, "number": 9, "rank": cards - 1}
+    killer = {"class_path": "killers.Signal", "init_args": strike}
+    config = write_config(tmp_path / "killed", base, device, "eager", killer)
+    killed = fit(config, *EXACT, *on(cards, strategy))
+    assert killed.returncode in (1, -9), killed.stdout + killed.stderr
+    saved = AtomicCheckpointIO().load_checkpoint(RunFolder(config.parent / "run").last_checkpoint)
+    assert saved["global_step"] == KILLED_AT - 1
+    resumed = fit(config, "--ckpt_path", "last", *EXACT, *on(cards // 2, strategy))
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert_near(read_result(config.parent), whole, rel=1e-5)
