@@ -24,6 +24,8 @@ WARNINGS = (
     # torch, about itself
     r"`torch\.jit\.\w+` is deprecated",
     r".*'pin_memory' argument is set as true but no accelerator is found",
+    # DDP is made on a stream of its own, as Lightning does on purpose
+    r"The AccumulateGrad node's stream does not match",
     # transformers: the new names do not exist in 5.17, which is supported too
     r"`is_gradient_checkpointing` is deprecated",
     r"`gradient_checkpointing_enable` is deprecated",
@@ -38,7 +40,6 @@ MESSAGES = {
         r"TPU available:",
         r"HPU available:",
         r"Using .* Automatic Mixed Precision",
-        r"LOCAL_RANK:",
         r"You are using a CUDA device .* that has Tensor Cores",
         r"`Trainer\.fit` stopped:",
         r".*Tip: ",
@@ -49,6 +50,7 @@ MESSAGES = {
     # every checkpoint is loaded with weights_only=True, whatever Lightning is told
     "lightning.pytorch.trainer.connectors.checkpoint_connector": (r"`weights_only` was not set",),
     "lightning.fabric.utilities.seed": (r"(\[rank: \d+\] )?Seed set to",),
+    "lightning.pytorch.accelerators.cuda": (r"LOCAL_RANK:",),
     # of several ranks, which sessions.jsonl counts
     "lightning.fabric.utilities.distributed": (r"Initializing distributed",),
     # for a moment before the first step, it listens beside lit_sft.signals

@@ -119,7 +119,8 @@ def build_model(
     base_sha256 = fingerprint_base(base)
     wanted = "none" if module.lora.modules_to_save else module.trainable_tokens
     tokens = _find_trained_rows(base, module.adapter, wanted, tokenizer)
-    with torch.random.fork_rng():
+    # All devices would each get a context of this process, which is hundreds of MB.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(module.seed)
         model = attach_lora(base, module.lora, list(tokens))
         if module.lora.init_weights != "default":

@@ -86,7 +86,7 @@ class Measure(pl.Callback):
             peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
             self.found["peak_gib"] = int(peak.split()[1]) / 2**20
         if not self.gradient:
-            self._profile = profile(activities=list(_activities()))
+            self._profile = profile(activities=list(_activities()), acc_events=True)
             self._profile.start()
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
@@ -210,7 +210,8 @@ def start(
     paths = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', ROOT)}"
     log = folder.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    cards = ",".join(str(first + card) for card in range(devices))
+    there = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(first + devices)))
+    cards = ",".join(there.split(",")[first : first + devices])
     environment = os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": cards}
     with log.open("w") as file:
         return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file)
