@@ -1,11 +1,14 @@
 """`ddp`, `fsdp2` and `auto` from the command line: what a resume keeps, and what is refused."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from command import lit_sft, lit_sft_in_process
 from small_run import fit_options
+from test_dry_run import read_bytes
+from transformers import LlamaConfig
 
 from lit_sft.run.folder import RunFolder
 
@@ -56,4 +59,30 @@ def test_what_fsdp2_cannot_do_is_refused_before_any_row_is_read(
     assert (outcome.status, outcome.stderr.count("\n")) == (2, 1), outcome.stderr
     assert outcome.stderr.startswith("error: trainer.strategy: fsdp2 shards a frozen base, and ")
     assert says in outcome.stderr
+    assert "split " not in outcome.stdout
+
+
+def plan(base: Path | str, folder: Path, strategy: str, *arguments: object):
+    options = [*fit_options(base, folder / "run"), *TWO, strategy, "--dry_run", *arguments]
+    return lit_sft_in_process("fit", *options, "--model.quantization.weight_cache", "none")
+
+
+def test_a_dry_run_says_which_strategy_auto_is_and_plans_the_share_of_a_device(tmp_path):
+    whole, shared = (plan("lit_sft/tiny", tmp_path, strategy) for strategy in ("auto", "fsdp2"))
+    assert whole.stdout.count("strategy ddp: the base takes ") == 1
+    for part, ratio in (("4-bit weights and scales", 2), ("the rest of the base", 1)):
+        taken = [read_bytes(outcome.stdout, part) for outcome in (whole, shared)]
+        assert taken[0] == pytest.approx(ratio * taken[1], rel=0.2), part
+
+
+def test_a_measurement_is_refused_where_auto_comes_to_fsdp2(tiny_base, tmp_path):
+    """Its config says a size that no device holds; its weights are not looked at."""
+    shutil.copytree(tiny_base, tmp_path / "large")
+    config = LlamaConfig.from_pretrained(tiny_base)
+    config.update({"hidden_size": 2**15, "intermediate_size": 2**17, "num_hidden_layers": 400})
+    config.save_pretrained(tmp_path / "large")
+    outcome = plan(tmp_path / "large", tmp_path, "auto", "measure")
+    assert (outcome.status, outcome.stderr.count("\n")) == (2, 1), outcome.stderr
+    assert "error: --dry_run measure takes its steps on one device, and" in outcome.stderr
+    assert outcome.stdout.count("strategy fsdp2: the base takes ") == 1
     assert "split " not in outcome.stdout
