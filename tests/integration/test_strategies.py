@@ -41,6 +41,26 @@ def test_auto_keeps_what_the_run_had_and_a_change_is_told(tiny_base, tmp_path):
     assert third.count("model.speed.compile was True, is now False: the run goes on with") == 1
 
 
+@pytest.mark.timeout(600)
+def test_what_fsdp2_has_trained_is_tested_answered_and_merged(tiny_base, tmp_path):
+    """By `fsdp2`, and by one process, which gives the same answers."""
+    go_on(tiny_base, tmp_path, "fsdp2", 1)
+    options = [*fit_options(tiny_base, tmp_path)[1:], "--data.task.test_rows=3", "--ckpt_path=last"]
+    options += ["--model.max_new_tokens=4"]
+    shared = lit_sft("predict", *options, *TWO, "fsdp2", of_ranks=True)
+    alone = lit_sft_in_process("predict", *options)
+    assert (shared.status, alone.status) == (0, 0), shared.stderr + alone.stderr
+    kept, last = (tmp_path / name for name in ("predictions-1.jsonl", "predictions.jsonl"))
+    assert kept.read_bytes() == last.read_bytes()
+    tested = lit_sft("test", *options, *TWO, "fsdp2", of_ranks=True)
+    assert (tested.status, list((tmp_path / "measured").iterdir()) != []) == (0, True), (
+        tested.stderr
+    )
+    merged = ("--to", "merged", "--output", tmp_path / "merged", "--prompts", 0)
+    outcome = lit_sft("export", tmp_path, *merged)
+    assert (outcome.status, (tmp_path / "merged" / "config.json").exists()) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
