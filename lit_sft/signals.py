@@ -3,7 +3,8 @@
 While a step is taken, the run has a few seconds to finish it and to save it; at any other time,
 such as while a model loads or an upload runs, there is nothing to wait for, and a signal ends the
 process at once. A second signal does so too, unless it comes with the first: `timeout` and some
-schedulers send one to a process and then to its group.
+schedulers send one to a process and then to its group. The exit status is that of the first: a job
+that SLURM has told by SIGUSR1 that its time is over is put back, though SIGTERM has ended it.
 
 A handler of Python runs when the main thread comes back to Python, which may take half an hour in
 a rendezvous of ranks. So the system's own part of the handler writes the number into a pipe
@@ -165,7 +166,7 @@ class Signals:
             return
         if why:
             self._say(f"{signal.Signals(number).name} received: {why}", sys.stderr)
-        end_process(128 + number)
+        end_process(128 + self.received)
 
     def _say(self, text: str, stream: Any) -> None:
         if is_first_rank():

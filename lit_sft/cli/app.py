@@ -32,6 +32,7 @@ from lit_sft.model.agreement import digest_checkpoint, require_agreement
 from lit_sft.model.device import PrecisionName, limit_threads
 from lit_sft.model.module import SFTModule
 from lit_sft.model.peers import PEERS
+from lit_sft.model.sharded.choice import keep_strategy, require_shardable
 from lit_sft.model.trainer_options import require_limits
 from lit_sft.report.report_page import write_report
 from lit_sft.run.best_checkpoint import choose_best
@@ -203,6 +204,11 @@ class SFTCommandLine(LightningCLI):
             "trainer.limit_val_batches is 0 here, and nothing would be measured: "
             "--trainer.limit_val_batches 1.0 is all of val, the fraction of its rows",
         )
+        strategy = self.trainer.strategy
+        if self.subcommand == "fit":
+            keep_strategy(strategy, self.config.fit.ckpt_path)
+        if getattr(strategy, "shards", False):
+            require_shardable(self.model)
         self.model.check_base()
         # Lightning's end moves the model to the CPU, which takes seconds of a process that ends.
         vars(self.model)["cpu"] = lambda: self.model
@@ -211,7 +217,7 @@ class SFTCommandLine(LightningCLI):
         if self.model.adapter and self.model.lora:  # whose shape it may have, for config.yaml
             for name, value in asdict(self.model.lora).items():
                 self.config[self.subcommand].model.lora[name] = value
-        if self.trainer.strategy.root_device.type == "cpu":
+        if strategy.root_device.type == "cpu":
             width = self.model.base_config.get_text_config().hidden_size
             limit_threads(width, self.trainer.num_devices)
 

@@ -30,6 +30,7 @@ from lit_sft.model.sharded.in_step import is_sharded
 if TYPE_CHECKING:
     from lit_sft.model.module import SFTModule
 
+COMPILE = "model.speed.compile"
 COMPILE_SECONDS = 32.0
 """What compiling the layers of a model took on an H100; it is one compilation for all of them."""
 SAVED_SECONDS = 0.0087
@@ -71,19 +72,24 @@ def choose_tokens(data: SizedData, per_token: float, layers: int, free: float) -
     return tokens
 
 
-def keep_choices(module: "SFTModule", saved: Mapping[str, Any]) -> None:
+def keep_choices(
+    module: "SFTModule", saved: Mapping[str, Any], keeps_compiling: bool = True
+) -> None:
     """Take what a checkpoint's run was decided to be where this one leaves it open.
 
     Args:
         module: That is resumed.
         saved: What the checkpoint says of its run, by dotted names.
+        keeps_compiling: Whether layers are compiled as they were; otherwise that is decided anew,
+            and said where it comes out otherwise.
     """
     data: Any = getattr(module.trainer, "datamodule", None)
     tokens = saved.get("data.max_tokens_per_pass")
     if tokens and getattr(data, "leaves_passes_open", False):
         data.widen_passes(tokens)
-    if module.speed.compile == "auto":
-        module.speed = replace(module.speed, compile=saved["model.speed.compile"])
+    module.compiled_before = saved[COMPILE]
+    if keeps_compiling and module.speed.compile == "auto":
+        module.speed = replace(module.speed, compile=saved[COMPILE])
 
 
 def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | LayerGraphs | None:
@@ -109,6 +115,7 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | L
         compile_layers(module.model)
     if module.speed.compile or is_on_cuda:
         _try_a_pass(module)
+    _tell_if_changed(module)
     if not (captures and module.speed.compile):  # or they cannot be compiled
         for layer in recomputed:
             layer.gradient_checkpointing = True
@@ -137,6 +144,15 @@ def _settle_compiling(module: "SFTModule", layers: int) -> None:
                 f"compiling the layers: up to {COMPILE_SECONDS:.0f} s now, for about "
                 f"{SAVED_SECONDS * layers * steps:,.0f} s less in {steps:,} steps"
             )
+
+
+def _tell_if_changed(module: "SFTModule") -> None:
+    before, module.compiled_before = module.compiled_before, None
+    if before not in (None, module.speed.compile):
+        say_once(
+            f"{COMPILE} was {before}, is now {module.speed.compile}: the run goes on with the same "
+            "windows, optimizer state and position, but not to the byte: layers round otherwise"
+        )
 
 
 def does_compiling_pay(layers: int, steps: int) -> bool:

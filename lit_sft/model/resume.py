@@ -1,6 +1,6 @@
 """What a checkpoint holds, and which checkpoints a run may go on from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -8,9 +8,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_sft.errors import InputError, require
 from lit_sft.model.nonfinite import require_finite_weights
 from lit_sft.model.optim import group_parameters, is_flat
-from lit_sft.model.pace import keep_choices
+from lit_sft.model.pace import COMPILE, keep_choices
 from lit_sft.model.principal import put_starts, read_starts
 from lit_sft.model.saved_adapter import require_same_shapes
+from lit_sft.model.sharded.strategy import NAME
 from lit_sft.run.identity import (
     describe_run,
     describe_settings,
@@ -67,12 +68,18 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
     """
     require("run" in checkpoint, "the checkpoint is none of this trainer's: it names no run")
     trained, fits = module.trained_parameters, module.trainer.state.fn == "fit"
+    settings, accepted = describe_settings(module), module.accept_changes
+    changes = find_differences(checkpoint.get("settings", {}), settings)
+    # What is shared out is not compiled: with another strategy, that was no choice.
+    is_forced = NAME in changes.get("trainer.strategy", "")
+    if is_forced:
+        accepted = (*accepted, COMPILE)
     if fits:
-        keep_choices(module, read_run(checkpoint["run"]))
+        keep_choices(module, read_run(checkpoint["run"]), not is_forced)
     saved, now = match_runs(checkpoint["run"], module)
     if not fits:
         saved, now = only_what_answers_depend_on(saved), only_what_answers_depend_on(now)
-    _require_same_run(saved, now, module)
+    _require_same_run(saved, now, accepted)
     require_same_shapes(trained, checkpoint["state_dict"], "the checkpoint")
     put_starts(module.model, checkpoint.get("lora_starts", {}))
     if not fits:
@@ -83,17 +90,15 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
     # Earlier releases named none, but saved the weights in that order.
     names = checkpoint.get("optimizer_parameters", list(checkpoint["state_dict"]))
     require_same_order(names, list(trained))
-    changes = find_differences(checkpoint.get("settings", {}), describe_settings(module))
     for name, change in changes.items():
         rank_zero_info(f"{name} {change}")
     module.nonfinite.load_state_dict(checkpoint["nonfinite"])
 
 
 def _require_same_run(
-    saved: Mapping[str, object], now: Mapping[str, object], module: "SFTModule"
+    saved: Mapping[str, object], now: Mapping[str, object], accepted: Collection[str]
 ) -> None:
     """Compare two runs; on another number of ranks, the rows of their windows as a whole."""
-    accepted = module.accept_changes
     if not has_new_shape(saved, now) or "trainer.devices" in accepted:
         require_same_run(saved, now, accepted)
         return

@@ -1,6 +1,7 @@
 """Options of Lightning's trainer that a run of windows cannot honour: refused, never ignored."""
 
 from collections.abc import Iterable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -16,11 +17,17 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.callbacks.spike import SpikeDetection
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    SingleDeviceStrategy,
+    StrategyRegistry,
+)
+from lightning.pytorch.strategies.xla import XLAStrategy
 
 from lit_sft.errors import InputError, require
 from lit_sft.model.device import describe_device, require_precision, tell_if_emulated
-from lit_sft.model.sharded.strategy import ShardedStrategy
+from lit_sft.model.sharded.strategy import NAME, ShardedStrategy
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -37,6 +44,8 @@ REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
     WeightAveraging: "it copies the frozen base, into every checkpoint too",
 }
 """Lightning's own that a step which is a whole window cannot honour, and why."""
+NOT_OURS = (DeepSpeedStrategy, XLAStrategy)
+"""Subclasses of `DDPStrategy` that run a model in a way of their own."""
 FIGURES = ("train/", "val/")
 """How the names of all figures begin that a training run has."""
 NOTHING = "leaves nothing to train; set it above 0 (lit-sft validate evaluates without training)"
@@ -55,6 +64,7 @@ def require_known_options(options: "Namespace") -> None:
         "trainer.accumulate_grad_batches, gradient_clip_val and gradient_clip_algorithm cannot be "
         "set; use data.accumulate_grad_batches and model.max_grad_norm, which clips by norm",
     )
+    require_known_name(options.strategy)
     require(
         not options.barebones,
         "trainer.barebones cannot be set: it takes away the checkpoints and the figures that every "
@@ -73,6 +83,35 @@ def require_known_options(options: "Namespace") -> None:
     require(
         not options.model_registry,
         "trainer.model_registry cannot be set; append lit_sft.HubUpload to trainer.callbacks",
+    )
+
+
+def require_known_name(asked: Any) -> None:
+    """Raise `InputError` for a strategy that windows cannot be run by, before it is made.
+
+    Args:
+        asked: As `lightning.Trainer` takes it, or what a config holds of a class.
+    """
+    if asked in ("auto", NAME):
+        return
+    path = getattr(asked, "class_path", None)
+    if path:
+        module, _, name = path.rpartition(".")
+        kind = getattr(import_module(module), name)
+    elif isinstance(asked, str):
+        path, known = asked, asked.lower() in StrategyRegistry
+        kind = StrategyRegistry[asked.lower()]["strategy"] if known else None
+    else:
+        kind = type(asked)
+    _require_kind(kind, path or kind.__name__)
+
+
+def _require_kind(kind: Any, name: str) -> None:
+    is_known = isinstance(kind, type) and issubclass(kind, SingleDeviceStrategy | DDPStrategy)
+    require(
+        is_known and not issubclass(kind, NOT_OURS),
+        f"trainer.strategy must be auto, ddp or fsdp2, got {name}; one with options is named by "
+        f"its class, DDPStrategy or {ShardedStrategy.__module__}.{ShardedStrategy.__name__}",
     )
 
 
@@ -98,10 +137,7 @@ def require_known_strategy(trainer: pl.Trainer) -> None:
         trainer: As it was made.
     """
     strategy = trainer.strategy
-    require(
-        isinstance(strategy, SingleDeviceStrategy | DDPStrategy),
-        f"trainer.strategy must be auto, ddp or fsdp2, got {type(strategy).__name__}",
-    )
+    _require_kind(type(strategy), type(strategy).__name__)
     require(
         getattr(strategy, "_start_method", "popen") == "popen",
         "trainer.strategy must be auto, ddp or fsdp2, got one that spawns or forks its ranks: a "

@@ -8,6 +8,7 @@ from lit_sft.errors import require
 from lit_sft.model.base_model import outline
 from lit_sft.model.device import compute_dtype
 from lit_sft.model.module import SFTModule
+from lit_sft.model.sharded.choice import is_to_shard
 from lit_sft.model.stored_base import measure_base
 from lit_sft.plan.estimate import make_plan
 from lit_sft.plan.outlined_job import UnknownPassError
@@ -28,8 +29,9 @@ def tell_plan(
     Raises:
         InputError: As the run would, before its weights are loaded.
     """
+    module.trainer = trainer  # whose devices decide, and it is said, where the strategy is open
     require(
-        not measured or not getattr(trainer.strategy, "shards", False),
+        not is_to_shard(module) or not measured,
         "--dry_run measure takes its steps on one device, and trainer.strategy fsdp2 shares the "
         "base out over several; plan it by --dry_run",
     )

@@ -17,6 +17,7 @@ from lit_sft.model.adapter import Lora
 from lit_sft.model.base_model import Quantization
 from lit_sft.model.fast.kernels import Speed, is_deterministic
 from lit_sft.model.schedule import Schedule
+from lit_sft.model.sharded.choice import name_strategy
 
 if TYPE_CHECKING:
     from lit_sft.model.module import SFTModule
@@ -131,6 +132,7 @@ def describe_settings(module: SFTModule) -> dict[str, object]:
         "model.max_grad_norm": module.max_grad_norm,
         "model.nonfinite": module.nonfinite.policy,
         "trainer.deterministic": is_deterministic(),
+        "trainer.strategy": name_strategy(module),
         "trainer.max_steps": module.trainer.max_steps,
         "trainer.max_epochs": module.trainer.max_epochs,
     }

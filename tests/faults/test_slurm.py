@@ -30,7 +30,8 @@ for rank in range(count):
     more = about | {{"SLURM_PROCID": rank, "SLURM_LOCALID": rank}}
     env = os.environ | {{name: str(value) for name, value in more.items()}}
     tasks.append(subprocess.Popen(words, env=env))
-signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, lambda number, _: [task.send_signal(number) for task in tasks])
 open("srun.pid.part", "w").write(str(os.getpid()))
 os.rename("srun.pid.part", "srun.pid")
 sys.exit(max(task.wait() for task in tasks))
@@ -72,15 +73,18 @@ def submit(folder: Path, base: Path, tasks: int, callbacks: str) -> subprocess.P
         )
 
 
+def wait_until_halted(job: subprocess.Popen, folder: Path, phase: str) -> None:
+    while not (folder / "run" / f".halted-{phase}-0").exists():
+        assert job.poll() is None, (folder / "out.txt").read_text()
+        time.sleep(0.05)
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("tasks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_job_whose_time_is_over_saves_is_requeued_once_and_goes_on(tiny_base, tmp_path, tasks):
     callbacks = halt("window")
     job = submit(tmp_path, tiny_base, tasks, callbacks)
-    mark = tmp_path / "run" / ".halted-window-0"
-    while not mark.exists():
-        assert job.poll() is None, (tmp_path / "out.txt").read_text()
-        time.sleep(0.05)
+    wait_until_halted(job, tmp_path, "window")
     os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGUSR1)
     assert job.wait(LIMIT) == 128 + signal.SIGUSR1, (tmp_path / "out.txt").read_text()
     printed = (tmp_path / "out.txt").read_text()
@@ -95,3 +99,16 @@ def test_a_job_whose_time_is_over_saves_is_requeued_once_and_goes_on(tiny_base, 
     if tasks == 1:
         assert run(tmp_path / "whole", tiny_base).status == 0
         assert read_result(tmp_path) == read_result(tmp_path / "whole")
+
+
+def test_a_sigterm_behind_it_ends_the_job_at_once_and_it_is_requeued(tiny_base, tmp_path):
+    """Both are sent to all processes of the job, as at its end or where it is preempted."""
+    job = submit(tmp_path, tiny_base, 1, halt("evaluation"))
+    wait_until_halted(job, tmp_path, "evaluation")
+    os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGUSR1)
+    time.sleep(2.5)
+    printed = (tmp_path / "out.txt").read_text()
+    assert job.poll() is None, printed
+    os.killpg(job.pid, signal.SIGTERM)
+    assert job.wait(LIMIT) == 128 + signal.SIGUSR1, (tmp_path / "out.txt").read_text()
+    assert (tmp_path / "scontrol.txt").read_text() == "requeue 4711\n"

@@ -1,6 +1,6 @@
 """Whether the base of a run is shared out over its ranks, and what cannot be then."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,11 +10,29 @@ from lit_sft.model.device import compute_dtype
 from lit_sft.model.distributed import max_over_ranks, say_once
 from lit_sft.model.fast.memory import RESERVED_BYTES, USABLE, free_memory_bytes
 from lit_sft.model.figures import GIB
-from lit_sft.model.sharded.strategy import ShardedStrategy
+from lit_sft.model.sharded.in_step import is_sharded
+from lit_sft.model.sharded.strategy import NAME, ShardedStrategy
 from lit_sft.model.stored_base import measure_base
+from lit_sft.run.checkpoint_io import AtomicCheckpointIO
 
 if TYPE_CHECKING:
     from lit_sft.model.module import SFTModule
+
+
+def keep_strategy(strategy: Any, checkpoint: str | None) -> None:
+    """Let a run that goes on hold its base as it did, where its strategy leaves that open.
+
+    Args:
+        strategy: Of its trainer.
+        checkpoint: From which it goes on, if it does.
+
+    Raises:
+        InputError: If that cannot be read.
+    """
+    if checkpoint and isinstance(strategy, ShardedStrategy) and strategy.shards is None:
+        settings = AtomicCheckpointIO().load_checkpoint(checkpoint).get("settings", {})
+        earlier = settings.get("trainer.strategy")
+        strategy.earlier = earlier if earlier in ("ddp", NAME) else None
 
 
 def is_to_shard(module: "SFTModule") -> bool:
@@ -36,6 +54,17 @@ def is_to_shard(module: "SFTModule") -> bool:
     if strategy.shards:
         require_shardable(module)
     return strategy.shards
+
+
+def name_strategy(module: "SFTModule") -> str:
+    """Return how a run holds its base: `fsdp2`, `ddp` or `one device`.
+
+    Args:
+        module: In a trainer, with its model built.
+    """
+    if is_sharded(module.model):
+        return NAME
+    return "ddp" if module.trainer.world_size > 1 else "one device"
 
 
 def require_shardable(module: "SFTModule") -> None:
@@ -78,13 +107,15 @@ def _does_not_fit(module: "SFTModule", strategy: ShardedStrategy) -> bool:
     if device.type == "cpu":  # which the ranks of a machine share
         free /= strategy.num_processes
     free = -max_over_ranks(-int(free), device)
-    shards = not does_fit(needed, free)
+    fits, stays = does_fit(needed, free), does_stay_whole(needed, free, strategy.earlier)
+    reason = "" if fits else ", which is less than a step takes with it; its layers are shared out"
+    if fits != stays:
+        reason = f"; the run goes on as it did, by {strategy.earlier}"
     say_once(
-        f"strategy {'fsdp2' if shards else 'ddp'}: the base takes {needed / GIB:.1f} GiB, and each "
-        f"of {module.trainer.world_size} devices has {free / GIB:.1f} GiB free"
-        + (", which is less than a step takes with it; its layers are shared out" if shards else "")
+        f"strategy {'ddp' if stays else NAME}: the base takes {needed / GIB:.1f} GiB, and each "
+        f"of {module.trainer.world_size} devices has {free / GIB:.1f} GiB free{reason}"
     )
-    return shards
+    return not stays
 
 
 def does_fit(needed: float, free: float) -> bool:
@@ -95,3 +126,16 @@ def does_fit(needed: float, free: float) -> bool:
         free: Bytes there, before it is loaded.
     """
     return needed + RESERVED_BYTES <= USABLE * free
+
+
+def does_stay_whole(needed: float, free: float, earlier: str | None) -> bool:
+    """Return whether each device is to hold the whole base: as it did before, if it still can.
+
+    Args:
+        needed: As for `does_fit`.
+        free: Likewise.
+        earlier: `ddp` or `fsdp2`, as the run had it that goes on, or None for a new one.
+    """
+    if earlier in (None, NAME):
+        return earlier is None and does_fit(needed, free)
+    return needed + RESERVED_BYTES <= free

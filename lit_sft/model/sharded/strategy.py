@@ -27,6 +27,8 @@ class ShardedStrategy(DDPStrategy):
     def __init__(self, shards: bool | None = True, **options: Any) -> None:
         super().__init__(**options)
         self.shards = shards
+        self.earlier: str | None = None
+        """How the run that goes on held its base on several devices, `ddp` or `fsdp2`."""
 
     @override
     def setup(self, trainer: pl.Trainer) -> None:

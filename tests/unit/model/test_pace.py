@@ -70,8 +70,10 @@ def checkpoint(tiny_base, tmp_path):
     module.trainer.save_checkpoint(tmp_path / "saved.ckpt")
     saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)
 
-    def write(**changed) -> str:
-        torch.save(saved | {"run": saved["run"] | changed}, tmp_path / "changed.ckpt")
+    def write(strategy="one device", **changed) -> str:
+        settings = saved["settings"] | {"trainer.strategy": strategy}
+        changes = {"run": saved["run"] | changed, "settings": settings}
+        torch.save(saved | changes, tmp_path / "changed.ckpt")
         return str(tmp_path / "changed.ckpt")
 
     return write
@@ -91,6 +93,25 @@ def test_a_resumed_run_keeps_what_was_decided(tiny_base, tmp_path, checkpoint):
         train(tiny_base, tmp_path, path, max_tokens_per_pass=2_400)
     with pytest.raises(InputError, match=r"speed\.compile: was False, is now True"):
         train(tiny_base, tmp_path, path, speed=Speed(compile=True))
+
+
+@pytest.mark.parametrize(("before", "asked", "now"), [(False, True, True), (True, "auto", False)])
+def test_what_a_strategy_forced_is_decided_anew_with_another(
+    tiny_base, tmp_path, checkpoint, capsys, before, asked, now
+):
+    path = checkpoint("fsdp2", **{"model.speed.compile": before})
+    with torch.compiler.set_stance("force_eager"):  # to compile takes long
+        module = train(tiny_base, tmp_path, path, speed=Speed(compile=asked))
+    assert module.speed == Speed(compile=now)
+    told = f"model.speed.compile was {before}, is now {now}: the run goes on with the same"
+    assert capsys.readouterr().out.count(told) == 1
+
+
+def test_what_it_comes_to_again_is_not_told(tiny_base, tmp_path, checkpoint, capsys, caplog):
+    caplog.set_level("INFO", "lightning.pytorch")
+    train(tiny_base, tmp_path, checkpoint("fsdp2", **{"model.speed.compile": False}))
+    assert "model.speed.compile" not in capsys.readouterr().out
+    assert "trainer.strategy was fsdp2, is now one device" in caplog.text
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 from lit_sft import Lora, SFTModule, Speed
 from lit_sft.errors import InputError
 from lit_sft.model.figures import GIB
-from lit_sft.model.sharded.choice import does_fit, require_shardable
+from lit_sft.model.sharded.choice import does_fit, does_stay_whole, require_shardable
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,21 @@ from lit_sft.model.sharded.choice import does_fit, require_shardable
 )
 def test_a_base_fits_with_room_for_a_step(needed, free, fits):
     assert does_fit(needed * GIB, free * GIB) is fits
+
+
+@pytest.mark.parametrize(
+    ("free", "earlier", "stays"),
+    [
+        (52, None, True),
+        (52, "fsdp2", False),  # though it would fit
+        (52, "ddp", True),
+        (45, None, False),
+        (45, "ddp", True),  # less than a new run asks for, and enough
+        (43, "ddp", False),
+    ],
+)
+def test_a_run_that_goes_on_holds_its_base_as_it_did(free, earlier, stays):
+    assert does_stay_whole(41.3 * GIB, free * GIB, earlier) is stays
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from architectures import build
 from ranks import Ranks
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_sft import Quantization
 from lit_sft.errors import InputError
@@ -65,6 +66,16 @@ def test_it_is_the_base(ranks, tmp_path, name, quantization, dtype):
         assert found[4] == pytest.approx(layers / 2, rel=0.01)
 
 
+def save_mixture(model_type, folder, **sizes):
+    """A base of experts as its makers publish it, a matrix each, which transformers fuses."""
+    config = AutoConfig.for_model(
+        model_type,
+        **{"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 2, "pad_token_id": None},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96} | sizes,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
 def refuse(base, quantization):
     try:
         load_sharded_base(base, quantization, torch.float32, CPU)
@@ -85,4 +96,19 @@ def test_what_it_cannot_load_is_told_in_a_line(ranks, tmp_path, name, says):
     for told in ranks.run(refuse, [(str(tmp_path), Quantization())] * 2):
         assert says in told
         assert "use ddp" in told
+        assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes"),
+    [
+        ("mixtral", {"num_local_experts": 4}),
+        ("qwen3_moe", {"num_experts": 4, "moe_intermediate_size": 48, "num_experts_per_tok": 2}),
+    ],
+)
+def test_experts_that_transformers_fuses_are_told_in_a_line(ranks, tmp_path, model_type, sizes):
+    save_mixture(model_type, tmp_path, **sizes)
+    for told in ranks.run(refuse, [(str(tmp_path), Quantization())] * 2):
+        assert "stores no tensor 'model.layers.0.mlp." in told
+        assert told.endswith("use ddp, which loads it whole on each device")
         assert "\n" not in told
