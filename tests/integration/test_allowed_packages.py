@@ -212,7 +212,7 @@ def test_an_allowed_package_is_no_way_to_another(mark, tmp_path, command, path, 
     )
 
 
-@pytest.mark.parametrize("allowed", ["", "lit_sft"])
+@pytest.mark.parametrize("allowed", ["", pytest.param("lit_sft", marks=pytest.mark.slow)])
 def test_a_run_consists_of_allowed_packages(tmp_path, allowed):
     """The quickstart's config names classes of this package and of Lightning, by public names."""
     outcome = lit_sft(
