@@ -311,9 +311,10 @@ FIT = ("fit", "--data.task", "lit_sft.GSM8K")
     ("way", "ending", "words", "says"),
     [
         *(
-            pytest.param(way, ending, INSPECT, "there is no folder './nowhere'")
+            pytest.param(way, ending, INSPECT, "there is no folder './nowhere'", marks=marks)
             for way in ("script", "-m")
-            for ending in ("", ".", "{here}")
+            # By what it resolves to, the second is the first.
+            for ending, marks in (("", ()), (".", pytest.mark.slow), ("{here}", ()))
         ),
         pytest.param("script", "{here}", FIT, "model.base_model", marks=pytest.mark.slow),
         ("-m", "", FIT, "model.base_model"),
