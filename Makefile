@@ -13,11 +13,12 @@ quickstart: install
 	@rm -rf runs/quickstart
 	@$(BIN)/lit-sft fit --config configs/quickstart.yaml
 
+# What is compiled is kept, whatever the environment says: each process would compile all again.
 test: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-all: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-serve: install .venv-serve/installed
 	@OMP_NUM_THREADS=1 LIT_SFT_SERVE=$(CURDIR)/.venv-serve/bin/python $(BIN)/python -m pytest tests/serve
@@ -26,7 +27,7 @@ test-browser: install .browser/chromium
 	@LIT_SFT_CHROMIUM=$(CURDIR)/.browser/chromium LD_LIBRARY_PATH=$(CURDIR)/.browser/lib $(BIN)/python -m pytest tests/integration/test_report_in_browser.py
 
 soak: install
-	@PYTHONPATH=tests/integration:tests/faults $(BIN)/python tests/faults/soak.py --trials $(N)
+	@PYTHONDONTWRITEBYTECODE= PYTHONPATH=tests/integration:tests/faults $(BIN)/python tests/faults/soak.py --trials $(N)
 
 lint: install
 	@$(BIN)/ruff check .

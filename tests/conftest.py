@@ -3,6 +3,8 @@
 import gc
 import os
 import tempfile
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 # huggingface_hub reads these when it is imported, so a fixture would come too late.
@@ -44,14 +46,21 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(autouse=True)
-def _isolate_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
-    """Give every test an empty token cache, and W&B folders and logins of nobody."""
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where tests have their caches: `mktemp` would look through the folders of all others."""
     root = tmp_path_factory.mktemp("caches")
+    return (root / str(number) for number in count())
+
+
+@pytest.fixture(autouse=True)
+def _isolate_caches(_caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch):
+    """Give every test an empty token cache, and a W&B folder and logins of nobody."""
+    root = next(_caches)
+    root.mkdir()
     monkeypatch.setenv("LIT_SFT_CACHE", str(root / "lit_sft"))
     for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        (root / name).mkdir()
-        monkeypatch.setenv(name, str(root / name))
+        monkeypatch.setenv(name, str(root))
     monkeypatch.setenv("NETRC", str(root / "no_netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
 

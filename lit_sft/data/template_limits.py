@@ -94,7 +94,7 @@ class _Watch:
             if self.dog is not None and not self.deadlines:
                 self.dog.end()
             if own in self.late:  # its error may be under way, and would strike somebody else
-                _raise_in(own, None)
+                _catch_in(own)
                 self.late.remove(own)
 
     def leave_to_parent(self) -> None:
@@ -120,10 +120,24 @@ class _Watch:
                         _raise_in(thread, _TooSlow)
 
 
-def _raise_in(thread: int, error: type[Exception] | None) -> None:
-    """Have a thread raise an error before its next step, or, with None, not raise it any more."""
-    what = None if error is None else ctypes.py_object(error)
+def _raise_in(thread: int, error: type[Exception]) -> None:
+    """Have a thread raise an error before its next step, instead of one that is under way."""
+    what = ctypes.py_object(error)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)
+
+
+def _catch_in(own: int) -> None:
+    """Have no error under way in this thread any more.
+
+    To take it back leaves the flag up by which Python looks for one, and under a profiler or a
+    debugger Python 3.11 then never gets past the first step of a function. So it is raised here.
+    """
+    try:
+        _raise_in(own, _TooSlow)
+        while True:
+            pass
+    except _TooSlow:
+        pass
 
 
 _watch = _Watch()

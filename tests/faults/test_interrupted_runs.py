@@ -75,7 +75,9 @@ def read_result(folder: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
     return adapter, rows
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+# Without workers, the tests below kill and resume too: what a save and an evaluation leave behind
+# does not depend on them.
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize(
     "killers",
     [

@@ -10,7 +10,7 @@ from test_two_ranks_interrupted import TWO_RANKS, run_two
 
 from lit_sft.run.folder import RunFolder
 
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+TORCHRUN = ("--nproc_per_node", "2", "--standalone")
 
 
 def fail(kind: str, step: int | None = None) -> str:
@@ -32,9 +32,12 @@ def fail(kind: str, step: int | None = None) -> str:
 def test_what_one_rank_alone_fails_of_is_said_by_the_first(
     tiny_base, tmp_path, kind, step, status, launcher
 ):
-    """`torchrun` ends with 1 whatever its ranks end with, and has a traceback of its own."""
-    callbacks = fail(kind, step)
-    process = Run(*(tmp_path, tiny_base, *TWO_RANKS), launcher=launcher, callbacks=callbacks)
+    """`torchrun` ends with 1 whatever its ranks end with, and has a traceback of its own.
+
+    The ranks are started by commands, as nowhere else here.
+    """
+    how = {"launcher": launcher, "callbacks": fail(kind, step), "from_scratch": True}
+    process = Run(tmp_path, tiny_base, *TWO_RANKS, **how)
     ended = process.wait(300)
     _, seconds = process.end()
     printed = process.out.read_text()

@@ -2,13 +2,13 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from command import ROOT
+from forks import Forked
 from test_interrupted_runs import kill, make_config, run
 
 
@@ -17,11 +17,12 @@ def frozen(tiny_base, tmp_path):
     """A run that stands still in the middle of a step, with two loader workers, and all of them."""
     stop = "    - {class_path: killers.Signal, init_args: {step: 3, number: 19}}\n"  # SIGSTOP
     (tmp_path / "config.yaml").write_text(make_config(tiny_base, stop, workers=2))
-    env = {"PYTHONPATH": f"{Path(__file__).parent}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lit_sft", "fit", "--config", "config.yaml"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | env, stdout=subprocess.DEVNULL
-    )
+    env = os.environ | {
+        "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}",
+        "OMP_NUM_THREADS": "1",
+    }
+    words = ("fit", "--config", "config.yaml")
+    process = Forked(words, tmp_path, env, [Path(os.devnull)] * 3)
     deadline = time.monotonic() + 300
     while _read_state(process.pid) != "T":
         assert process.poll() is None
@@ -32,8 +33,7 @@ def frozen(tiny_base, tmp_path):
     commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
     workers = [child for child, words in commands.items() if b"\0-I\0" not in words]
     yield process, stop, workers
-    process.kill()
-    process.wait()
+    process.wait(0.0)
     for child in workers:
         os.kill(child, signal.SIGKILL)
 
@@ -56,8 +56,7 @@ def test_a_second_run_is_refused_until_the_first_is_gone_whatever_it_leaves(
         assert f"process {process.pid}, since " in refused.stderr
         assert "loading" not in refused.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    process.kill()
-    process.wait()
+    process.wait(0.0)
     assert len(workers) >= 2
     assert {_read_state(worker) for worker in workers} == {"T"}, "they have to outlive the run"
     outcome = run(tmp_path, tiny_base, "--ckpt_path", "last", workers=2)

@@ -18,6 +18,8 @@ from test_interrupted_runs import make_config, read_result, run
 
 from lit_sft.run.folder import RunFolder
 
+TORCHRUN = "torch.distributed.run"
+"""Its module."""
 LIMIT = 30.0
 """Seconds that a scheduler leaves between SIGTERM and SIGKILL."""
 
@@ -25,8 +27,9 @@ LIMIT = 30.0
 class Run:
     """A command in a process group of its own, with what it prints as it comes.
 
-    It is forked from a process that has imported all, but from scratch on two ranks, of which one
-    starts the other. At a `terminal`, that is what it reads and prints to.
+    It is forked from a process that has imported all, and so are its ranks, unless it is to be
+    `from_scratch`. At a `terminal`, that is what it reads and prints to. A `launcher` is the words
+    of torchrun, which starts `ranks` here.
     """
 
     def __init__(
@@ -36,6 +39,8 @@ class Run:
         *arguments: object,
         callbacks: str = "",
         launcher: Sequence[str] = (),
+        ranks: int = 2,
+        from_scratch: bool = False,
         terminal: Path | None = None,
         ignored: tuple[int, ...] = (),
     ):
@@ -49,8 +54,9 @@ class Run:
             "LIT_SFT_CACHE": str(folder / "cache"),
         }
         words = ["fit", "--config", "config.yaml", *map(str, arguments)]
-        if {"ddp", "fsdp2"} & set(arguments) or launcher or torch.cuda.is_available():
-            command = [sys.executable, "-u", *launcher, "-m", "lit_sft", *words]
+        if from_scratch or torch.cuda.is_available():
+            of_torchrun = ["-m", TORCHRUN, *launcher] if launcher else []
+            command = [sys.executable, "-u", *of_torchrun, "-m", "lit_sft", *words]
             with (terminal or self.out).open("r+") as out:
                 self.process = subprocess.Popen(
                     command, cwd=folder, env=env, stdin=out, stdout=out, stderr=out,
@@ -58,7 +64,12 @@ class Run:
                 )  # fmt: skip
         else:
             files = [terminal] * 3 if terminal else [Path(os.devnull), self.out, self.out]
-            self.process = Forked(words, folder, env, files, is_leader=True, ignored=ignored)
+            more = {"others": len({"ddp", "fsdp2"} & set(arguments)), "program": ""}
+            if launcher:
+                words = [*launcher, "-m", "lit_sft", *words]
+                more = {"others": ranks, "program": f"from {TORCHRUN} import main; main()"}
+            more |= {"is_leader": True, "ignored": ignored}
+            self.process = Forked(words, folder, env, files, **more)
         self.pid, self.poll = self.process.pid, self.process.poll
         self.send_signal = self.process.send_signal
 
@@ -264,13 +275,8 @@ def test_two_ranks_end_together(tiny_base, tmp_path, phase, halted, to):
 
 def _find_ranks(launcher: int) -> list[int]:
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    commands = {int(child): _command(child).split(b"\0") for child in children}
     # The one that watches a rendering is isolated, and goes with it.
-    return [
-        child
-        for child, words in commands.items()
-        if b"-I" not in words and any(b"lit_sft" in word for word in words)
-    ]
+    return [int(child) for child in children if b"-I" not in _command(child).split(b"\0")]
 
 
 def _command(process: str) -> bytes:

@@ -21,13 +21,14 @@ def find_port() -> int:
 def start(folder, base, *arguments, callbacks="", of_second=()) -> list[Run]:
     """Start a rank on each, in folders of their own but for the run's."""
     where = f"--rdzv_endpoint=127.0.0.1:{find_port()}"
-    launcher = ("-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1")
+    launcher = ("--nnodes=2", "--nproc_per_node=1")
     launcher += ("--rdzv_backend=c10d", "--rdzv_id=x", "--local_addr=127.0.0.1", where)
     options = ("--trainer.accelerator", "cpu", "--trainer.default_root_dir", folder / "run")
     return [
         Run(
             *(folder / name, base, *options, *arguments, *more),
             launcher=launcher,
+            ranks=1,
             callbacks=callbacks,
         )
         for name, more in (("first", ()), ("second", of_second))

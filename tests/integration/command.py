@@ -42,13 +42,13 @@ def lit_sft(
 
     It is forked from one that has imported all, see `forks`, where no GPU forbids that.
     `imported_with` is what libraries read of the environment when they are imported. One `of_ranks`
-    starts others, none of which may outlive it.
+    starts another, forked too, which may not outlive it.
     """
     more = {"OMP_NUM_THREADS": "1"} | dict(imported_with or {}) | dict(env or {})
     if torch.cuda.is_available():
         return lit_sft_from_scratch(*arguments, cwd=cwd, env=more, timeout=timeout, stdin=stdin)
     environment = os.environ | more
-    more_of_it = {"imported_with": imported_with, "is_leader": of_ranks}
+    more_of_it = {"imported_with": imported_with, "is_leader": of_ranks, "others": int(of_ranks)}
     done = run_forked(arguments, cwd, environment, timeout, stdin, **more_of_it)
     return Outcome(*done)
 

@@ -1,45 +1,31 @@
 """Command lines in processes of their own that do not import everything again.
 
-One process imports what a run imports, seconds of CPU, and forks itself for each run; there is one
-for each environment that libraries read when they are imported, such as the Hub's address. What is
-run, killed and measured is as separate as any other process: its memory, its signals, its exit.
+One process imports what a run imports, seconds of CPU, and forks itself for each run, see
+`fork_server`; there is one for each environment that libraries read when they are imported, such as
+the Hub's address. What is run, killed and measured is as separate as any other process: its memory,
+its signals, its exit.
 """
 
-import gc
 import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-IMPORTED = (
-    "lit_sft.cli.app",
-    "lit_sft.callbacks.generation_eval",
-    "lit_sft.callbacks.gradient_checkpointing",
-    "lit_sft.inspect.command",
-    "lit_sft.toy.word_problems",
-    "bitsandbytes",
-    "peft",
-    "transformers.models.llama.modeling_llama",
-)
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 """Of the process that forks: as it is before any test changes it."""
 
-_LAST: dict[int, "Forked"] = {}
-"""By the process that forked it."""
-
 
 class Forked:
-    """A process that runs a command line, as `subprocess.Popen` has it; one at a time.
+    """A process that runs a command line, as `subprocess.Popen` has it.
 
     Args:
         arguments: Those after the program's name.
@@ -50,6 +36,7 @@ class Forked:
         program: Python's source, which is run instead of `lit-sft`.
         is_leader: Of a process group of its own.
         ignored: Signals that it was told to ignore, as by `nohup`.
+        others: How many ranks it starts, which are forked too, see `spare_ranks`.
     """
 
     def __init__(
@@ -62,8 +49,8 @@ class Forked:
         program: str = "",
         is_leader: bool = False,
         ignored: Sequence[int] = (),
+        others: int = 0,
     ) -> None:
-        self._server = _start_server(tuple((imported_with or {}).items()))
         order = {
             "arguments": [str(word) for word in arguments],
             "cwd": str(cwd),
@@ -72,13 +59,14 @@ class Forked:
             "program": program,
             "is_leader": is_leader,
             "ignored": [int(number) for number in ignored],
+            "others": others,
         }
-        if (before := _LAST.get(self._server.pid)) is not None:
-            before.wait(0.0)  # it still runs where a test has failed, and its status would be read
-        self._server.stdin.write(json.dumps(order).encode() + b"\n")
-        self.pid = int(self._server.stdout.readline())
+        self._told, theirs = os.pipe()
+        server = _start_server(tuple((imported_with or {}).items()))
+        socket.send_fds(server, [json.dumps(order).encode()], [theirs])
+        os.close(theirs)
+        self.pid = self._read_number()
         self.returncode: int | None = None
-        _LAST[self._server.pid] = self
 
     def poll(self) -> int | None:
         """Return its exit status, or None while it runs."""
@@ -95,10 +83,18 @@ class Forked:
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
     def _read(self, timeout: float | None) -> int | None:
-        if self.returncode is None and select.select([self._server.stdout], [], [], timeout)[0]:
-            self.returncode = int(self._server.stdout.readline())
+        if self.returncode is None and select.select([self._told], [], [], timeout)[0]:
+            self.returncode = self._read_number()
+            os.close(self._told)
         return self.returncode
+
+    def _read_number(self) -> int:
+        """A line is written at once, and the next only when a process has ended."""
+        return int(os.read(self._told, 64))
 
 
 def run_forked(
@@ -148,65 +144,14 @@ def is_group_alive(group: int) -> bool:
 
 
 @cache
-def _start_server(imported_with: tuple[tuple[str, str], ...]) -> Any:
-    """The end of this process closes its stdin, and that ends it."""
-    return subprocess.Popen(
-        [sys.executable, __file__],
-        env=ENVIRONMENT | dict(imported_with),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        bufsize=0,  # `select` does not see what a buffer has read
-    )
-
-
-def serve() -> None:
-    """Fork for each order that stdin gives; print the child's number, and then its exit status."""
-    from lit_sft.cli.notices import silence_known_notices
-
-    silence_known_notices()
-    for name in IMPORTED:
-        import_module(name)
-    gc.freeze()  # a collection in a child would copy all of the memory that it shares
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            become(json.loads(line))
-            return
-        print(child, flush=True)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-
-
-def become(order: dict[str, Any]) -> None:
-    """Run a command line, and return where a program ends."""
-    from lit_sft.__main__ import main
-
-    if order["is_leader"]:
-        os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-    for number in order["ignored"]:
-        signal.signal(number, signal.SIG_IGN)
-    for descriptor, path in enumerate(order["files"]):
-        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOCTTY)
-        os.dup2(opened, descriptor)
-        os.close(opened)
-    former = sys.stdin  # it has read ahead
-    sys.stdin = open(0, encoding=former.encoding, errors=former.errors, closefd=False)  # noqa: SIM115
-    sys.stdout.reconfigure(line_buffering=True)  # who waits for a line reads it at once
-    tempfile.tempdir = None  # it is looked for again
-    os.chdir(order["cwd"])
-    os.environ.clear()
-    os.environ.update(order["env"])
-    named = [path for path in order["env"].get("PYTHONPATH", "").split(":") if path]
-    sys.path[:1] = [order["cwd"], *named]  # as of `python -m`
-    sys.argv[1:] = order["arguments"]
-    # Of which Lightning makes the command of another rank.
-    sys.modules["__main__"].__spec__ = find_spec("lit_sft.__main__")
-    if order["program"]:
-        exec(order["program"], {"__name__": "__main__"})
-    else:
-        main()
-
-
-if __name__ == "__main__":
-    serve()
+def _start_server(imported_with: tuple[tuple[str, str], ...]) -> socket.socket:
+    """The end of this process closes its socket: that ends the server and what it has forked."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("fork_server.py"), str(theirs.fileno())],
+            env=ENVIRONMENT | dict(imported_with),
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+        )
+    return ours

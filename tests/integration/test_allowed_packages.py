@@ -212,7 +212,7 @@ def test_an_allowed_package_is_no_way_to_another(mark, tmp_path, command, path, 
     )
 
 
-@pytest.mark.parametrize("allowed", ["", "lit_sft"])
+@pytest.mark.parametrize("allowed", ["", pytest.param("lit_sft", marks=pytest.mark.slow)])
 def test_a_run_consists_of_allowed_packages(tmp_path, allowed):
     """The quickstart's config names classes of this package and of Lightning, by public names."""
     outcome = lit_sft(
@@ -311,9 +311,10 @@ FIT = ("fit", "--data.task", "lit_sft.GSM8K")
     ("way", "ending", "words", "says"),
     [
         *(
-            pytest.param(way, ending, INSPECT, "there is no folder './nowhere'")
+            pytest.param(way, ending, INSPECT, "there is no folder './nowhere'", marks=marks)
             for way in ("script", "-m")
-            for ending in ("", ".", "{here}")
+            # By what it resolves to, the second is the first.
+            for ending, marks in (("", ()), (".", pytest.mark.slow), ("{here}", ()))
         ),
         pytest.param("script", "{here}", FIT, "model.base_model", marks=pytest.mark.slow),
         ("-m", "", FIT, "model.base_model"),

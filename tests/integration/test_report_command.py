@@ -1,7 +1,6 @@
 """`lit-sft report`, what it refuses, and the page that every `fit` leaves."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from command import ROOT, lit_sft_in_process
+from forks import Forked
 from run_folders import make_run
 from small_run import fit_options
 
@@ -79,10 +79,8 @@ def test_a_run_that_goes_on_and_one_that_was_killed_have_pages(tmp_path):
     """Of a real run: asked while it trains, and after it was killed in the middle of it."""
     root = tmp_path / "run"
     words = fit_options(Path("lit_sft/tiny"), root, steps=2000)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lit_sft", "fit", *words],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = Forked(["fit", *words], ROOT, env, [Path(os.devnull)] * 3)
     try:
         deadline = time.monotonic() + 300
         while not (root / "logs" / "metrics.csv").is_file():
@@ -92,7 +90,6 @@ def test_a_run_that_goes_on_and_one_that_was_killed_have_pages(tmp_path):
         assert run(["report", str(root)]) == 0
         assert "still going on" in (root / "report.html").read_text()
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.wait(0.0)  # it is killed
     assert run(["report", str(root)]) == 0
     assert "was killed, or never came to its end" in (root / "report.html").read_text()

@@ -1,6 +1,8 @@
 """A chat template that takes too much is refused, and named, in little time and memory."""
 
 import resource
+import subprocess
+import sys
 import threading
 import time
 
@@ -70,6 +72,32 @@ def test_a_template_that_takes_too_much_is_named(tokenizer, tiny_tokenizer, name
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 2**20  # KiB
     tokenizer.chat_template = own
     assert encode_chat(tokenizer, [ASK, SAY])
+
+
+PROFILED = """
+import sys
+from lit_sft.data import template_limits
+from lit_sft.errors import InputError
+
+def loop():
+    while True:
+        pass
+
+template_limits.MAX_SECONDS = 0.1
+try:
+    template_limits.call_within_limits(loop, "a loop", "x")
+except InputError:
+    sys.setprofile(lambda *_: None)
+    template_limits.check_length("", 0, "x")
+    print("profiled")
+"""
+
+
+def test_a_profiler_works_after_one_that_took_too_long():
+    """Python 3.11 hung in the next function where an error under way had been taken back."""
+    words = [sys.executable, "-c", PROFILED]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "profiled\n", done.stderr
 
 
 def test_so_it_is_in_another_thread(tokenizer):
