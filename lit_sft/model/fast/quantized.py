@@ -1,4 +1,4 @@
-"""A frozen 4-bit layer as one autograd function that a compiler sees through.
+"""A frozen 4-bit layer as one autograd function, or as one operation of what is compiled.
 
 bitsandbytes checks and converts at each call, where it breaks a compiled layer into pieces: a pass
 of Llama-3.2-3B that computes its layers again is then 5,600 kernel launches, and the device waits
@@ -6,9 +6,9 @@ for most of them. Here the tensors of a weight are taken out of their wrapper on
 of a call are two kernels that dequantise (Dettmers et al., 2023) and a matrix product.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,8 @@ def multiply_packed(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Te
         packed: The weight.
         bias: `[out]`.
     """
+    if torch.compiler.is_compiling():
+        return cast(Tensor, _multiply(x, bias, *packed, False))
     apply: Callable[..., Tensor] = _MultiplyPacked.apply
     return apply(x, bias, *packed)
 
@@ -111,17 +113,67 @@ class _MultiplyPacked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, *packed: Any) -> Tensor:
-        weight = Packed(*packed)
-        ctx.save_for_backward(*weight[:5])
-        ctx.rest = weight[5:]
-        whole = dequantize(weight, x.dtype)
-        return x @ whole.T if bias is None else functional.linear(x, whole, bias.to(x.dtype))
+        _keep(ctx, (x, bias, *packed))
+        return _run(x, bias, Packed(*packed))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         weight = Packed(*ctx.saved_tensors, *ctx.rest)
-        return gradient @ dequantize(weight, gradient.dtype), None, *[None] * len(weight)
+        return _run(gradient, None, weight, is_back=True), None, *[None] * len(weight)
+
+
+def _run(x: Tensor, bias: Tensor | None, packed: Packed, is_back: bool = False) -> Tensor:
+    weight = dequantize(packed, x.dtype)
+    if is_back:
+        return x @ weight
+    return x @ weight.T if bias is None else functional.linear(x, weight, bias.to(x.dtype))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: object = None) -> None:
+    """Keep a weight as it is stored; `inputs` are those of a forward."""
+    packed = inputs[2:11]
+    ctx.save_for_backward(*packed[:5])
+    ctx.rest = packed[5:]
+
+
+@torch.library.custom_op("lit_sft::multiply_packed", mutates_args=())
+def _multiply(
+    x: Tensor,
+    bias: Tensor | None,
+    codes: Tensor,
+    scales: Tensor,
+    scale_codes: Tensor | None,
+    outer_scales: Tensor | None,
+    offset: Tensor | None,
+    block: int,
+    outer_block: int,
+    kind: str,
+    shape: Sequence[int],
+    is_back: bool,
+) -> Tensor:
+    """Do the same as one operation, into which a compiler does not see.
+
+    It would find that both passes dequantise one weight, do that once, and keep the result from the
+    one to the other: 5.2 GiB of a Llama-3.2-3B.
+    """
+    inner = scale_codes, outer_scales, offset
+    packed = Packed(codes, scales, *inner, block, outer_block, kind, (shape[0], shape[1]))
+    return _run(x, bias, packed, is_back)
+
+
+@_multiply.register_fake
+def _(x: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    *_, (height, width), is_back = rest
+    return x.new_empty((*x.shape[:-1], width if is_back else height))
+
+
+def _multiply_back(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    weight = *ctx.saved_tensors, *ctx.rest
+    return _multiply(gradient, None, *weight, True), None, *[None] * (len(weight) + 1)
+
+
+_multiply.register_autograd(_multiply_back, setup_context=_keep)
 
 
 def _make_forward(packed: Packed) -> Callable[[Any, Tensor], Tensor]:

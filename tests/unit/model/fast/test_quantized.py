@@ -5,7 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from lit_sft.model.fast.quantized import dequantize, fuse_quantized, unpack_state
+from lit_sft.model.fast.quantized import (
+    dequantize,
+    fuse_quantized,
+    multiply_packed,
+    unpack_state,
+)
 
 OUT, IN = 256, 128
 
@@ -68,9 +73,26 @@ def test_answers_and_layers_with_a_bias_are_left_alone():
         assert torch.equal(layer.eval()(x), make_layer(True, torch.float32).eval()(x))
 
 
-def test_a_compiler_sees_through_a_layer():
+def test_a_layer_is_compiled_in_one_piece():
     model = nn.Sequential(make_layer(True, torch.float32))
     fuse_quantized(model)
     x = torch.randn(3, IN)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert all(map(torch.equal, differentiate(compiled, x), differentiate(model, x)))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_compiled_layer_keeps_nothing_of_its_weight_either(bias):
+    packed = unpack_state(make_layer(True, torch.float32).weight)
+    own = torch.randn(OUT) if bias else None
+    x = torch.randn(3, IN)
+
+    def run(x):
+        return multiply_packed(x.sin(), packed, own).sin()
+
+    compiled = torch.compile(run, backend="aot_eager_decomp_partition", fullgraph=True)
+    assert all(map(torch.equal, differentiate(compiled, x), differentiate(run, x)))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda saved: saved):
+        compiled(x.requires_grad_())
+    assert max(tensor.nbytes for tensor in kept) <= OUT * IN // 2
