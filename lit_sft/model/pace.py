@@ -3,13 +3,14 @@
 A run that is resumed keeps what its checkpoint was made with: both change the last bits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from lit_sft.data.protocol import SizedData
 from lit_sft.model.device import compute_dtype
@@ -23,6 +24,7 @@ from lit_sft.model.fast.memory import (
     count_bytes_per_token,
     find_layers,
     free_memory_bytes,
+    recomputing,
 )
 from lit_sft.model.loss import decode
 from lit_sft.model.sharded.in_step import is_sharded
@@ -114,7 +116,7 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | L
     if module.speed.compile:
         compile_layers(module.model)
     if module.speed.compile or is_on_cuda:
-        _try_a_pass(module)
+        _try_a_pass(module, recomputed if captures else ())
     _tell_if_changed(module)
     if not (captures and module.speed.compile):  # or they cannot be compiled
         for layer in recomputed:
@@ -165,21 +167,34 @@ def does_compiling_pay(layers: int, steps: int) -> bool:
     return SAVED_SECONDS * layers * steps > COMPILE_SECONDS
 
 
-def _try_a_pass(module: "SFTModule") -> None:
-    try_it = partial(settle, module.model, module.device, _packs(module))
-    with module.trainer.precision_plugin.forward_context():
-        try:
-            try_it()
-        except RuntimeError as error:  # of which torch's own are subclasses
-            if not module.speed.compile:
-                raise
-            run_uncompiled(module.model)
-            module.speed = replace(module.speed, compile=False)
-            rank_zero_info(
-                "the layers are run as they are, which is slower: torch cannot compile them "
-                f"({str(error).strip().splitlines()[0]:.200})"
-            )
-            try_it()
+def _try_a_pass(module: "SFTModule", recomputed: Sequence[nn.Module]) -> None:
+    """Take a pass; give compiling up where that fails.
+
+    Args:
+        module: As `settle_pace` takes it.
+        recomputed: Layers that are to keep no more than their input, and do not see to it.
+    """
+    reason = ""
+    try:
+        _take_a_pass(module, recomputed)
+        return
+    except RuntimeError as error:  # of which torch's own are subclasses
+        if not module.speed.compile:
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # Behind the error, which would hold the memory of the pass that failed.
+    run_uncompiled(module.model)
+    module.speed = replace(module.speed, compile=False)
+    rank_zero_info(
+        "the layers are run as they are, which is slower: torch cannot compile them "
+        f"({reason:.200})"
+    )
+    _take_a_pass(module, recomputed)
+
+
+def _take_a_pass(module: "SFTModule", recomputed: Sequence[nn.Module]) -> None:
+    with module.trainer.precision_plugin.forward_context(), recomputing(recomputed):
+        settle(module.model, module.device, _packs(module))
 
 
 def _can_capture(module: "SFTModule") -> bool:

@@ -7,7 +7,8 @@ tokens of a decoding step on CUDA it has a kernel that rounds otherwise. Which l
 activations, and which compute them again (Chen et al., 2016), changes no number at all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ import psutil
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_sft.data.batching import pack_batch, pad_batch
@@ -165,6 +167,19 @@ def exchange_call(layer: nn.Module, call: Callable[..., Any] | None = None) -> C
     was: Callable[..., Any] = layer._compiled_call_impl or layer._call_impl
     layer._compiled_call_impl = call
     return was
+
+
+@contextmanager
+def recomputing(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Let layers keep their input alone for a while; what is compiled of them has no part in it."""
+    calls = [(layer, exchange_call(layer)) for layer in layers]
+    for layer, call in calls:
+        exchange_call(layer, partial(checkpoint, call, use_reentrant=False))
+    try:
+        yield
+    finally:
+        for layer, call in calls:
+            exchange_call(layer, call)
 
 
 def choose_count(bytes_per_layer: float, layers: int, free: float) -> int:

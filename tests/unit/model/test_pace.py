@@ -1,5 +1,6 @@
 """What a run decides for itself, and what it takes from a checkpoint instead."""
 
+import sys
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -10,6 +11,7 @@ import torch._inductor.config
 from lit_sft import SFTDataModule, SFTModule, Speed, WordProblems
 from lit_sft.data.protocol import SizedData
 from lit_sft.errors import InputError
+from lit_sft.model.fast.memory import find_layers
 from lit_sft.model.pace import LARGEST_PASS, choose_tokens, does_compiling_pay
 
 GIB = 2**30
@@ -46,11 +48,13 @@ def test_compiling_has_to_repay_itself():
 
 
 def train(base, root, checkpoint=None, **options) -> SFTModule:
-    speed, data = options.pop("speed", Speed()), {"val_rows": 0, "max_length": 600} | options
+    speed, callbacks = options.pop("speed", Speed()), options.pop("callbacks", None)
+    data = {"val_rows": 0, "max_length": 600} | options
     module = SFTModule(str(base), speed=speed)
     trainer = pl.Trainer(
         max_steps=2 if checkpoint else 1,
         default_root_dir=root,
+        callbacks=callbacks,
         accelerator="cpu",
         precision="32-true",
         logger=False,
@@ -112,6 +116,32 @@ def test_what_it_comes_to_again_is_not_told(tiny_base, tmp_path, checkpoint, cap
     train(tiny_base, tmp_path, checkpoint("fsdp2", **{"model.speed.compile": False}))
     assert "model.speed.compile" not in capsys.readouterr().out
     assert "trainer.strategy was fsdp2, is now one device" in caplog.text
+
+
+class FailOnce(pl.Callback):
+    """The first layer fails, and notes the next time whether that error is still held."""
+
+    def __init__(self) -> None:
+        self.held: list[object] = []
+
+    def on_fit_start(self, trainer, module) -> None:
+        find_layers(module.model)[0].register_forward_pre_hook(self.note)
+
+    def note(self, *args) -> None:
+        self.held.append(sys.exc_info()[0])
+        if len(self.held) == 1:
+            raise torch.OutOfMemoryError("there is none")
+
+
+def test_a_pass_that_failed_is_gone_when_another_is_tried(tiny_base, tmp_path, caplog):
+    """Its error would hold all memory of the pass."""
+    caplog.set_level("INFO", "lightning.pytorch")
+    failing = FailOnce()
+    with torch.compiler.set_stance("force_eager"):  # to compile takes long
+        module = train(tiny_base, tmp_path, speed=Speed(compile=True), callbacks=[failing])
+    assert module.speed == Speed(compile=False)
+    assert "torch cannot compile them (there is none)" in caplog.text
+    assert failing.held == [None] * len(failing.held)
 
 
 @pytest.mark.slow

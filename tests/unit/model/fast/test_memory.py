@@ -16,6 +16,7 @@ from lit_sft.model.fast.memory import (
     find_layers,
     find_quantized_layers,
     recompute_layers,
+    recomputing,
 )
 
 CPU = torch.device("cpu")
@@ -65,6 +66,11 @@ def test_recomputed_layers_keep_next_to_nothing(model):
     recompute_layers(model, 2)
     # What is left is the input of each layer, and what head and embedding keep once.
     assert count_bytes_per_token(model, CPU) < all_kept / 4
+    recompute_layers(model, 0)
+    before = count_bytes_per_token(model, CPU)
+    with recomputing(find_layers(model)):  # from outside, for a while
+        assert count_bytes_per_token(model, CPU) < all_kept / 4
+    assert count_bytes_per_token(model, CPU) == before
     width, inner = model.config.hidden_size, model.config.intermediate_size
     # At the least the three inner activations of the MLP, at the most some dozens of widths.
     assert 4 * 3 * inner < all_kept < 4 * (5 * inner + 60 * width)
