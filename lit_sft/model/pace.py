@@ -123,6 +123,9 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | L
             layer.gradient_checkpointing = True
         return None
     run, data = partial(decode, module.model), _find_data(module)
+    if is_sharded(module.model):
+        kept = [number for number, layer in enumerate(layers) if layer not in recomputed]
+        return LayerGraphs(run, layers, data.max_length, data.max_tokens_per_pass, kept)
     if recomputed:
         if len(recomputed) < len(layers):
             say_once(f"all {len(layers)} layers are computed again, as CUDA graphs of their own")
@@ -132,12 +135,13 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | L
 
 def _settle_compiling(module: "SFTModule", layers: int) -> None:
     is_on_cuda, steps = module.device.type == "cuda", module.total_steps() - module.global_step
-    if is_sharded(module.model):
+    if module.speed.compile == "auto" and is_sharded(module.model):
+        module.speed = replace(module.speed, compile=False)
         if is_on_cuda:
             say_once(
-                "fsdp2: layers wait for other ranks, and run uncompiled and without CUDA graphs"
+                "fsdp2: layers run uncompiled and without CUDA graphs; model.speed.compile true "
+                "tries them between one gather and the next"
             )
-        module.speed = replace(module.speed, compile=False)  # a checkpoint's run may have compiled
     if module.speed.compile == "auto":
         pays = is_on_cuda and not _has_own_layers(module) and does_compiling_pay(layers, steps)
         module.speed = replace(module.speed, compile=pays)

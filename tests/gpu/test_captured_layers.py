@@ -1,4 +1,4 @@
-"""Layers that are computed again, replayed as CUDA graphs, against the same without graphs."""
+"""Layers that are replayed as CUDA graphs of their own, against the same without graphs."""
 
 import pytest
 import torch
@@ -12,11 +12,15 @@ from lit_sft.model.fast.memory import find_layers, recompute_layers
 MOST = 6 * LONGEST
 
 
-class Recomputed(Setup):
-    """The small model, all layers of which are computed again."""
+class ByLayers(Setup):
+    """The small model of four layers, some of which are computed again."""
+
+    def __init__(self, base, device, compiled: bool, kept: tuple[int, ...]) -> None:
+        self.kept = kept
+        super().__init__(base, device, compiled)
 
     def capture(self, run) -> LayerGraphs:
-        return LayerGraphs(run, find_layers(self.model), LONGEST, MOST)
+        return LayerGraphs(run, find_layers(self.model), LONGEST, MOST, self.kept)
 
     def give_up(self) -> None:
         """Let transformers compute the layers again."""
@@ -25,10 +29,15 @@ class Recomputed(Setup):
 
 
 @pytest.fixture(scope="module", params=["eager", "compiled"])
-def setup(make_base, device, request):
+def compiled(request) -> bool:
+    return request.param == "compiled"
+
+
+@pytest.fixture(scope="module", params=[(), (0, 3), (0, 1, 2, 3)], ids=["none", "two", "all"])
+def setup(make_base, device, compiled, request):
     if device.type != "cuda":
         pytest.skip("a CPU has no CUDA graphs")
-    return Recomputed(make_base("small"), device, compiled=request.param == "compiled")
+    return ByLayers(make_base("small"), device, compiled, kept=request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +57,15 @@ def test_graphs_give_the_bits_of_layers_that_are_computed_again(setup, lengths):
         assert torch.equal(repeated, gradient)
 
 
+@pytest.mark.parametrize("kept", [(), (1, 2), (0, 1, 2, 3)], ids=["none", "two", "all"])
 @pytest.mark.parametrize("lengths", [[2], [LONGEST], [LONGEST] * 5, [40, 3, 90]])
-def test_against_transformers_own_recomputation(make_base, device, lengths):
+def test_against_transformers_own_recomputation(make_base, device, lengths, kept):
     if device.type != "cuda":
         pytest.skip("a CPU has no CUDA graphs")
-    setup = Recomputed(make_base("small"), device, compiled=False)
+    setup = ByLayers(make_base("small"), device, compiled=False, kept=kept)
     batch = setup.make(lengths)
+    for other in (batch, setup.make([50, 60])):  # another size is captured in the same memory
+        setup.step(setup.graphed, other)
     loss, gradient = setup.step(setup.graphed, batch)
     assert setup.graphed.is_capturing
     setup.give_up()

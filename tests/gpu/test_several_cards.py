@@ -63,6 +63,21 @@ def test_a_base_that_they_share_is_the_one_that_each_holds(
     assert fsdp2 == ddp
 
 
+def test_captured_layers_read_what_is_gathered(make_base, device, cards, tmp_path):
+    """Twice the same bytes, and the losses of layers that are run as they are."""
+    base = make_base("tiny" if device.type == "cpu" else "small")
+    runs = [
+        run_whole(tmp_path / name, base, device, kernels, "--model.lora.dropout", 0.0, *on(2, way))
+        for name, kernels, way in (
+            ("first", "compiled", "fsdp2"),
+            ("second", "compiled", "fsdp2"),
+            ("eager", "eager", "ddp"),
+        )
+    ]
+    assert runs[0] == runs[1]
+    assert read_losses(runs[0]) == pytest.approx(read_losses(runs[2]), rel=1e-2)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_one_is_killed_and_half_of_them_go_on(make_base, device, cards, tmp_path, strategy):
     """In a window; the others end, and the checkpoint of the step before is for any number."""

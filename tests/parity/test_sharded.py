@@ -1,6 +1,6 @@
 """A base in shares gives the numbers of a whole one, whatever rows each rank has."""
 
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import pytest
@@ -18,14 +18,16 @@ from lit_sft.model.base_model import fingerprint_base, load_base
 from lit_sft.model.distributed import sum_gradients, take_from_first
 from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.kernels import make_fast
-from lit_sft.model.fast.memory import count_bytes_per_token, recompute_layers
-from lit_sft.model.loss import sum_supervised_loss
+from lit_sft.model.fast.layer_graphs import LayerGraphs
+from lit_sft.model.fast.memory import count_bytes_per_token, find_layers, recompute_layers
+from lit_sft.model.loss import decode, sum_supervised_loss
 from lit_sft.model.probe import probe_model
 from lit_sft.model.sharded.in_step import fill_up, is_sharded, keep_in_step
 from lit_sft.model.sharded.sharded_base import load_sharded_base
 from lit_sft.types import Example
 
 CPU = torch.device("cpu")
+LONGEST = 40
 LORA = Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
 ROWS = 12
 
@@ -37,6 +39,8 @@ class Way(NamedTuple):
     shards: bool
     cached: bool = False
     recomputed: int = 0
+    kept: tuple[int, ...] | None = None
+    """Layers that keep what they need, where all are run as they are captured on CUDA."""
 
 
 @cache
@@ -58,6 +62,12 @@ def build(way: Way):
     return model
 
 
+@cache
+def build_graphs(way: Way):
+    model = build(way)
+    return LayerGraphs(partial(decode, model), find_layers(model), LONGEST, 200, way.kept)
+
+
 def draw_row(number: int, length: int) -> Example:
     generator = torch.Generator().manual_seed(number)
     ids = torch.randint(8, 250, (length,), generator=generator).tolist()
@@ -71,9 +81,11 @@ def differentiate(way: Way, rows, per_pass: int, packed: bool, supervised: int):
     window = [pack_batch(x) if packed else pad_batch(x, 0) for x in passes if x]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
-        parameter.grad = None
+        parameter.grad = torch.zeros_like(parameter)
     for batch in fill_up(model, window, CPU):
-        (sum_supervised_loss(model, batch) / supervised).backward()
+        hidden = None if way.kept is None else build_graphs(way)(batch)
+        (sum_supervised_loss(model, batch, hidden=hidden) / supervised).backward()
+    assert way.kept is None or build_graphs(way).is_capturing
     sum_gradients(trained)
     return torch.cat([parameter.grad.flatten() for parameter in trained])
 
@@ -132,7 +144,7 @@ def base(tiny_base):
     return str(tiny_base)
 
 
-def compare(ranks, base, counts, lengths, per_pass, packed, recomputed=0):
+def compare(ranks, base, counts, lengths, per_pass, packed, **way):
     """The gradient of one process, of two with the base each, and of two that share it."""
     rows = [draw_row(i, length) for i, length in enumerate(lengths)]
     supervised = sum(int(label != -100) for row in rows for label in row.labels[1:])
@@ -142,10 +154,7 @@ def compare(ranks, base, counts, lengths, per_pass, packed, recomputed=0):
     got = {
         shards: ranks.run(
             differentiate,
-            [
-                (Way(base, shards, recomputed=recomputed), share, per_pass, packed, supervised)
-                for share in shares
-            ],
+            [(Way(base, shards, **way), share, per_pass, packed, supervised) for share in shares],
         )
         for shards in (False, True)
     }
@@ -170,7 +179,7 @@ def test_all_ranks_begin_with_the_numbers_of_the_first(ranks):
 
 @given(
     counts=st.tuples(st.integers(0, 4), st.integers(0, 4)).filter(any),
-    lengths=st.lists(st.integers(3, 40), min_size=8, max_size=8),
+    lengths=st.lists(st.integers(3, LONGEST), min_size=8, max_size=8),
     per_pass=st.integers(20, 200),
     packed=st.booleans(),
 )
@@ -189,6 +198,25 @@ def test_a_gradient_is_that_of_one_process_for_any_window(
 @pytest.mark.parametrize("counts", [(3, 1), (2, 0)])
 def test_recomputed_layers_are_gathered_again(ranks, base, counts):
     compare(ranks, base, counts, [30, 20, 10, 25][: sum(counts)], 35, True, recomputed=2)
+
+
+@given(
+    counts=st.tuples(st.integers(0, 4), st.integers(0, 4)).filter(any),
+    lengths=st.lists(st.integers(3, LONGEST), min_size=8, max_size=8),
+    per_pass=st.integers(LONGEST, 200),
+    kept=st.sampled_from([(), (0,), (1,), (0, 1)]),
+    cached=st.booleans(),
+)
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_layers_that_read_what_is_gathered_from_fixed_memory(
+    ranks, base, counts, lengths, per_pass, kept, cached
+):
+    rows = lengths[: sum(counts)]
+    compare(ranks, base, counts, rows, per_pass, packed=True, kept=kept, cached=cached)
 
 
 def test_answers_are_those_of_one_process_with_different_numbers_of_them(ranks, base):

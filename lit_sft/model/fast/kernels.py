@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
@@ -44,7 +44,7 @@ class Speed:
             Python it more than doubles the speed, after half a minute at the first start, and the
             passes of packed rows become CUDA graphs, see `lit_sft.model.fast.graphs`; numbers are
             rounded otherwise. Two such runs have the same bits, and so has a resumed one. `auto`
-            does it on a GPU where a run is long enough to repay it.
+            does it on a GPU where a run is long enough to repay it, but for the strategy `fsdp2`.
     """
 
     compile: Literal["auto"] | bool = "auto"
@@ -72,13 +72,13 @@ def compile_layers(model: "PeftModel | PreTrainedModel") -> None:
     torch is not set to be elsewhere: its own is a folder for temporary files.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache_dir() / "compiled"))
-    options = {}
+    options: dict[str, Any] = {}
     if torch.are_deterministic_algorithms_enabled() and _inductor_has("deterministic"):
         options = {"deterministic": True}
     # Layers whose input asks for no gradient, the first one, would be compiled for themselves.
     model.enable_input_require_grads()
     for layer in find_layers(model):
-        layer.compile(dynamic=True, options=options)
+        exchange_call(layer, torch.compile(exchange_call(layer), dynamic=True, options=options))
 
 
 def run_uncompiled(model: "PeftModel | PreTrainedModel") -> None:

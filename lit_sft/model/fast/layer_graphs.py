@@ -1,39 +1,46 @@
-"""Layers that compute their forward again, each as two CUDA graphs: forward, and all its backward.
+"""Layers as CUDA graphs of their own: the forward of each, and all its backward.
 
 What is kept of a pass is the input of every layer, as with checkpoints of activations (Chen et al.,
-2016); what a layer makes besides lies in memory that all of them share, so that a pass of any depth
-takes that of one. Launched one by one, the kernels of such a pass wait for Python: of Llama-3.2-3B
-in four bits, 2,000 tokens a second were trained so on an H100, and 9,000 and more by graphs on an
-H200. `docs/GPU.md` has the figures.
+2016); what a layer that is computed again makes besides lies in memory that all of them share, so
+that a pass of any depth takes that of one. Launched one by one, the kernels of such a pass wait for
+Python: of Llama-3.2-3B in four bits, 2,000 tokens a second were trained so on an H100, and 9,000
+and more by graphs on an H200. `docs/GPU.md` has the figures. Layers whose weights are gathered from
+other ranks run so, too, between one gather and the next.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_sft.cuda import warn_of_no_graphs
-from lit_sft.model.fast.fixed_inputs import FixedInputs, UnfitLayersError
+from lit_sft.model.fast.captured_pass import CapturedPass, PassMemory
+from lit_sft.model.fast.fixed_inputs import UnfitLayersError
+from lit_sft.model.fast.fixed_layer import Dice, FixedLayer, Replayed
+from lit_sft.model.fast.fixed_weights import FixedWeights
 from lit_sft.model.fast.graphs import SIZE_STEP, Decode, Size, choose_size, fit, make_empty, write
 from lit_sft.model.fast.memory import exchange_call
-from lit_sft.model.fast.recomputed_layer import Dice, RecomputedLayer, Replayed
 from lit_sft.types import Batch
 
 
 class LayerGraphs:
-    """Stands for `decode` in training where layers are computed again.
+    """Stands for `decode` in training where layers are replayed one by one.
 
     Where a layer cannot be captured, such as for want of memory, there are no graphs from then on,
-    which is said. On a CPU, which has none, the same work is done as it is.
+    which is said; the layers of that pass that have run stay as they are, so that none is run twice
+    of those that other ranks run as well. On a CPU, which has no graphs, the same work is done as
+    it is.
 
     Args:
         decode: Runs a model; of the batch, it is given `input_ids`, `position_ids`, `cu_seq_lens`
             and `max_length`.
-        layers: Those of the model, in order. All of them are computed again from now on.
+        layers: Those of the model, in order.
         max_length: Of a row, in tokens.
         max_tokens: Of a pass.
+        kept: The layers, by their numbers, that keep all that their backward needs; the others are
+            computed again.
     """
 
     def __init__(
@@ -42,14 +49,17 @@ class LayerGraphs:
         layers: Sequence[GradientCheckpointingLayer],
         max_length: int,
         max_tokens: int,
+        kept: Collection[int] = (),
     ) -> None:
         self._decode, self._layers, self._max_length = decode, list(layers), max_length
+        self._kept = frozenset(kept)
         self._step = min(SIZE_STEP, max_length)
         self._most = -(-max_tokens // self._step) * self._step
+        self._weights = FixedWeights(self._layers)
         self._run_layers: list[Callable[..., Any]] = []
-        self._passes: dict[Size, _Pass] = {}
-        self._memory: _Memory | None = None
-        self._current: _Pass | None = None
+        self._passes: dict[Size, CapturedPass] = {}
+        self._memory: PassMemory | None = None
+        self._current: CapturedPass | None = None
         self._anchor = torch.zeros((), requires_grad=True)  # a frozen embedding has no gradient
         self.is_capturing = True
         for index, layer in enumerate(self._layers):
@@ -60,65 +70,76 @@ class LayerGraphs:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the last hidden states, `[1, tokens, hidden]`, with a gradient."""
+        if "cu_seq_lens" not in batch:  # of a rank that has no rows
+            return self._decode(batch)
         tokens, size = batch["input_ids"].shape[1], choose_size(batch, self._step)
-        hidden = self._try(size, batch) if self.is_capturing else None
-        if hidden is None:
-            hidden = self._decode(fit(batch, size, self._max_length))
-        return hidden[:, :tokens]
+        run = self._run if self.is_capturing else self._run_plainly
+        return run(size, batch)[:, :tokens]
 
-    def _try(self, size: Size, batch: Batch) -> Tensor | None:
-        """Run a pass, capturing layer after layer on the way where its size is new.
+    def _run_plainly(self, size: Size, batch: Batch) -> Tensor:
+        return self._decode(fit(batch, size, self._max_length))
 
-        Returns:
-            The hidden states, or None where that is not possible, with the random state as it was.
-        """
-        device = batch["input_ids"].device
-        dice, is_new = Dice(device), size not in self._passes
-        before = dice.read_all()
-        if is_new:
-            self._passes[size] = _Pass(make_empty(size, self._max_length, device), dice)
-        try:
-            return self._run(self._passes[size], batch)
-        except Exception as error:  # torch.OutOfMemoryError, or of any code that is captured
-            if not is_new and not isinstance(error, UnfitLayersError):
-                raise
-            reason = str(error) or type(error).__name__
-        self._give_up(size, reason)  # behind the error, which would hold all memory of the pass
-        dice.renew()
-        dice.write_all(before)
-        return None
-
-    def _run(self, current: "_Pass", batch: Batch) -> Tensor:
-        self._current, current.ran = current, 0
+    def _run(self, size: Size, batch: Batch) -> Tensor:
+        """Run a pass, capturing layer after layer on the way where its size is new."""
+        if size not in self._passes:
+            device = batch["input_ids"].device
+            self._passes[size] = CapturedPass(
+                make_empty(size, self._max_length, device), Dice(device)
+            )
+        current = self._current = self._passes[size]
+        current.ran = 0
         write(batch, current.batch)
         try:
             hidden = self._decode(current.batch)
         finally:
             self._current = None
-        if current.ran != len(self._layers):
-            raise UnfitLayersError(f"{current.ran} of {len(self._layers)} layers are run in a pass")
+        if self.is_capturing and current.ran < len(self._layers):
+            self._give_up(current, f"{current.ran} of {len(self._layers)} layers are run in a pass")
+        if self.is_capturing and not current.backwards:
+            self._try(current, lambda: self._capture_backwards(current))
         return hidden
-
-    def _give_up(self, size: Size, reason: str) -> None:
-        self.is_capturing = False
-        self._passes.clear()
-        self._memory = None
-        for layer, run in zip(self._layers, self._run_layers, strict=True):
-            layer.gradient_checkpointing = True
-            exchange_call(layer, run)
-        warn_of_no_graphs(f"layers of {size.tokens:,} tokens", reason)
 
     def _stand_for(self, index: int, run: Callable[..., Any]) -> Callable[..., Any]:
         def call(hidden: Tensor, *args: object, **kwargs: object) -> Any:
-            if self._current is None or not torch.is_grad_enabled():
+            current = self._current
+            if current is None or not torch.is_grad_enabled() or not self.is_capturing:
                 return run(hidden, *args, **kwargs)
-            apply: Callable[..., Tensor] = _Recomputed.apply
-            return apply(hidden, self._anchor, self, self._current, index, args, kwargs)
+            apply: Callable[..., Tensor] = _Captured.apply
+            given = hidden, self._anchor, self, current, index, args, kwargs
+            found = self._try(current, lambda: apply(*given))
+            return run(hidden, *args, **kwargs) if found is None else found
 
         return call
 
+    def _try(self, current: CapturedPass, do: Callable[[], Tensor | None]) -> Tensor | None:
+        """Return what is done, or None where it fails in a pass of a new size: then, give up."""
+        is_new = not current.backwards
+        before = current.dice.read_all() if is_new else None
+        try:
+            return do()
+        except Exception as error:  # torch.OutOfMemoryError, or of any code that is captured
+            if before is None and not isinstance(error, UnfitLayersError):
+                raise
+            reason = str(error) or type(error).__name__
+        # Behind the error, which would hold all memory of what failed.
+        self._give_up(current, reason)
+        if before is not None:
+            current.dice.renew()
+            current.dice.write_all(before)
+        return None
+
+    def _give_up(self, current: CapturedPass, reason: str) -> None:
+        self.is_capturing = False
+        self._passes.clear()
+        self._memory = None
+        current.forget_graphs()
+        for index, (layer, run) in enumerate(zip(self._layers, self._run_layers, strict=True)):
+            layer.gradient_checkpointing = index not in self._kept
+            exchange_call(layer, run)
+        warn_of_no_graphs(f"layers of {current.batch['input_ids'].shape[1]:,} tokens", reason)
+
     def run_forward(
-        self, current: "_Pass", index: int, hidden: Tensor, args: Any, kwargs: Any
+        self, current: CapturedPass, index: int, hidden: Tensor, args: Any, kwargs: Any
     ) -> Tensor:
         """Run a layer; return what it gives, `[1, tokens, hidden]`.
 
@@ -131,49 +152,71 @@ class LayerGraphs:
         """
         if index != current.ran:
             raise UnfitLayersError("its layers are not run once each, in order")
-        current.ran += 1
-        memory = self._find_memory(hidden)
-        into, out = (memory.kept[i][:, : hidden.shape[1]] for i in (index, index + 1))
+        memory = current.memory = self._find_memory(hidden)
+        into, out = (memory.inputs[i][:, : hidden.shape[1]] for i in (index, index + 1))
         if into.data_ptr() != hidden.data_ptr():
             into.copy_(hidden)
+        self._weights.take(index)
         if index == len(current.layers):
-            args, kwargs = current.others.fix((args, kwargs))
-            slope = memory.slope[:, : hidden.shape[1]]
-            run, trained = self._run_layers[index], _find_trained(self._layers[index])
-            layer = RecomputedLayer(lambda x: run(x, *args, **kwargs), into, out, slope, trained)
-            graphs = layer.capture(memory.pool, current.dice)
-            memory.pool = graphs[1].pool()
-            current.layers.append(graphs)
+            self._capture(current, index, (into, out), (args, kwargs))
         else:
             current.others.renew((args, kwargs), is_first=index == 0)
         current.offsets[index] = current.dice.read()
-        current.layers[index][0].replay()
+        current.forwards[index].replay()
+        current.ran += 1
         return out
 
-    def run_backward(self, current: "_Pass", index: int, slope: Tensor) -> Tensor:
-        """Run a layer again and back; return the gradient by its input, `[1, tokens, hidden]`.
+    def _capture(
+        self, current: CapturedPass, index: int, ends: tuple[Tensor, Tensor], given: Any
+    ) -> None:
+        args, kwargs = current.others.fix(given)
+        run, memory = self._weights.bind(index, self._run_layers[index]), current.find_memory()
+        slope = memory.slope[:, : ends[0].shape[1]]
+        trained = [p for p in self._layers[index].parameters() if p.requires_grad]
+        keeps = index in self._kept
+        layer = FixedLayer(lambda x: run(x, *args, **kwargs), *ends, slope, trained, keeps)
+        current.layers.append(layer)
+        current.forwards.append(layer.capture_forward(memory.pool, current.dice))
+        memory.pool = current.forwards[-1].pool()
+
+    @torch.no_grad()
+    def _capture_backwards(self, current: CapturedPass) -> None:
+        """Capture the backward of all layers, from the last on: what is kept is then given back."""
+        memory = current.find_memory()
+        captured: list[Replayed] = []
+        for layer in reversed(current.layers):
+            captured.append(layer.capture_backward(memory.pool, current.dice))
+            memory.pool = captured[-1].pool()
+        current.backwards = captured[::-1]
+
+    def run_backward(self, current: CapturedPass, index: int, slope: Tensor) -> Tensor:
+        """Run the backward of a layer; return the gradient by its input, `[1, tokens, hidden]`.
 
         Args:
             current: The pass.
             index: Of the layer.
             slope: The gradient by what it gave, of that shape.
         """
-        own = self._find_memory(slope).slope[:, : slope.shape[1]]
+        own = current.find_memory().slope[:, : slope.shape[1]]
         own.copy_(slope)
+        self._weights.take(index)
         now = current.dice.read()
         current.dice.write(current.offsets[index])
-        current.layers[index][1].replay()
+        if current.backwards:
+            current.backwards[index].replay()
+        else:
+            current.layers[index].backward()
         current.dice.write(now)
         return own.clone()  # autograd may hold it while the layer before writes its own
 
-    def _find_memory(self, like: Tensor) -> "_Memory":
+    def _find_memory(self, like: Tensor) -> PassMemory:
         if self._memory is None:
-            self._memory = _Memory(like, len(self._layers), self._most)
+            self._memory = PassMemory(like, len(self._layers), self._most)
         return self._memory
 
 
-class _Recomputed(torch.autograd.Function):
-    """A layer, `[1, tokens, hidden]` of such, that is run again in its backward."""
+class _Captured(torch.autograd.Function):
+    """A layer, `[1, tokens, hidden]` of such."""
 
     @staticmethod
     def forward(
@@ -181,7 +224,7 @@ class _Recomputed(torch.autograd.Function):
         hidden: Tensor,
         anchor: Tensor,
         graphs: LayerGraphs,
-        current: "_Pass",
+        current: CapturedPass,
         index: int,
         args: object,
         kwargs: object,
@@ -193,41 +236,3 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         graphs, current, index = ctx.where
         return graphs.run_backward(current, index, *gradients), *[None] * 6
-
-
-class _Memory:
-    """What all passes use: the inputs of the layers, the gradient by one, and the graphs' own.
-
-    Args:
-        like: Hidden states, `[1, some, hidden]`.
-        layers: How many there are.
-        most: Tokens.
-    """
-
-    def __init__(self, like: Tensor, layers: int, most: int) -> None:
-        def make() -> Tensor:
-            return like.new_zeros((1, most, like.shape[2]))
-
-        self.kept = [make() for _ in range(layers + 1)]
-        self.slope = make()
-        self.pool: Any = None
-
-
-class _Pass:
-    """A size, and its layers as they have been captured.
-
-    Args:
-        batch: Of that size; it is what the captured layers read.
-        dice: Where dropout is drawn from.
-    """
-
-    def __init__(self, batch: Batch, dice: "Dice") -> None:
-        self.batch, self.dice = batch, dice
-        self.layers: list[tuple[Replayed, Replayed]] = []
-        self.ran = 0
-        self.offsets: dict[int, Any] = {}
-        self.others = FixedInputs()
-
-
-def _find_trained(layer: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in layer.parameters() if parameter.requires_grad]

@@ -160,10 +160,18 @@ def find_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
 def exchange_call(layer: nn.Module, call: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """Return what a layer is called by: its own forward with its hooks, or that compiled.
 
+    Hooks of FSDP wait for other ranks: they stay as they are, and have but the forward exchanged.
+
     Args:
         layer: Whose place in torch for that is private.
         call: What it is called by from now on; None is its own forward.
     """
+    if hasattr(layer, "unshard"):
+        forward: Callable[..., Any] = layer.forward
+        vars(layer).pop("forward", None)
+        if call is not None:
+            layer.forward = call
+        return forward
     was: Callable[..., Any] = layer._compiled_call_impl or layer._call_impl
     layer._compiled_call_impl = call
     return was

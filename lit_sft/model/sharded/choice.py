@@ -86,11 +86,6 @@ def require_shardable(module: "SFTModule") -> None:
         f"{option}model.lora.init_weights {lora.init_weights} decomposes whole weights; use ddp, "
         "or leave it out",
     )
-    require(
-        module.speed.compile is not True,
-        f"{option}its layers wait for other ranks, which model.speed.compile cannot; leave it at "
-        "auto, or use ddp",
-    )
 
 
 def _does_not_fit(module: "SFTModule", strategy: ShardedStrategy) -> bool:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from lit_sft import Lora
 from lit_sft.data.batching import pack_batch
 from lit_sft.model.adapter import attach_lora
+from lit_sft.model.fast.fixed_layer import FixedLayer
 from lit_sft.model.fast.flat_parameters import FlatParameters
 from lit_sft.model.fast.graphs import choose_size, fit
 from lit_sft.model.fast.kernels import make_fast
@@ -39,6 +40,10 @@ class Setup:
         recompute_layers(self.model, len(self.layers))
         self.run = partial(decode, self.model)
 
+    def run_padded(self, batch) -> torch.Tensor:
+        padded = fit(batch, choose_size(batch, LONGEST), LONGEST)
+        return self.run(padded)[:, : batch["input_ids"].shape[1]]
+
     def step(self, run, batches) -> tuple[list[float], torch.Tensor, torch.Tensor]:
         torch.manual_seed(1)
         self.flat.zero_grad()
@@ -61,16 +66,12 @@ def setup(tiny_base):
     return Setup(tiny_base)
 
 
-def test_the_same_bits_as_layers_that_transformers_computes_again(setup):
+@pytest.mark.parametrize("kept", [(), (0,), (1,), (0, 1)])
+def test_the_same_bits_as_layers_that_transformers_computes_again(setup, kept):
     """The first time a size is captured on the way, the second time it is replayed."""
     batches = [make(16, 16), make(10, 6), make(16, 16)]
-
-    def run_padded(batch):
-        padded = fit(batch, choose_size(batch, LONGEST), LONGEST)
-        return setup.run(padded)[:, : batch["input_ids"].shape[1]]
-
-    plain = setup.step(run_padded, batches)
-    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 32)
+    plain = setup.step(setup.run_padded, batches)
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 32, kept)
     assert not any(layer.gradient_checkpointing for layer in setup.layers)
     for _ in range(2):
         losses, gradient, draws = setup.step(graphs, batches)
@@ -82,14 +83,36 @@ def test_the_same_bits_as_layers_that_transformers_computes_again(setup):
     assert evaluated.shape[:2] == (1, 5)
 
 
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("kept", [(), (0,)])
+def test_a_layer_that_cannot_be_captured_leaves_those_before_it_as_they_have_run(
+    setup, kept, index, monkeypatch
+):
+    batches = [make(16, 9), make(9)]
+    plain = setup.step(setup.run_padded, batches)
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 32, kept)
+    captured = iter(range(len(setup.layers)))
+
+    def fail(self, pool, dice):
+        if next(captured) == index:
+            torch.rand(5)
+            raise torch.OutOfMemoryError("there is none")
+        return capture(self, pool, dice)
+
+    capture = FixedLayer.capture_forward
+    monkeypatch.setattr(FixedLayer, "capture_forward", fail)
+    with pytest.warns(UserWarning, match="there is none"):
+        found = setup.step(graphs, batches)
+    assert found[0] == plain[0]
+    assert torch.equal(found[1], plain[1])
+    assert torch.equal(found[2], plain[2])
+    for number, layer in enumerate(setup.layers):
+        assert layer.gradient_checkpointing == (number not in kept)
+
+
 def test_what_cannot_be_captured_runs_as_it_is(setup):
     batches = [make(16, 9), make(9)]
-
-    def run_padded(batch):
-        padded = fit(batch, choose_size(batch, LONGEST), LONGEST)
-        return setup.run(padded)[:, : batch["input_ids"].shape[1]]
-
-    plain = setup.step(run_padded, batches)
+    plain = setup.step(setup.run_padded, batches)
     graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 16)  # less than the first has
     with pytest.warns(UserWarning, match="there are no CUDA graphs"):
         found = setup.step(graphs, batches)

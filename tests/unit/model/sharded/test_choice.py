@@ -38,7 +38,6 @@ def test_a_run_that_goes_on_holds_its_base_as_it_did(free, earlier, stays):
         ({"lora": None}, "model.lora: null trains all of it; use ddp"),
         ({"lora": Lora(use_dora=True)}, "model.lora.use_dora takes the norms of whole weights"),
         ({"lora": Lora(init_weights="pissa")}, "init_weights pissa decomposes whole weights"),
-        ({"speed": Speed(compile=True)}, "which model.speed.compile cannot"),
     ],
 )
 def test_what_needs_whole_weights_is_refused(options, says):
@@ -48,4 +47,4 @@ def test_what_needs_whole_weights_is_refused(options, says):
 
 
 def test_the_rest_is_not():
-    require_shardable(SFTModule("a base", speed=Speed(compile=False)))
+    require_shardable(SFTModule("a base", speed=Speed(compile=True)))

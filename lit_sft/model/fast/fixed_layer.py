@@ -1,10 +1,11 @@
-"""A layer that is computed again in its backward pass, as work that can be captured.
+"""A layer that reads and writes always the same memory, as work that can be captured.
 
-It draws its dropout when it is run, and again when it is run anew. Both begin from the same random
-state, so the mask is the same, and it is that of a layer that is run as it is.
+One that is computed again in its backward draws its dropout when it is run, and again when it is
+run anew. Both begin from the same random state, so the mask is the same, and it is that of a layer
+that is run as it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
@@ -24,67 +25,96 @@ class Replayed(Protocol):
         """Return the memory that it is done in, for others to share; None is all there is."""
 
 
-class RecomputedLayer(NamedTuple):
+class FixedLayer:
     """A layer, and where it reads and writes.
 
-    It reads and writes always the same memory, as what is captured does.
+    Args:
+        run: Runs it.
+        into: `[1, tokens, hidden]`, what it is run on.
+        out: Likewise, what it gives.
+        slope: Likewise: the gradient by what it gives, and then by what it is run on.
+        trained: Its parameters that have a gradient to add to.
+        keeps: Whether it keeps what its backward needs; otherwise it is computed again.
     """
 
-    run: Callable[[Tensor], Any]
-    into: Tensor
-    """`[1, tokens, hidden]`, what it is run on."""
-    out: Tensor
-    """Likewise, what it gives."""
-    slope: Tensor
-    """Likewise: the gradient by what it gives, and then by what it is run on."""
-    trained: list[nn.Parameter]
+    def __init__(
+        self,
+        run: Callable[[Tensor], Any],
+        into: Tensor,
+        out: Tensor,
+        slope: Tensor,
+        trained: Sequence[nn.Parameter],
+        keeps: bool = False,
+    ) -> None:
+        self._run_layer, self._trained, self._keeps = run, list(trained), keeps
+        self._into, self._out, self._slope = into, out, slope
+        self._kept: tuple[Tensor, Tensor] | None = None
 
-    def capture(self, pool: Any, dice: "Dice") -> tuple[Replayed, Replayed]:
-        """Return both passes as graphs; on a CPU, which has none, as they are.
+    def capture_forward(self, pool: Any, dice: "Dice") -> Replayed:
+        """Return the forward as a graph; on a CPU, which has none, as it is.
+
+        What it keeps stands in the memory of graphs until its backward has been captured or run.
 
         Args:
             pool: The memory of graphs that were captured before, or None.
             dice: Where dropout is drawn from.
         """
-        device = self.into.device
+        device = self._into.device
         if device.type != "cuda":
-            return _Plain(self.forward), _Plain(self.backward)
-        before = dice.read_all()
-        slope = self.slope.clone()
-        self.slope.zero_()
-        graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with _without_autocast_cache(device.type):
-            with trying_out(device):  # the gradients of a zero slope are zero
-                self.forward()
-                self.backward()
-            for graph, run in zip(graphs, (self.forward, self.backward), strict=True):
-                with capturing(graph, pool, device):
-                    run()
-                pool = graph.pool()
-        self.slope.copy_(slope)
+            return _Plain(self.forward)
+        before, slope = dice.read_all(), self._slope.clone()
+        self._slope.zero_()
+        with _without_autocast_cache(device.type), trying_out(device):
+            self.forward()
+            self.backward()  # the gradients of a zero slope are zero
+        self._slope.copy_(slope)
+        graph = self._capture(self.forward, pool)
         dice.write_all(before)
-        return graphs
+        return graph
+
+    def capture_backward(self, pool: Any, dice: "Dice") -> Replayed:
+        """Return the backward likewise; the forward has been captured before.
+
+        Args:
+            pool: As for `capture_forward`.
+            dice: Likewise.
+        """
+        if self._into.device.type != "cuda":
+            return _Plain(self.backward)
+        before = dice.read_all()
+        graph = self._capture(self.backward, pool)
+        dice.write_all(before)
+        return graph
+
+    def _capture(self, work: Callable[[], None], pool: Any) -> Replayed:
+        device, graph = self._into.device, torch.cuda.CUDAGraph()
+        with _without_autocast_cache(device.type), capturing(graph, pool, device):
+            work()
+        return graph
 
     def forward(self) -> None:
         """Run the layer, as in training: what computes otherwise without gradients does not."""
-        self.out.copy_(self._run()[1].detach())
+        leaf, out = self._run()
+        self._out.copy_(out.detach())
+        self._kept = (leaf, out) if self._keeps else None
 
     def backward(self) -> None:
-        """Run it again; then add to the gradients of its parameters, and write the slope."""
-        leaf, out = self._run()
+        """Add to the gradients of its parameters, and write the slope."""
+        leaf, out = self._kept or self._run()
+        self._kept = None
         of_input, *found = torch.autograd.grad(
-            out, [leaf, *self.trained], self.slope, materialize_grads=True
+            out, [leaf, *self._trained], self._slope, materialize_grads=True
         )
-        self.slope.copy_(of_input)
-        for parameter, gradient in zip(self.trained, found, strict=True):
+        self._slope.copy_(of_input)
+        for parameter, gradient in zip(self._trained, found, strict=True):
             if parameter.grad is None:
                 raise RuntimeError("a trained parameter has no gradient to add to")
             parameter.grad += gradient
 
     def _run(self) -> tuple[Tensor, Tensor]:
-        leaf = self.into.detach().requires_grad_()
+        leaf = self._into.detach().requires_grad_()
         with torch.enable_grad():
-            out = self.run(leaf)
+            out = self._run_layer(leaf)
         if not isinstance(out, Tensor) or out.dtype != leaf.dtype:
             got = out.dtype if isinstance(out, Tensor) else type(out).__name__
             raise RuntimeError(f"a layer makes {got} of {leaf.dtype}")

@@ -1,0 +1,61 @@
+"""A pass whose layers are captured one by one, and the memory that such passes share."""
+
+from typing import Any
+
+from torch import Tensor
+
+from lit_sft.model.fast.fixed_inputs import FixedInputs
+from lit_sft.model.fast.fixed_layer import Dice, FixedLayer, Replayed
+from lit_sft.types import Batch
+
+
+class PassMemory:
+    """What all passes use: the inputs of the layers, the gradient by one, and the graphs' own.
+
+    Args:
+        like: Hidden states, `[1, some, hidden]`.
+        layers: How many there are.
+        most: Tokens.
+    """
+
+    def __init__(self, like: Tensor, layers: int, most: int) -> None:
+        def make() -> Tensor:
+            return like.new_zeros((1, most, like.shape[2]))
+
+        self.inputs = [make() for _ in range(layers + 1)]
+        """Of each layer, and what the last gives."""
+        self.slope = make()
+        self.pool: Any = None
+
+
+class CapturedPass:
+    """A size, and its layers as they have been captured.
+
+    Args:
+        batch: Of that size; it is what the captured layers read.
+        dice: Where dropout is drawn from.
+    """
+
+    def __init__(self, batch: Batch, dice: Dice) -> None:
+        self.batch, self.dice = batch, dice
+        self.layers: list[FixedLayer] = []
+        self.forwards: list[Replayed] = []
+        self.backwards: list[Replayed] = []
+        """All of them, or none before they have been captured."""
+        self.ran = 0
+        self.offsets: dict[int, Any] = {}
+        self.others = FixedInputs()
+        self.memory: PassMemory | None = None
+
+    def find_memory(self) -> PassMemory:
+        """Return that which its layers have run in."""
+        if self.memory is None:
+            raise RuntimeError("no layer has been run")
+        return self.memory
+
+    def forget_graphs(self) -> None:
+        """Leave its layers to be run as they are."""
+        self.forwards.clear()
+        self.backwards = []
+        if self.memory is not None:
+            self.memory.pool = None
