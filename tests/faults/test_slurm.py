@@ -18,9 +18,10 @@ from lit_sft.run.folder import RunFolder
 SRUN = """#!{python}
 import os, signal, subprocess, sys
 
-words = sys.argv[1:]
+words, options = sys.argv[1:], []
 while words[0].startswith("--"):
-    words.pop(0)
+    options.append(words.pop(0))
+assert "--cpus-per-task=8" in options, "a task has one core: srun does not read sbatch's number"
 count = {tasks}
 about = {{"SLURM_NTASKS": count, "SLURM_STEP_TASKS_PER_NODE": count, "SLURM_NNODES": 1,
           "SLURM_NTASKS_PER_NODE": count, "SLURM_STEP_ID": 0, "SLURM_NODEID": 0,
@@ -64,6 +65,7 @@ def submit(folder: Path, base: Path, tasks: int, callbacks: str) -> subprocess.P
         "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}",
         "OMP_NUM_THREADS": "1",
         "LIT_SFT_CACHE": str(folder / "cache"),
+        "SLURM_CPUS_PER_TASK": "8",
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NAME": "gsm8k",
     }
