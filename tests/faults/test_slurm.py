@@ -97,6 +97,7 @@ def test_a_job_whose_time_is_over_saves_is_requeued_once_and_goes_on(tiny_base, 
     assert submit(tmp_path, tiny_base, tasks, callbacks).wait(600) == 0
     assert (tmp_path / "scontrol.txt").read_text() == "requeue 4711\n"
     assert "Traceback" not in (tmp_path / "out.txt").read_text()
+    assert "frame #" not in (tmp_path / "out.txt").read_text()
     assert "SLURM" not in (tmp_path / "out.txt").read_text()
     if tasks == 1:
         assert run(tmp_path / "whole", tiny_base).status == 0
