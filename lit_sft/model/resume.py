@@ -69,9 +69,11 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
     require("run" in checkpoint, "the checkpoint is none of this trainer's: it names no run")
     trained, fits = module.trained_parameters, module.trainer.state.fn == "fit"
     settings, accepted = describe_settings(module), module.accept_changes
-    changes = find_differences(checkpoint.get("settings", {}), settings)
+    before = checkpoint.get("settings", {})
+    changes = find_differences(before, settings)
     # What is shared out is not compiled: with another strategy, that was no choice.
-    is_forced = FSDP2 in changes.get("trainer.strategy", "")
+    strategies = {before.get("trainer.strategy"), settings["trainer.strategy"]}
+    is_forced = FSDP2 in strategies and len(strategies) == 2
     if is_forced:
         accepted = (*accepted, COMPILE)
     if fits:

@@ -13,7 +13,7 @@ from lit_sft.model.figures import GIB
 from lit_sft.model.sharded.in_step import is_sharded
 from lit_sft.model.sharded.strategy import FSDP2, ShardedStrategy
 from lit_sft.model.stored_base import measure_base
-from lit_sft.run.checkpoint_io import AtomicCheckpointIO
+from lit_sft.run.checkpoint_io import skim_checkpoint
 
 if TYPE_CHECKING:
     from lit_sft.model.module import SFTModule
@@ -30,7 +30,7 @@ def keep_strategy(strategy: Any, checkpoint: str | None) -> None:
         InputError: If that cannot be read.
     """
     if checkpoint and isinstance(strategy, ShardedStrategy) and strategy.shards is None:
-        settings = AtomicCheckpointIO().load_checkpoint(checkpoint).get("settings", {})
+        settings = skim_checkpoint(checkpoint).get("settings", {})
         earlier = settings.get("trainer.strategy")
         strategy.earlier = earlier if earlier in ("ddp", FSDP2) else None
 
@@ -52,7 +52,7 @@ def is_to_shard(module: "SFTModule") -> bool:
     if strategy.shards is None:
         strategy.shards = _does_not_fit(module, strategy)
     if strategy.shards:
-        require_shardable(module)
+        require_shardable(module, strategy.earlier)
     return strategy.shards
 
 
@@ -67,13 +67,15 @@ def name_strategy(module: "SFTModule") -> str:
     return "ddp" if module.trainer.world_size > 1 else "one device"
 
 
-def require_shardable(module: "SFTModule") -> None:
+def require_shardable(module: "SFTModule", earlier: str | None = None) -> None:
     """Raise `InputError` if what a run asks for needs whole weights of the base on each rank.
 
     Args:
         module: Whose options say what is asked.
+        earlier: How the run that goes on held its base, where `auto` keeps that.
     """
-    lora, option = module.lora, "trainer.strategy: fsdp2 shards a frozen base, and "
+    why = "auto goes on as the run did, by fsdp2, which" if earlier == FSDP2 else FSDP2
+    lora, option = module.lora, f"trainer.strategy: {why} shards a frozen base, and "
     if lora is None:
         raise InputError(f"{option}model.lora: null trains all of it; use ddp")
     require(

@@ -47,5 +47,10 @@ def test_what_needs_whole_weights_is_refused(options, says):
     assert str(refused.value).startswith("trainer.strategy: fsdp2 shards a frozen base")
 
 
+def test_it_is_said_where_fsdp2_came_from():
+    with pytest.raises(InputError, match="auto goes on as the run did, by fsdp2, which shards a"):
+        require_shardable(SFTModule("a base", speed=Speed(compile=True)), "fsdp2")
+
+
 def test_the_rest_is_not():
-    require_shardable(SFTModule("a base", speed=Speed(compile=False)))
+    require_shardable(SFTModule("a base", speed=Speed(compile=False)), "fsdp2")
