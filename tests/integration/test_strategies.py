@@ -94,7 +94,7 @@ def test_what_fsdp2_cannot_do_is_refused_of_a_run_that_auto_goes_on_by_it(
     tiny_base, tmp_path, by_fsdp2
 ):
     options = [*fit_options(tiny_base, tmp_path / "run"), *TWO, "auto", "--ckpt_path", by_fsdp2]
-    outcome = lit_sft_in_process("fit", *options, "--model.speed.compile", "true")
+    outcome = lit_sft_in_process("fit", *options, "--model.lora.use_dora", "true")
     assert (outcome.status, outcome.stderr.count("\n")) == (2, 1), outcome.stderr
     assert "trainer.strategy: auto goes on as the run did, by fsdp2, which sha" in outcome.stderr
     assert "split " not in outcome.stdout

@@ -32,6 +32,11 @@ def test_a_run_that_goes_on_holds_its_base_as_it_did(free, earlier, stays):
     assert does_stay_whole(41.3 * GIB, free * GIB, earlier) is stays
 
 
+def test_it_is_said_where_fsdp2_came_from():
+    with pytest.raises(InputError, match="auto goes on as the run did, by fsdp2, which shards a"):
+        require_shardable(SFTModule("a base", lora=Lora(use_dora=True)), "fsdp2")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -47,10 +52,5 @@ def test_what_needs_whole_weights_is_refused(options, says):
     assert str(refused.value).startswith("trainer.strategy: fsdp2 shards a frozen base")
 
 
-def test_it_is_said_where_fsdp2_came_from():
-    with pytest.raises(InputError, match="auto goes on as the run did, by fsdp2, which shards a"):
-        require_shardable(SFTModule("a base", speed=Speed(compile=True)), "fsdp2")
-
-
 def test_the_rest_is_not():
-    require_shardable(SFTModule("a base", speed=Speed(compile=False)), "fsdp2")
+    require_shardable(SFTModule("a base", speed=Speed(compile=False)))
