@@ -4,7 +4,8 @@ While a step is taken, the run has a few seconds to finish it and to save it; at
 such as while a model loads or an upload runs, there is nothing to wait for, and a signal ends the
 process at once. A second signal does so too, unless it comes with the first: `timeout` and some
 schedulers send one to a process and then to its group. The exit status is that of the first: a job
-that SLURM has told by SIGUSR1 that its time is over is put back, though SIGTERM has ended it.
+that SLURM has told by SIGUSR1 that its time is over is put back, though SIGTERM has ended it. Ranks
+that were sent different ones agree on SIGUSR1, if any has got it.
 
 A handler of Python runs when the main thread comes back to Python, which may take half an hour in
 a rendezvous of ranks. So the system's own part of the handler writes the number into a pipe
@@ -25,7 +26,8 @@ from typing import Any
 from lit_sft.ranks import is_first_rank
 
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
-"""The last is what SLURM is told to send before a job's time is over (`--signal=USR1@90`)."""
+"""The last is what SLURM is told to send before a job's time is over (`--signal=USR1@90`), and has
+it put back: ranks agree on the last of these that any has received."""
 OWNED = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 TOGETHER = 2.0
 """Seconds within which nobody sends a second signal by hand."""
@@ -114,6 +116,25 @@ class Signals:
         """From now on, let a signal wait until the step is saved, for `grace` seconds at most."""
         if self._grace is None:
             self._grace = grace
+
+    @property
+    def weight(self) -> int:
+        """How much what this rank has received weighs among others; 0 is nothing."""
+        return OWNED.index(self.received) + 1 if self.received else 0
+
+    def agree(self, weight: int) -> int:
+        """Return the signal that weighs most on any rank; it is what was received here, too.
+
+        All ranks then end with one status: of several, a launcher hands on the largest.
+
+        Args:
+            weight: The largest of all ranks. What comes while they agree waits for the next time.
+        """
+        if not weight:
+            return 0
+        self._since = self._since if self.received else time.monotonic()
+        self.received = int(OWNED[weight - 1])
+        return self.received
 
     def release(self, advice: str) -> None:
         """From now on, let a signal end the process at once; one that waits goes on to wait.

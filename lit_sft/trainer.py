@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -28,12 +27,9 @@ from lit_sft.model.device import (
     find_device,
     require_precision,
 )
-from lit_sft.model.sharded.strategy import NAME, ShardedStrategy
-from lit_sft.model.trainer_options import (
-    require_known_callbacks,
-    require_known_options,
-    require_known_strategy,
-)
+from lit_sft.model.known_strategies import require_known_strategy, require_room_for
+from lit_sft.model.sharded.strategy import FSDP2, ShardedStrategy
+from lit_sft.model.trainer_options import require_known_callbacks, require_known_options
 from lit_sft.ranks import place, read_launch
 from lit_sft.run.tensorboard_run import TensorBoardRun
 from lit_sft.run.wandb_run import WandbRun
@@ -150,15 +146,17 @@ def build_trainer(**options: Any) -> pl.Trainer:
 
 
 def _choose_strategy(options: Mapping[str, Any]) -> Any:
-    """Return this package's strategy where it is asked for, or left open with several devices."""
+    """Return this package's strategy where it is asked for, or left open with several devices.
+
+    Raises:
+        InputError: If the devices that are asked for cannot be had, or would be ignored.
+    """
     asked = options["strategy"]
-    if asked == NAME:
+    ranks = count_devices(options["accelerator"], options["devices"]) * options["num_nodes"]
+    require_room_for(asked, ranks)
+    if asked == FSDP2:
         return ShardedStrategy()
-    devices = options["accelerator"], options["devices"]
-    if asked != "auto" or count_devices(*devices) * options["num_nodes"] == 1:
-        return asked
-    # As Lightning does: a notebook has no command line to start ranks by.
-    return ShardedStrategy(shards=None, start_method="fork" if hasattr(sys, "ps1") else "popen")
+    return asked if asked != "auto" or ranks == 1 else ShardedStrategy(shards=None)
 
 
 def _resolve_precision(asked: str | int | None, accelerator: Any) -> str:

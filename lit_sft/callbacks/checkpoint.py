@@ -134,7 +134,7 @@ class LastCheckpoint(Checkpoint):
 
     def _received_on_any_rank(self, device: torch.device) -> int:
         """Return the signal, the same on all ranks: they leave the loop together or not at all."""
-        return max_over_ranks(SIGNALS.received, device)
+        return SIGNALS.agree(max_over_ranks(SIGNALS.weight, device))
 
 
 def _stop(received: int) -> None:

@@ -33,10 +33,10 @@ from lit_sft.model.device import PrecisionName, limit_threads
 from lit_sft.model.module import SFTModule
 from lit_sft.model.peers import PEERS
 from lit_sft.model.sharded.choice import keep_strategy, require_shardable
+from lit_sft.model.sharded.strategy import FSDP2
 from lit_sft.model.trainer_options import require_limits
 from lit_sft.report.report_page import write_report
-from lit_sft.run.best_checkpoint import choose_best
-from lit_sft.run.checkpoint_io import choose_checkpoint
+from lit_sft.run.chosen_checkpoint import find_checkpoint
 from lit_sft.run.folder import RunFolder, is_trial
 from lit_sft.run.lock import hold_folder
 from lit_sft.signals import SIGNALS
@@ -161,21 +161,13 @@ class SFTCommandLine(LightningCLI):
         settle_options(trainer)
         if self.subcommand == "fit":
             require_limits(trainer)
-        if config.ckpt_path not in (None, "last", "auto", "best"):
-            path = config.ckpt_path
-            require(Path(path).is_file(), f"ckpt_path: there is no checkpoint {path!r}")
-        if self._dry_run:  # it plans the whole run, and touches no folder
+        asked, may_fall_back = config.ckpt_path, config.resume_policy == "fallback"
+        if not self._dry_run:  # which touches no folder
+            self._hold_folder(config)
+        self._checkpoint = config.ckpt_path = find_checkpoint(folder, asked, may_fall_back)
+        if self._dry_run:  # it plans the whole run
             config.ckpt_path = None
-            return
-        self._hold_folder(config)
-        is_asked_to_go_on = config.ckpt_path is not None
-        if config.ckpt_path == "auto" and not folder.last_checkpoint.exists():
-            config.ckpt_path = None  # it was interrupted before there was anything to save
-        if config.ckpt_path in ("last", "auto"):
-            config.ckpt_path = choose_checkpoint(folder, config.resume_policy == "fallback")
-        if config.ckpt_path == "best":
-            config.ckpt_path = choose_best(folder)
-        if self.subcommand == "fit" and not is_asked_to_go_on:
+        elif self.subcommand == "fit" and asked is None:
             folder.require_no_run("--ckpt_path last")
 
     def _hold_folder(self, config: Any) -> None:
@@ -206,9 +198,10 @@ class SFTCommandLine(LightningCLI):
         )
         strategy = self.trainer.strategy
         if self.subcommand == "fit":
-            keep_strategy(strategy, self.config.fit.ckpt_path)
-        if getattr(strategy, "shards", False):
-            require_shardable(self.model)
+            keep_strategy(strategy, self._checkpoint)
+        earlier = getattr(strategy, "earlier", None)
+        if getattr(strategy, "shards", False) or earlier == FSDP2:
+            require_shardable(self.model, earlier)
         self.model.check_base()
         # Lightning's end moves the model to the CPU, which takes seconds of a process that ends.
         vars(self.model)["cpu"] = lambda: self.model

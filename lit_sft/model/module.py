@@ -136,6 +136,7 @@ class SFTModule(pl.LightningModule):
         self._clock = StepClock()
         self.accept_changes = accept_changes
         self.compiled_before: bool | None = None
+        """Whether the run that goes on compiled its layers, until a change of that is told."""
         self.trained_tokens: dict[str, str] = {}
         self.cached_bytes, self.base_sha256 = 0, ""
         self.logit_scale, self.may_pack, self._is_probed = LogitScale(), True, False

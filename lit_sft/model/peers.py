@@ -9,7 +9,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -78,7 +77,7 @@ class Peers:
         """
         with suppress(Exception):  # there is no store yet, or its rank is gone
             has_met = distributed.is_initialized()
-            store = _find_store() if has_met else _join_agent()
+            store = _find_live_store() if has_met else _join_agent()
             rank = distributed.get_rank() if has_met else int(os.environ["RANK"])
             failure = Failure(rank, socket.gethostname(), status, text)
             store.compare_set(KEY, "", json.dumps(failure))
@@ -86,7 +85,7 @@ class Peers:
     def find_failure(self) -> Failure | None:
         """Return what another rank has told, if one has."""
         with suppress(Exception):
-            failure = _read(_find_store())
+            failure = _read(_find_live_store())
             if failure and failure.rank != distributed.get_rank():
                 return failure
         return None
@@ -101,16 +100,13 @@ class Peers:
             Whether it has ended; None where the ranks have not met.
         """
         try:
-            store = _find_store()
-        except ValueError:
+            tie = _tie_to(_find_store())
+        except (ValueError, AttributeError):
             return None
-        deadline = time.monotonic() + seconds
-        with suppress(Exception):  # there is no store any more
-            while time.monotonic() < deadline:
-                store.check([KEY])
-                time.sleep(0.1)
-            return False
-        return True
+        except OSError:  # there is no store any more
+            return True
+        with tie:
+            return _has_broken(tie, seconds)
 
     def _listen(self) -> None:
         if not distributed.is_initialized() and self._ended_before_meeting():
@@ -119,13 +115,16 @@ class Peers:
             return
         try:
             store = _find_store().clone()  # whose answers do not wait for those of another thread
-        except (RuntimeError, ValueError):
+            tie = _tie_to(store)
+        except (OSError, RuntimeError, ValueError, AttributeError):
             return  # a store of another kind, or none any more
         rank, failure = distributed.get_rank(), None
         with suppress(Exception):  # whoever has held the store is gone
             while failure is None or failure.rank == rank:
                 if self._left.wait(LOOK):
                     return
+                if _has_broken(tie):
+                    tie = _tie_to(store)  # or something on the way has closed what was idle
                 failure = _read(store)
         self._end_for(failure)
 
@@ -178,6 +177,43 @@ def _join_agent() -> Any:
 def _find_store() -> Any:
     """Return the store at which the ranks have met."""
     return distributed.distributed_c10d._get_default_store()
+
+
+def _find_live_store() -> Any:
+    """Return it, or raise `OSError` if whoever has held it is gone, see `_tie_to`."""
+    store = _find_store()
+    with _tie_to(store) as tie:
+        if _has_broken(tie, 0.05):  # of a process that ends, sockets close one by one
+            raise ConnectionResetError
+    return store
+
+
+def _tie_to(store: Any) -> socket.socket:
+    """Return a silent connection, which breaks off when the process ends that holds a store.
+
+    Asked for a key when that is gone, torch prints twenty frames of its own code. To silence those
+    by `TORCH_CPP_LOG_LEVEL` would silence what keeps ranks from meeting, too: a machine's name that
+    cannot be resolved, and gloo's fallback to the loopback address.
+
+    Raises:
+        OSError: If it is gone.
+        AttributeError: If the store is not one that is connected to.
+    """
+    while not hasattr(store, "host"):
+        store = store.underlying_store
+    return socket.create_connection((store.host, store.port), timeout=5.0)
+
+
+def _has_broken(tie: socket.socket, seconds: float = 0.0) -> bool:
+    """Return whether a connection is or gets broken within some seconds."""
+    tie.settimeout(seconds)
+    try:
+        tie.recv(1)
+    except (TimeoutError, BlockingIOError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 PEERS = Peers()

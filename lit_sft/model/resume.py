@@ -11,7 +11,7 @@ from lit_sft.model.optim import group_parameters, is_flat
 from lit_sft.model.pace import COMPILE, keep_choices
 from lit_sft.model.principal import put_starts, read_starts
 from lit_sft.model.saved_adapter import require_same_shapes
-from lit_sft.model.sharded.strategy import NAME
+from lit_sft.model.sharded.strategy import FSDP2
 from lit_sft.run.identity import (
     describe_run,
     describe_settings,
@@ -69,9 +69,11 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
     require("run" in checkpoint, "the checkpoint is none of this trainer's: it names no run")
     trained, fits = module.trained_parameters, module.trainer.state.fn == "fit"
     settings, accepted = describe_settings(module), module.accept_changes
-    changes = find_differences(checkpoint.get("settings", {}), settings)
+    before = checkpoint.get("settings", {})
+    changes = find_differences(before, settings)
     # What is shared out is not compiled: with another strategy, that was no choice.
-    is_forced = NAME in changes.get("trainer.strategy", "")
+    strategies = {before.get("trainer.strategy"), settings["trainer.strategy"]}
+    is_forced = FSDP2 in strategies and len(strategies) == 2
     if is_forced:
         accepted = (*accepted, COMPILE)
     if fits:

@@ -1,7 +1,6 @@
 """Options of Lightning's trainer that a run of windows cannot honour: refused, never ignored."""
 
 from collections.abc import Iterable
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -17,17 +16,10 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.callbacks.spike import SpikeDetection
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    SingleDeviceStrategy,
-    StrategyRegistry,
-)
-from lightning.pytorch.strategies.xla import XLAStrategy
 
 from lit_sft.errors import InputError, require
 from lit_sft.model.device import describe_device, require_precision, tell_if_emulated
-from lit_sft.model.sharded.strategy import NAME, ShardedStrategy
+from lit_sft.model.known_strategies import require_known_name, require_known_strategy
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -44,8 +36,6 @@ REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
     WeightAveraging: "it copies the frozen base, into every checkpoint too",
 }
 """Lightning's own that a step which is a whole window cannot honour, and why."""
-NOT_OURS = (DeepSpeedStrategy, XLAStrategy)
-"""Subclasses of `DDPStrategy` that run a model in a way of their own."""
 FIGURES = ("train/", "val/")
 """How the names of all figures begin that a training run has."""
 NOTHING = "leaves nothing to train; set it above 0 (lit-sft validate evaluates without training)"
@@ -86,35 +76,6 @@ def require_known_options(options: "Namespace") -> None:
     )
 
 
-def require_known_name(asked: Any) -> None:
-    """Raise `InputError` for a strategy that windows cannot be run by, before it is made.
-
-    Args:
-        asked: As `lightning.Trainer` takes it, or what a config holds of a class.
-    """
-    if asked in ("auto", NAME):
-        return
-    path = getattr(asked, "class_path", None)
-    if path:
-        module, _, name = path.rpartition(".")
-        kind = getattr(import_module(module), name)
-    elif isinstance(asked, str):
-        path, known = asked, asked.lower() in StrategyRegistry
-        kind = StrategyRegistry[asked.lower()]["strategy"] if known else None
-    else:
-        kind = type(asked)
-    _require_kind(kind, path or kind.__name__)
-
-
-def _require_kind(kind: Any, name: str) -> None:
-    is_known = isinstance(kind, type) and issubclass(kind, SingleDeviceStrategy | DDPStrategy)
-    require(
-        is_known and not issubclass(kind, NOT_OURS),
-        f"trainer.strategy must be auto, ddp or fsdp2, got {name}; one with options is named by "
-        f"its class, DDPStrategy or {ShardedStrategy.__module__}.{ShardedStrategy.__name__}",
-    )
-
-
 def require_honoured(trainer: pl.Trainer, stage: str) -> None:
     """Raise `InputError` if a trainer is not one that windows can be run by.
 
@@ -128,26 +89,6 @@ def require_honoured(trainer: pl.Trainer, stage: str) -> None:
     require_known_strategy(trainer)
     if stage == "fit":
         require_known_trainer(trainer)
-
-
-def require_known_strategy(trainer: pl.Trainer) -> None:
-    """Raise `InputError` for a strategy that windows cannot be run by, or that has nothing to do.
-
-    Args:
-        trainer: As it was made.
-    """
-    strategy = trainer.strategy
-    _require_kind(type(strategy), type(strategy).__name__)
-    require(
-        getattr(strategy, "_start_method", "popen") == "popen",
-        "trainer.strategy must be auto, ddp or fsdp2, got one that spawns or forks its ranks: a "
-        "run starts commands of their own",
-    )
-    require(
-        not isinstance(strategy, ShardedStrategy) or trainer.world_size > 1,
-        "trainer.strategy: fsdp2 shares the base out over several devices, and here is one; leave "
-        "it at auto, or raise trainer.devices",
-    )
 
 
 def require_limits(options: "Namespace | pl.Trainer") -> None:

@@ -2,15 +2,20 @@
 
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import CheckpointIO
 
-from lit_sft.errors import InputError, SaveError
+from lit_sft.errors import InputError, SaveError, require
 from lit_sft.files import find_refusal, replace_file
 from lit_sft.run.folder import RunFolder
+
+OURS = ("pytorch-lightning_version", "global_step", "state_dict", "run")
+"""What a checkpoint has always held, and another's has not."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -52,28 +57,55 @@ class AtomicCheckpointIO(CheckpointIO):
         """Return a checkpoint that is whole and holds nothing but tensors and plain values.
 
         Raises:
-            InputError: If the file is missing, damaged, or would run code.
+            InputError: If the file is missing, damaged, none of this trainer's, or would run code.
         """
-        try:
+        with _told_by_name(path):
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged is not None:
                 raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
-            checkpoint: dict[str, Any] = torch.load(
-                path, map_location=map_location, weights_only=True
-            )
-        except FileNotFoundError as error:
-            raise InputError(f"there is no checkpoint {str(path)!r}") from error
-        except Exception as error:  # a damaged archive fails in as many ways as it has bytes
-            raise InputError(
-                f"the checkpoint {str(path)!r} is damaged, or is none of this trainer's "
-                f"({type(error).__name__}: {str(error).splitlines()[0]})"
-            ) from error
-        return checkpoint
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        return _require_ours(checkpoint, path)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint that is no longer wanted."""
         Path(path).unlink(missing_ok=True)
+
+
+def skim_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return a checkpoint whose tensors stay on the disk until they are read.
+
+    Raises:
+        InputError: As for `load_checkpoint`, but that checksums are not looked at.
+    """
+    with _told_by_name(path):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return _require_ours(checkpoint, path)
+
+
+@contextmanager
+def _told_by_name(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise `InputError` for whatever keeps a file from being loaded."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"there is no checkpoint {str(path)!r}") from error
+    except Exception as error:  # a damaged archive fails in as many ways as it has bytes
+        raise InputError(
+            f"the checkpoint {str(path)!r} is damaged, or is none of this trainer's "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        ) from error
+
+
+def _require_ours(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    held = content if isinstance(content, dict) else {}
+    missing = [name for name in OURS if name not in held]
+    require(
+        not missing,
+        f"the checkpoint {str(path)!r} is none of this trainer's: it is a {type(content).__name__} "
+        f"without {', '.join(missing)}; name one that lit-sft fit has saved",
+    )
+    return held
 
 
 def last_checkpoint(root: str | Path, may_fall_back: bool = False) -> str | None:

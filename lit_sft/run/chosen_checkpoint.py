@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 
 from lit_sft.errors import InputError, require
 from lit_sft.model.saved_adapter import CONFIG
-from lit_sft.run.best_checkpoint import find_best
-from lit_sft.run.checkpoint_io import AtomicCheckpointIO
+from lit_sft.run.best_checkpoint import choose_best, find_best
+from lit_sft.run.checkpoint_io import AtomicCheckpointIO, choose_checkpoint, skim_checkpoint
 from lit_sft.run.folder import RunFolder
 from lit_sft.run.lock import is_held
+
+OF_MACHINES = ("model.quantization.weight_cache", "trainer.strategy")
+"""Settings that a run may come to anew wherever it goes on, and that its answers do not show."""
 
 
 class ChosenCheckpoint(NamedTuple):
@@ -29,6 +32,29 @@ class ChosenCheckpoint(NamedTuple):
         text = f"{self.path}, after {self.content['global_step']:,} steps"
         text += f", the best by {self.best_by}" if self.best_by else ""
         return text + (": the run is still training" if self.is_training else "")
+
+
+def find_checkpoint(folder: RunFolder, wanted: str | None, may_fall_back: bool) -> str | None:
+    """Return the file that a run goes on from, or that is measured; None for none.
+
+    Args:
+        folder: Of the run.
+        wanted: `last`, `best`, a file, or `auto`: the last where the run has saved one.
+        may_fall_back: As for `choose_checkpoint`.
+
+    Raises:
+        InputError: If there is none, or it is no checkpoint.
+    """
+    if wanted == "auto" and not folder.last_checkpoint.exists():
+        return None  # it was interrupted before there was anything to save
+    if wanted in ("last", "auto"):
+        return choose_checkpoint(folder, may_fall_back)
+    if wanted == "best":
+        return choose_best(folder)
+    if wanted is not None:
+        require(Path(wanted).is_file(), f"ckpt_path: there is no checkpoint {wanted!r}")
+        skim_checkpoint(wanted)
+    return wanted
 
 
 def read_checkpoint(folder: RunFolder, wanted: str | None) -> ChosenCheckpoint:
@@ -53,7 +79,8 @@ def read_checkpoint(folder: RunFolder, wanted: str | None) -> ChosenCheckpoint:
         f"--checkpoint last: {str(folder.root)!r} has no {folder.last_checkpoint.name}; it has "
         f"{path.name}",
     )
-    newest = _load(newest_path or path)
+    io = AtomicCheckpointIO()
+    newest = io.load_checkpoint(newest_path or path)
     best = find_best(folder, newest.get("callbacks", {}), newest["global_step"])
     require(
         best is not None or wanted != "best",
@@ -62,7 +89,7 @@ def read_checkpoint(folder: RunFolder, wanted: str | None) -> ChosenCheckpoint:
     )
     if best and wanted in (None, "best"):
         path = best.path
-    content = newest if path == newest_path else _load(path)
+    content = newest if path == newest_path else io.load_checkpoint(path)
     if is_path:
         _require_own(folder, path, content, newest)
     is_best = best is not None and path.resolve() == best.path.resolve()
@@ -78,24 +105,21 @@ def _find_newest(folder: RunFolder) -> Path | None:
     return max(kept, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    content = AtomicCheckpointIO().load_checkpoint(path)
-    require("run" in content, f"--checkpoint: {str(path)!r} is no checkpoint of this trainer's")
-    return content
-
-
 def _require_own(
-    folder: RunFolder, path: Path, content: Mapping[str, object], newest: Mapping[str, object]
+    folder: RunFolder, path: Path, content: Mapping[str, Any], newest: Mapping[str, Any]
 ) -> None:
     """Raise `InputError` for another run's checkpoint, of which this run's figures are not true.
 
     What lies in the folder is its own; what lies elsewhere has to be of the same run by all that it
-    says of it.
+    says of it, but for what machines decide.
     """
     is_inside = path.resolve().is_relative_to(folder.root.resolve())
-    same = all(content.get(name) == newest.get(name) for name in ("run", "settings"))
+    settings, others = (
+        {name: x for name, x in held.get("settings", {}).items() if name not in OF_MACHINES}
+        for held in (content, newest)
+    )
     require(
-        is_inside or same,
+        is_inside or (content["run"] == newest["run"] and settings == others),
         f"--checkpoint: {str(path)!r} is of another run than {str(folder.root)!r}; name the "
         "folder of its own",
     )

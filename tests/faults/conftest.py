@@ -17,11 +17,18 @@ def whole(tiny_base, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def whole_of_two(tiny_base, tmp_path_factory):
-    """The bytes and the figures of a run of two ranks."""
-    from test_interrupted_runs import read_result
+def folder_of_two(tiny_base, tmp_path_factory):
+    """Where a run of two ranks has ended, each of which holds the base."""
     from test_two_ranks_interrupted import run_two
 
     folder = tmp_path_factory.mktemp("whole_of_two")
     assert run_two(folder, tiny_base).status == 0
-    return read_result(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole_of_two(folder_of_two):
+    """Its bytes and its figures."""
+    from test_interrupted_runs import read_result
+
+    return read_result(folder_of_two)

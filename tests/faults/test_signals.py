@@ -17,6 +17,7 @@ from forks import Forked, is_group_alive, wait_for_group
 from test_interrupted_runs import make_config, read_result, run
 
 from lit_sft.run.folder import RunFolder
+from lit_sft.signals import Signals
 
 TORCHRUN = "torch.distributed.run"
 """Its module."""
@@ -271,6 +272,33 @@ def test_two_ranks_end_together(tiny_base, tmp_path, phase, halted, to):
     assert printed.count("SIGTERM") == 1, printed
     assert "Traceback" not in printed
     assert seconds < LIMIT
+
+
+@pytest.mark.parametrize(
+    ("received", "agreed"),
+    [
+        ((0, 0), 0),
+        ((0, signal.SIGTERM), signal.SIGTERM),
+        ((signal.SIGTERM, signal.SIGUSR1), signal.SIGUSR1),
+        ((signal.SIGUSR1, signal.SIGHUP, 0), signal.SIGUSR1),
+    ],
+)
+def test_ranks_that_received_different_signals_agree_on_one(received, agreed):
+    """SIGUSR1 wins, for which a job is put back, and each ends with its status."""
+    ranks = [Signals() for _ in received]
+    for rank, number in zip(ranks, received, strict=True):
+        rank.received = number
+    weight = max(rank.weight for rank in ranks)
+    assert [rank.agree(weight) for rank in ranks] == [agreed] * len(ranks)
+    assert {rank.received for rank in ranks} == {agreed}
+
+
+def test_a_signal_that_comes_while_ranks_agree_on_none_is_not_this_one_s_alone():
+    rank = Signals()
+    weight = rank.weight
+    rank.received = signal.SIGTERM
+    assert rank.agree(weight) == 0
+    assert rank.received == signal.SIGTERM
 
 
 def _find_ranks(launcher: int) -> list[int]:

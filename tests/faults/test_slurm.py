@@ -18,9 +18,10 @@ from lit_sft.run.folder import RunFolder
 SRUN = """#!{python}
 import os, signal, subprocess, sys
 
-words = sys.argv[1:]
+words, options = sys.argv[1:], []
 while words[0].startswith("--"):
-    words.pop(0)
+    options.append(words.pop(0))
+assert "--cpus-per-task=8" in options, "a task has one core: srun does not read sbatch's number"
 count = {tasks}
 about = {{"SLURM_NTASKS": count, "SLURM_STEP_TASKS_PER_NODE": count, "SLURM_NNODES": 1,
           "SLURM_NTASKS_PER_NODE": count, "SLURM_STEP_ID": 0, "SLURM_NODEID": 0,
@@ -64,6 +65,7 @@ def submit(folder: Path, base: Path, tasks: int, callbacks: str) -> subprocess.P
         "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}",
         "OMP_NUM_THREADS": "1",
         "LIT_SFT_CACHE": str(folder / "cache"),
+        "SLURM_CPUS_PER_TASK": "8",
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NAME": "gsm8k",
     }
@@ -73,19 +75,25 @@ def submit(folder: Path, base: Path, tasks: int, callbacks: str) -> subprocess.P
         )
 
 
-def wait_until_halted(job: subprocess.Popen, folder: Path, phase: str) -> None:
-    while not (folder / "run" / f".halted-{phase}-0").exists():
+def wait_until_halted(job: subprocess.Popen, folder: Path, phase: str, rank: int = 0) -> int:
+    """Return the process of a rank, once it has come to a phase."""
+    mark = folder / "run" / f".halted-{phase}-{rank}"
+    while not mark.exists():
         assert job.poll() is None, (folder / "out.txt").read_text()
         time.sleep(0.05)
+    return int(mark.read_text())
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("tasks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_job_whose_time_is_over_saves_is_requeued_once_and_goes_on(tiny_base, tmp_path, tasks):
+    """Of two tasks, one is sent SIGTERM in its place."""
     callbacks = halt("window")
     job = submit(tmp_path, tiny_base, tasks, callbacks)
-    wait_until_halted(job, tmp_path, "window")
-    os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGUSR1)
+    ranks = [wait_until_halted(job, tmp_path, "window", rank) for rank in range(tasks)]
+    to = ranks if tasks > 1 else [int((tmp_path / "srun.pid").read_text())]
+    for process, number in zip(to, (signal.SIGUSR1, signal.SIGTERM), strict=False):
+        os.kill(process, number)
     assert job.wait(LIMIT) == 128 + signal.SIGUSR1, (tmp_path / "out.txt").read_text()
     printed = (tmp_path / "out.txt").read_text()
     assert printed.count("SIGUSR1 received: the run is saved") == 1, printed
@@ -95,6 +103,7 @@ def test_a_job_whose_time_is_over_saves_is_requeued_once_and_goes_on(tiny_base, 
     assert submit(tmp_path, tiny_base, tasks, callbacks).wait(600) == 0
     assert (tmp_path / "scontrol.txt").read_text() == "requeue 4711\n"
     assert "Traceback" not in (tmp_path / "out.txt").read_text()
+    assert "frame #" not in (tmp_path / "out.txt").read_text()
     assert "SLURM" not in (tmp_path / "out.txt").read_text()
     if tasks == 1:
         assert run(tmp_path / "whole", tiny_base).status == 0

@@ -1,12 +1,17 @@
 """Two interrupted processes: nobody hangs, one tells why, and the bits are the same."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
+import torch
 from command import lit_sft_in_process
 from hub_server import serve_hub
 from small_run import isolated
 from test_interrupted_runs import kill, read_result, run
+
+from lit_sft.run.checkpoint_io import AtomicCheckpointIO
+from lit_sft.run.folder import RunFolder
 
 TWO_RANKS = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu")
 
@@ -27,11 +32,22 @@ def send(step: int, number: int, **others: int) -> str:
     )
 
 
+def list_leaves(value: object, name: str) -> Iterator[tuple[str, object]]:
+    """All that a checkpoint holds, by names such as `ckpt/settings/model.max_grad_norm`."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in items:
+            yield from list_leaves(part, f"{name}/{key}")
+    else:
+        is_tensor = isinstance(value, torch.Tensor)
+        yield name, (value.dtype, value.numpy().tobytes()) if is_tensor else value
+
+
 @pytest.mark.timeout(1800)
-def test_interrupted_in_every_way_equals_whole(tiny_base, tmp_path, whole_of_two):
+def test_interrupted_in_every_way_equals_whole(tiny_base, tmp_path, whole_of_two, folder_of_two):
     """Six steps. A terminal's Ctrl-C reaches both ranks, a kill or a SIGTERM maybe one of them.
 
-    Each time, the base is held in the other way: a checkpoint does not know of it.
+    Each time, the base is held in the other way: a checkpoint says so, and is equal but for that.
     """
     folder = tmp_path / "interrupted"
     callbacks = send(1, 2) + send(2, 9, rank=1) + send(4, 15, rank=1)
@@ -48,6 +64,15 @@ def test_interrupted_in_every_way_equals_whole(tiny_base, tmp_path, whole_of_two
     assert "set data.accumulate_grad_batches=4" in alone.stderr
     assert alone.status == 2
     assert read_result(folder) == whole_of_two
+    by_fsdp2, by_ddp = (
+        dict(list_leaves(AtomicCheckpointIO().load_checkpoint(last), "ckpt"))
+        for last in (RunFolder(x / "run").last_checkpoint for x in (folder, folder_of_two))
+    )
+    assert by_fsdp2.keys() == by_ddp.keys()
+    assert {name: x for name, x in by_fsdp2.items() if x != by_ddp[name]} == {
+        "ckpt/settings/trainer.strategy": "fsdp2",
+        "ckpt/settings/model.quantization.weight_cache": "none",
+    }
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ memory by card, the first loss, and how long the last step's kernels did nothing
 ranks. `--gradient` compares the gradients of one window, the same rows in every arm, with those of
 the first arm; arms for which there are cards run at the same time. `--tiny` is a dry run of all of
 it on a CPU. What stands behind `--` goes to `lit-sft fit`. The base is kept, and found by the next
-call with that shape.
+call with that shape. Calls at the same time, each with its own `CUDA_VISIBLE_DEVICES`, need a
+`--folder` each, where they begin `run-0`, `run-1` and so on anew.
 """
 
 import argparse
@@ -239,11 +240,9 @@ def list_together(arms: list[str], is_alone: bool) -> list[list[tuple[int, str, 
 
 def describe(folder: Path, devices: int, strategy: str) -> str:
     """Return a line of the table."""
-    log = folder.with_suffix(".log").read_text().strip().splitlines()
     ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
     if len(ranks) < devices:
-        last = next((x for x in reversed(log) if "rror" in x), log[-1] if log else "nothing")
-        return f"| {devices} | {strategy} | failed: {last:.300} |"
+        return f"| {devices} | {strategy} | failed: {find_reason(folder):.300} |"
     with (folder / "logs" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     steps = [row for row in rows if row["train/loss"]]
@@ -268,15 +267,28 @@ def describe_gradients(folders: list[Path], arms: list[str]) -> list[str]:
     """Return how far the gradients of each arm are from those of the first, as shares."""
     lines = []
     for step in (0, 1):
-        found = [folder / f"gradient-{step}.pt" for folder in folders]
-        wanted = torch.load(found[0]).double()
-        for arm, path in zip(arms, found, strict=True):
-            got = (
-                torch.load(path).double() if path.is_file() else torch.full_like(wanted, torch.nan)
-            )
+        wanted = read_gradient(folders[0], step)
+        for arm, folder in zip(arms, folders, strict=True):
+            got = read_gradient(folder, step)
+            if got is None or wanted is None:
+                why = f"failed: {find_reason(folder):.300}" if got is None else "the first failed"
+                lines.append(f"| {step + 1} | {arm} | | {why} |")
+                continue
             off = ((got - wanted).norm() / wanted.norm()).item()
             lines.append(f"| {step + 1} | {arm} | {wanted.norm().item():.6f} | {off:.2e} |")
     return lines
+
+
+def read_gradient(folder: Path, step: int) -> torch.Tensor | None:
+    """Return what an arm has left of a step, or None if it failed before."""
+    path = folder / f"gradient-{step}.pt"
+    return torch.load(path).double() if path.is_file() else None
+
+
+def find_reason(folder: Path) -> str:
+    """Return the line of an arm's log that says why it failed."""
+    log = folder.with_suffix(".log").read_text().strip().splitlines()
+    return next((x for x in reversed(log) if "rror" in x), log[-1] if log else "nothing")
 
 
 def main() -> None:

@@ -267,11 +267,16 @@ def test_a_run_that_was_killed_before_its_last_checkpoint_gives_its_best(short_r
 
 
 def test_another_run_s_checkpoint_is_refused(short_run, tmp_path):
-    """Its weights would be told with the figures of this one."""
+    """Its weights would be told with the figures of this one.
+
+    One of this run that a machine with other memory has saved is not another's.
+    """
     elsewhere, other = tmp_path / "kept.ckpt", tmp_path / "other.ckpt"
     shutil.copy(short_run.last_checkpoint.with_name("b-step=2.ckpt"), elsewhere)
     io = AtomicCheckpointIO()
     content = io.load_checkpoint(elsewhere)
+    content["settings"] |= {"trainer.strategy": "fsdp2", "model.quantization.weight_cache": "none"}
+    io.save_checkpoint(content, elsewhere)
     content["run"]["model.seed"] = 7
     io.save_checkpoint(content, other)
     words = (short_run.root, "--to", "adapter", "--output")

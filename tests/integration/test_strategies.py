@@ -82,6 +82,24 @@ def test_what_fsdp2_cannot_do_is_refused_before_any_row_is_read(
     assert "split " not in outcome.stdout
 
 
+@pytest.fixture
+def by_fsdp2(tmp_path) -> Path:
+    """What is looked at of a checkpoint before any row is read."""
+    content = {"pytorch-lightning_version": "2.6.0", "global_step": 1, "state_dict": {}, "run": {}}
+    torch.save(content | {"settings": {"trainer.strategy": "fsdp2"}}, tmp_path / "by_fsdp2.ckpt")
+    return tmp_path / "by_fsdp2.ckpt"
+
+
+def test_what_fsdp2_cannot_do_is_refused_of_a_run_that_auto_goes_on_by_it(
+    tiny_base, tmp_path, by_fsdp2
+):
+    options = [*fit_options(tiny_base, tmp_path / "run"), *TWO, "auto", "--ckpt_path", by_fsdp2]
+    outcome = lit_sft_in_process("fit", *options, "--model.lora.use_dora", "true")
+    assert (outcome.status, outcome.stderr.count("\n")) == (2, 1), outcome.stderr
+    assert "trainer.strategy: auto goes on as the run did, by fsdp2, which sha" in outcome.stderr
+    assert "split " not in outcome.stdout
+
+
 def plan(base: Path | str, folder: Path, strategy: str, *arguments: object):
     options = [*fit_options(base, folder / "run"), *TWO, strategy, "--dry_run", *arguments]
     return lit_sft_in_process("fit", *options, "--model.quantization.weight_cache", "none")
@@ -106,3 +124,12 @@ def test_a_measurement_is_refused_where_auto_comes_to_fsdp2(tiny_base, tmp_path)
     assert "error: --dry_run measure takes its steps on one device, and" in outcome.stderr
     assert outcome.stdout.count("strategy fsdp2: the base takes ") == 1
     assert "split " not in outcome.stdout
+
+
+def test_a_dry_run_plans_the_strategy_that_the_run_would_go_on_by(tiny_base, tmp_path, by_fsdp2):
+    outcome = plan(tiny_base, tmp_path, "auto", "measure", "--ckpt_path", by_fsdp2)
+    assert "error: --dry_run measure takes its steps on one device, and" in outcome.stderr
+    assert outcome.stdout.count("free; the run goes on as it did, by fsdp2") == 1
+    missing = plan(tiny_base, tmp_path, "auto", "--ckpt_path", "last")
+    assert (missing.status, "there is no checkpoint" in missing.stderr) == (2, True)
+    assert not (tmp_path / "run").exists()

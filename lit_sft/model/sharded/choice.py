@@ -11,9 +11,9 @@ from lit_sft.model.distributed import max_over_ranks, say_once
 from lit_sft.model.fast.memory import RESERVED_BYTES, USABLE, free_memory_bytes
 from lit_sft.model.figures import GIB
 from lit_sft.model.sharded.in_step import is_sharded
-from lit_sft.model.sharded.strategy import NAME, ShardedStrategy
+from lit_sft.model.sharded.strategy import FSDP2, ShardedStrategy
 from lit_sft.model.stored_base import measure_base
-from lit_sft.run.checkpoint_io import AtomicCheckpointIO
+from lit_sft.run.checkpoint_io import skim_checkpoint
 
 if TYPE_CHECKING:
     from lit_sft.model.module import SFTModule
@@ -30,9 +30,9 @@ def keep_strategy(strategy: Any, checkpoint: str | None) -> None:
         InputError: If that cannot be read.
     """
     if checkpoint and isinstance(strategy, ShardedStrategy) and strategy.shards is None:
-        settings = AtomicCheckpointIO().load_checkpoint(checkpoint).get("settings", {})
+        settings = skim_checkpoint(checkpoint).get("settings", {})
         earlier = settings.get("trainer.strategy")
-        strategy.earlier = earlier if earlier in ("ddp", NAME) else None
+        strategy.earlier = earlier if earlier in ("ddp", FSDP2) else None
 
 
 def is_to_shard(module: "SFTModule") -> bool:
@@ -52,7 +52,7 @@ def is_to_shard(module: "SFTModule") -> bool:
     if strategy.shards is None:
         strategy.shards = _does_not_fit(module, strategy)
     if strategy.shards:
-        require_shardable(module)
+        require_shardable(module, strategy.earlier)
     return strategy.shards
 
 
@@ -63,17 +63,19 @@ def name_strategy(module: "SFTModule") -> str:
         module: In a trainer, with its model built.
     """
     if is_sharded(module.model):
-        return NAME
+        return FSDP2
     return "ddp" if module.trainer.world_size > 1 else "one device"
 
 
-def require_shardable(module: "SFTModule") -> None:
+def require_shardable(module: "SFTModule", earlier: str | None = None) -> None:
     """Raise `InputError` if what a run asks for needs whole weights of the base on each rank.
 
     Args:
         module: Whose options say what is asked.
+        earlier: How the run that goes on held its base, where `auto` keeps that.
     """
-    lora, option = module.lora, "trainer.strategy: fsdp2 shards a frozen base, and "
+    why = "auto goes on as the run did, by fsdp2, which" if earlier == FSDP2 else FSDP2
+    lora, option = module.lora, f"trainer.strategy: {why} shards a frozen base, and "
     if lora is None:
         raise InputError(f"{option}model.lora: null trains all of it; use ddp")
     require(
@@ -107,7 +109,7 @@ def _does_not_fit(module: "SFTModule", strategy: ShardedStrategy) -> bool:
     if fits != stays:
         reason = f"; the run goes on as it did, by {strategy.earlier}"
     say_once(
-        f"strategy {'ddp' if stays else NAME}: the base takes {needed / GIB:.1f} GiB, and each "
+        f"strategy {'ddp' if stays else FSDP2}: the base takes {needed / GIB:.1f} GiB, and each "
         f"of {module.trainer.world_size} devices has {free / GIB:.1f} GiB free{reason}"
     )
     return not stays
@@ -131,6 +133,6 @@ def does_stay_whole(needed: float, free: float, earlier: str | None) -> bool:
         free: Likewise.
         earlier: `ddp` or `fsdp2`, as the run had it that goes on, or None for a new one.
     """
-    if earlier in (None, NAME):
+    if earlier in (None, FSDP2):
         return earlier is None and does_fit(needed, free)
     return needed + RESERVED_BYTES <= free

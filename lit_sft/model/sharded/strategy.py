@@ -9,7 +9,8 @@ from typing_extensions import override
 
 from lit_sft.model.distributed import take_from_first
 
-NAME = "fsdp2"
+FSDP2 = "fsdp2"
+"""As `trainer.strategy`, a checkpoint and a line call it."""
 
 
 class ShardedStrategy(DDPStrategy):

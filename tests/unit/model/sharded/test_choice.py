@@ -32,6 +32,11 @@ def test_a_run_that_goes_on_holds_its_base_as_it_did(free, earlier, stays):
     assert does_stay_whole(41.3 * GIB, free * GIB, earlier) is stays
 
 
+def test_it_is_said_where_fsdp2_came_from():
+    with pytest.raises(InputError, match="auto goes on as the run did, by fsdp2, which shards a"):
+        require_shardable(SFTModule("a base", lora=Lora(use_dora=True)), "fsdp2")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
