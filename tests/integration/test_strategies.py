@@ -68,7 +68,6 @@ def test_what_fsdp2_has_trained_is_tested_answered_and_merged(tiny_base, tmp_pat
         (["--model.lora", "null", "--dry_run"], "model.lora: null trains all of it; use ddp"),
         (["--model.lora.use_dora", "true"], "model.lora.use_dora takes the norms of whole"),
         (["--model.lora.init_weights", "pissa"], "init_weights pissa decomposes whole weights"),
-        (["--model.speed.compile", "true"], "its layers wait for other ranks, which model.speed"),
     ],
 )
 def test_what_fsdp2_cannot_do_is_refused_before_any_row_is_read(
