@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from lit_sft.model.fast.fixed_inputs import UnfitLayersError
 
@@ -55,7 +55,7 @@ class FixedWeights:
         places = self._places[index]
 
         def call(*args: object, **kwargs: object) -> Any:
-            before = [place.module._parameters[place.name] for place in places]
+            before = [getattr(place.module, place.name) for place in places]
             try:
                 _put(places, self._fixed)
                 return run(*args, **kwargs)
@@ -76,7 +76,6 @@ def _find_sharded(layer: Any) -> list[_Place]:
     ]
 
 
-def _put(places: Sequence[_Place], weights: Sequence[Tensor | None]) -> None:
-    """Let modules have these; nothing of torch's own is in the way, such as hooks of FSDP."""
+def _put(places: Sequence[_Place], weights: Sequence[nn.Parameter]) -> None:
     for place, weight in zip(places, weights, strict=True):
-        place.module._parameters[place.name] = weight  # type: ignore[assignment]
+        setattr(place.module, place.name, weight)

@@ -27,7 +27,7 @@ def of_class(path: str) -> Namespace:
         of_class(f"{ShardedStrategy.__module__}.ShardedStrategy"),
         *(DDPStrategy(), ShardedStrategy(), SingleDeviceStrategy("cpu")),
     ],
-    ids=str,
+    ids=lambda asked: asked if isinstance(asked, str) else type(asked).__name__,
 )
 def test_what_trains_windows_is_taken(asked):
     require_known_name(asked)
