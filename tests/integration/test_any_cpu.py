@@ -19,7 +19,7 @@ def train(tiny_base, tmp_path):
 
     def train(precision, *more):
         options = [*fit_options(tiny_base, tmp_path / "run", 1), "--trainer.precision", precision]
-        return lit_sft("fit", *options, *more, env=AVX2)
+        return lit_sft("fit", *options, *more, imported_with=AVX2)
 
     return train
 
