@@ -71,7 +71,7 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
     settings, accepted = describe_settings(module), module.accept_changes
     before = checkpoint.get("settings", {})
     changes = find_differences(before, settings)
-    # What is shared out is not compiled: with another strategy, that was no choice.
+    # Left open, what is shared out is not compiled: with another strategy, that was no choice.
     strategies = {before.get("trainer.strategy"), settings["trainer.strategy"]}
     is_forced = FSDP2 in strategies and len(strategies) == 2
     if is_forced:

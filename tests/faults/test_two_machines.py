@@ -5,17 +5,11 @@ import os
 import re
 import shutil
 import signal
-import socket
 
 import pytest
+from forks import find_port
 from test_interrupted_runs import read_result
 from test_signals import LIMIT, Run, halt
-
-
-def find_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def start(folder, base, *arguments, callbacks="", of_second=()) -> list[Run]:

@@ -124,6 +124,14 @@ def run_forked(
         return status, out.read_text(), err.read_text()
 
 
+def find_port() -> int:
+    """Return a port of this machine that nobody has, for ranks to meet at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
 def wait_for_group(group: int, seconds: float) -> None:
     """Wait for the last process of a group to end; after so many seconds, kill what is left."""
     deadline = time.monotonic() + seconds

@@ -29,7 +29,12 @@ from lit_sft.types import Example
 CPU = torch.device("cpu")
 LONGEST = 40
 LORA = Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
-ROWS = 12
+COUNTS = st.tuples(st.integers(0, 4), st.integers(0, 4)).filter(any)
+"""Rows of each rank in a window."""
+LENGTHS = st.lists(st.integers(3, LONGEST), min_size=8, max_size=8)
+FIFTEEN = settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 class Way(NamedTuple):
@@ -178,16 +183,12 @@ def test_all_ranks_begin_with_the_numbers_of_the_first(ranks):
 
 
 @given(
-    counts=st.tuples(st.integers(0, 4), st.integers(0, 4)).filter(any),
-    lengths=st.lists(st.integers(3, LONGEST), min_size=8, max_size=8),
+    counts=COUNTS,
+    lengths=LENGTHS,
     per_pass=st.integers(20, 200),
     packed=st.booleans(),
 )
-@settings(
-    max_examples=15,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@FIFTEEN
 def test_a_gradient_is_that_of_one_process_for_any_window(
     ranks, base, counts, lengths, per_pass, packed
 ):
@@ -201,17 +202,13 @@ def test_recomputed_layers_are_gathered_again(ranks, base, counts):
 
 
 @given(
-    counts=st.tuples(st.integers(0, 4), st.integers(0, 4)).filter(any),
-    lengths=st.lists(st.integers(3, LONGEST), min_size=8, max_size=8),
+    counts=COUNTS,
+    lengths=LENGTHS,
     per_pass=st.integers(LONGEST, 200),
     kept=st.sampled_from([(), (0,), (1,), (0, 1)]),
     cached=st.booleans(),
 )
-@settings(
-    max_examples=15,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@FIFTEEN
 def test_layers_that_read_what_is_gathered_from_fixed_memory(
     ranks, base, counts, lengths, per_pass, kept, cached
 ):

@@ -73,11 +73,9 @@ class LayerGraphs:
         if "cu_seq_lens" not in batch:  # of a rank that has no rows
             return self._decode(batch)
         tokens, size = batch["input_ids"].shape[1], choose_size(batch, self._step)
-        run = self._run if self.is_capturing else self._run_plainly
-        return run(size, batch)[:, :tokens]
-
-    def _run_plainly(self, size: Size, batch: Batch) -> Tensor:
-        return self._decode(fit(batch, size, self._max_length))
+        if self.is_capturing:
+            return self._run(size, batch)[:, :tokens]
+        return self._decode(fit(batch, size, self._max_length))[:, :tokens]
 
     def _run(self, size: Size, batch: Batch) -> Tensor:
         """Run a pass, capturing layer after layer on the way where its size is new."""
@@ -113,8 +111,7 @@ class LayerGraphs:
 
     def _try(self, current: CapturedPass, do: Callable[[], Tensor | None]) -> Tensor | None:
         """Return what is done, or None where it fails in a pass of a new size: then, give up."""
-        is_new = not current.backwards
-        before = current.dice.read_all() if is_new else None
+        before = None if current.backwards else current.dice.read_all()
         try:
             return do()
         except Exception as error:  # torch.OutOfMemoryError, or of any code that is captured

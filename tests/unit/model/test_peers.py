@@ -2,10 +2,10 @@
 
 import multiprocessing
 import os
-import socket
 import time
 
 import pytest
+from forks import find_port
 from torch import distributed
 
 from lit_sft.model import peers
@@ -46,9 +46,7 @@ def listen(port: int) -> None:
     ("what", "status", "says"), [(wait, 7, ""), (listen, 1, peers.GONE)], ids=["wait", "listen"]
 )
 def test_that_the_first_rank_is_gone_is_seen_without_a_dump_of_torch_s(capfd, what, status, says):
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    forking = multiprocessing.get_context("fork")
+    port, forking = find_port(), multiprocessing.get_context("fork")
     ranks = [
         forking.Process(target=meet, args=(0, port)),
         forking.Process(target=what, args=(port,)),
