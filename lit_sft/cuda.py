@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -18,14 +18,15 @@ def trying_out(device: torch.device) -> Iterator[None]:
     """Run what is to be captured as it is first, where it will be captured."""
     side = _capture_stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        yield
-    torch.cuda.current_stream(device).wait_stream(side)
+    try:
+        with torch.cuda.stream(side):
+            yield
+    finally:
+        torch.cuda.current_stream(device).wait_stream(side)
 
 
-def capturing(
-    graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device
-) -> AbstractContextManager[None]:
+@contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> Iterator[None]:
     """Capture what is run in this context, without running it.
 
     Args:
@@ -33,7 +34,12 @@ def capturing(
         pool: The memory of graphs that were captured before, or None.
         device: Where it runs.
     """
-    return torch.cuda.graph(graph, pool, _capture_stream(device), OWN)
+    before = torch.cuda.current_stream(device)
+    try:
+        with torch.cuda.graph(graph, pool, _capture_stream(device), OWN):
+            yield
+    finally:
+        torch.cuda.set_stream(before)  # torch leaves its own where a capture cannot be ended
 
 
 def renew_random_state(device: torch.device) -> None:

@@ -13,17 +13,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lit_sft.data.protocol import SizedData
+from lit_sft.errors import InputError
 from lit_sft.model.device import compute_dtype
-from lit_sft.model.distributed import max_over_ranks, say_once
+from lit_sft.model.distributed import gather_over_ranks, max_over_ranks, say_once
 from lit_sft.model.fast.flat_parameters import FlatParameters
 from lit_sft.model.fast.graphs import GraphedDecoder
-from lit_sft.model.fast.kernels import compile_layers, run_uncompiled, settle
+from lit_sft.model.fast.kernels import REFUSAL, compile_layers, run_uncompiled, settle
 from lit_sft.model.fast.layer_graphs import LayerGraphs
 from lit_sft.model.fast.memory import (
     choose_count,
     count_bytes_per_token,
     find_layers,
     free_memory_bytes,
+    recompute_from_outside,
     recomputing,
 )
 from lit_sft.model.loss import decode
@@ -110,17 +112,19 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | L
     recomputed = [layer for layer in layers if layer.gradient_checkpointing]
     _settle_compiling(module, len(layers))
     captures = bool(module.speed.compile) and is_on_cuda and _can_capture(module)
-    if captures:  # or what is compiled would have this in it
+    if module.speed.compile:
         for layer in recomputed:
             layer.gradient_checkpointing = False
-    if module.speed.compile:
         compile_layers(module.model)
     if module.speed.compile or is_on_cuda:
-        _try_a_pass(module, recomputed if captures else ())
+        _try_a_pass(module, recomputed if module.speed.compile else ())
     _tell_if_changed(module)
-    if not (captures and module.speed.compile):  # or they cannot be compiled
+    if not module.speed.compile:  # as it was, or because it failed
         for layer in recomputed:
             layer.gradient_checkpointing = True
+        return None
+    if not captures:
+        recompute_from_outside(recomputed)
         return None
     run, data = partial(decode, module.model), _find_data(module)
     if is_sharded(module.model):
@@ -172,26 +176,36 @@ def does_compiling_pay(layers: int, steps: int) -> bool:
 
 
 def _try_a_pass(module: "SFTModule", recomputed: Sequence[nn.Module]) -> None:
-    """Take a pass; give compiling up where that fails.
+    """Take a pass; give compiling up, on all ranks, where that fails.
 
     Args:
         module: As `settle_pace` takes it.
         recomputed: Layers that are to keep no more than their input, and do not see to it.
+
+    Raises:
+        InputError: If ranks share the base, which cannot leave a pass and take another.
     """
     reason = ""
     try:
         _take_a_pass(module, recomputed)
-        return
     except RuntimeError as error:  # of which torch's own are subclasses
-        if not module.speed.compile:
+        if not module.speed.compile or REFUSAL in str(error):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if is_sharded(module.model):
+            raise InputError(
+                f"{COMPILE}: a first pass with compiled layers failed ({reason}); with fsdp2 there "
+                "is no second try: set it to false"
+            ) from error
     # Behind the error, which would hold the memory of the pass that failed.
+    reasons = [told for told in gather_over_ranks([reason]) if told]
+    if not reasons:
+        return
     run_uncompiled(module.model)
     module.speed = replace(module.speed, compile=False)
     rank_zero_info(
-        "the layers are run as they are, which is slower: torch cannot compile them "
-        f"({reason:.200})"
+        "the layers are run as they are, which is slower: compiled, a first pass failed "
+        f"({reasons[0]})"
     )
     _take_a_pass(module, recomputed)
 

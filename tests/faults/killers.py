@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 from lit_sft import files
 from lit_sft.data import windows
 from lit_sft.errors import InputError
+from lit_sft.model.fast.memory import find_layers
 from lit_sft.tasks.chat_file import ChatFile
 
 
@@ -329,6 +330,24 @@ class FailAlone(pl.Callback):
     def on_train_batch_start(self, trainer, *args) -> None:
         if trainer.global_step == self.step:
             self._fail(trainer)
+
+
+class FailInTriedPass(pl.Callback):
+    """Raises an error in the first pass that a rank takes with gradients; nothing is compiled."""
+
+    def __init__(self, rank: int = 1) -> None:
+        self.rank, self.may_fail = rank, True
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        torch.compiler.set_stance("force_eager")  # to compile takes long
+
+        def fail(module, args) -> None:
+            if self.may_fail and torch.is_grad_enabled():
+                self.may_fail = False
+                raise RuntimeError("only here")
+
+        if trainer.global_rank == self.rank:
+            find_layers(pl_module.model)[1].register_forward_pre_hook(fail)
 
 
 class OutOfMemory(pl.Callback):

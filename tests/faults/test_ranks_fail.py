@@ -50,6 +50,23 @@ def test_what_one_rank_alone_fails_of_is_said_by_the_first(
     assert launcher or printed.count("Traceback") == int(kind == "bug")
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_rank_alone_that_cannot_run_compiled_layers(tiny_base, tmp_path, strategy):
+    """All run them uncompiled then; ranks that share the base cannot take another pass."""
+    options = ("--trainer.strategy", strategy, "--model.speed.compile", "true")
+    callbacks = "    - {class_path: killers.FailInTriedPass}\n"
+    outcome = run_two(tmp_path, tiny_base, *options, callbacks=callbacks)
+    if strategy == "ddp":
+        assert outcome.status == 0, outcome.stderr
+        told = "run as they are, which is slower: compiled, a first pass failed (only here)"
+        assert (outcome.stdout + outcome.stderr).count(told) == 1
+    else:
+        assert outcome.status == 2, outcome.stderr
+        (told,) = (x for x in outcome.stderr.splitlines() if x.startswith("error: "))
+        assert "model.speed.compile: a first pass with compiled layers failed (only here)" in told
+        assert told.endswith("set it to false")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["own", "torchrun"])
 @pytest.mark.parametrize(

@@ -19,13 +19,27 @@ class PassMemory:
     """
 
     def __init__(self, like: Tensor, layers: int, most: int) -> None:
-        def make() -> Tensor:
-            return like.new_zeros((1, most, like.shape[2]))
+        self._hidden = like.shape[2]
 
-        self.inputs = [make() for _ in range(layers + 1)]
-        """Of each layer, and what the last gives."""
-        self.slope = make()
+        def make() -> Tensor:
+            return like.new_zeros(most * self._hidden)
+
+        self._inputs, self._slope = [make() for _ in range(layers + 1)], make()
         self.pool: Any = None
+
+    def find_input(self, index: int, tokens: int) -> Tensor:
+        """Return where the input of a layer stands, or what the last gives, `[1, tokens, hidden]`.
+
+        It has the strides of any tensor of that shape: for others, layers are compiled anew.
+        """
+        return self._view(self._inputs[index], tokens)
+
+    def find_slope(self, tokens: int) -> Tensor:
+        """Return where the gradient by a layer stands, `[1, tokens, hidden]`."""
+        return self._view(self._slope, tokens)
+
+    def _view(self, whole: Tensor, tokens: int) -> Tensor:
+        return whole[: tokens * self._hidden].view(1, tokens, self._hidden)
 
 
 class CapturedPass:

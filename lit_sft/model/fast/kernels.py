@@ -23,6 +23,7 @@ from lit_sft.model.fast.norm import fuse_norms
 from lit_sft.model.fast.quantized import fuse_quantized
 from lit_sft.model.fast.siblings import fuse_siblings
 from lit_sft.model.loss import sum_supervised_loss
+from lit_sft.model.sharded.in_step import is_sharded
 from lit_sft.paths import default_cache_dir
 from lit_sft.types import Example
 
@@ -125,6 +126,8 @@ def any_kernels() -> Iterator[None]:
 def settle(model: "PeftModel | PreTrainedModel", device: torch.device, packed: bool) -> None:
     """Take a small forward and backward, and give determinism up if an operation lacks it.
 
+    Ranks that share a base do not give it up: they cannot leave a pass and take another.
+
     Compiled layers see this shape first in every run, also in one that is resumed: what is
     generated for them depends on no window.
 
@@ -136,7 +139,7 @@ def settle(model: "PeftModel | PreTrainedModel", device: torch.device, packed: b
     try:
         _take_pass(model, device, packed)
     except RuntimeError as error:
-        if REFUSAL not in str(error):
+        if REFUSAL not in str(error) or is_sharded(model):  # a pass of which is not left halfway
             raise
         operation = str(error).partition(f" {REFUSAL}")[0]
         torch.use_deterministic_algorithms(True, warn_only=True)

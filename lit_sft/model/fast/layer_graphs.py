@@ -21,7 +21,12 @@ from lit_sft.model.fast.fixed_inputs import UnfitLayersError
 from lit_sft.model.fast.fixed_layer import Dice, FixedLayer, Replayed
 from lit_sft.model.fast.fixed_weights import FixedWeights
 from lit_sft.model.fast.graphs import SIZE_STEP, Decode, Size, choose_size, fit, make_empty, write
-from lit_sft.model.fast.memory import exchange_call
+from lit_sft.model.fast.memory import (
+    RESERVED_BYTES,
+    exchange_call,
+    free_memory_bytes,
+    recompute_from_outside,
+)
 from lit_sft.types import Batch
 
 
@@ -71,7 +76,8 @@ class LayerGraphs:
     def __call__(self, batch: Batch) -> Tensor:
         """Return the last hidden states, `[1, tokens, hidden]`, with a gradient."""
         if "cu_seq_lens" not in batch:  # of a rank that has no rows
-            return self._decode(batch)
+            with torch.compiler.set_stance("force_eager"):  # of a token there is nothing to compile
+                return self._decode(batch)
         tokens, size = batch["input_ids"].shape[1], choose_size(batch, self._step)
         if self.is_capturing:
             return self._run(size, batch)[:, :tokens]
@@ -130,9 +136,9 @@ class LayerGraphs:
         self._passes.clear()
         self._memory = None
         current.forget_graphs()
-        for index, (layer, run) in enumerate(zip(self._layers, self._run_layers, strict=True)):
-            layer.gradient_checkpointing = index not in self._kept
+        for layer, run in zip(self._layers, self._run_layers, strict=True):
             exchange_call(layer, run)
+        recompute_from_outside(x for i, x in enumerate(self._layers) if i not in self._kept)
         warn_of_no_graphs(f"layers of {current.batch['input_ids'].shape[1]:,} tokens", reason)
 
     def run_forward(
@@ -150,7 +156,7 @@ class LayerGraphs:
         if index != current.ran:
             raise UnfitLayersError("its layers are not run once each, in order")
         memory = current.memory = self._find_memory(hidden)
-        into, out = (memory.inputs[i][:, : hidden.shape[1]] for i in (index, index + 1))
+        into, out = (memory.find_input(i, hidden.shape[1]) for i in (index, index + 1))
         if into.data_ptr() != hidden.data_ptr():
             into.copy_(hidden)
         self._weights.take(index)
@@ -168,7 +174,7 @@ class LayerGraphs:
     ) -> None:
         args, kwargs = current.others.fix(given)
         run, memory = self._weights.bind(index, self._run_layers[index]), current.find_memory()
-        slope = memory.slope[:, : ends[0].shape[1]]
+        slope = memory.find_slope(ends[0].shape[1])
         trained = [p for p in self._layers[index].parameters() if p.requires_grad]
         keeps = index in self._kept
         layer = FixedLayer(lambda x: run(x, *args, **kwargs), *ends, slope, trained, keeps)
@@ -185,6 +191,9 @@ class LayerGraphs:
             captured.append(layer.capture_backward(memory.pool, current.dice))
             memory.pool = captured[-1].pool()
         current.backwards = captured[::-1]
+        device = current.batch["input_ids"].device
+        if self._kept and device.type == "cuda" and free_memory_bytes(device) < RESERVED_BYTES:
+            raise UnfitLayersError("what they keep leaves too little memory for the head")
 
     def run_backward(self, current: CapturedPass, index: int, slope: Tensor) -> Tensor:
         """Run the backward of a layer; return the gradient by its input, `[1, tokens, hidden]`.
@@ -194,7 +203,7 @@ class LayerGraphs:
             index: Of the layer.
             slope: The gradient by what it gave, of that shape.
         """
-        own = current.find_memory().slope[:, : slope.shape[1]]
+        own = current.find_memory().find_slope(slope.shape[1])
         own.copy_(slope)
         self._weights.take(index)
         now = current.dice.read()

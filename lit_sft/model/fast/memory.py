@@ -177,12 +177,29 @@ def exchange_call(layer: nn.Module, call: Callable[..., Any] | None = None) -> C
     return was
 
 
+def recompute_from_outside(layers: Iterable[nn.Module]) -> None:
+    """Let layers keep their input alone in training; what is compiled of them has no part in it.
+
+    What transformers does is a part of their forward, which could then not be compiled.
+    """
+    for layer in layers:
+        call = exchange_call(layer)
+        exchange_call(layer, partial(_keep_input, layer, call))
+
+
+def _keep_input(layer: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if layer.training and torch.is_grad_enabled():
+        return checkpoint(call, *args, use_reentrant=False, **kwargs)
+    return call(*args, **kwargs)
+
+
 @contextmanager
 def recomputing(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Let layers keep their input alone for a while; what is compiled of them has no part in it."""
+    """Let layers keep their input alone for a while, as `recompute_from_outside` does."""
     calls = [(layer, exchange_call(layer)) for layer in layers]
     for layer, call in calls:
-        exchange_call(layer, partial(checkpoint, call, use_reentrant=False))
+        exchange_call(layer, call)
+    recompute_from_outside(layer for layer, _ in calls)
     try:
         yield
     finally:

@@ -95,7 +95,8 @@ def dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
 def multiply_packed(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
     """Return `x @ weight.T + bias`; the weight is made anew in the backward pass.
 
-    Neither weight nor bias gets a gradient.
+    Neither weight nor bias gets a gradient. Autocast has to be off: it would compute in another
+    dtype than that of `x`.
 
     Args:
         x: `[..., in]`, of the dtype that is computed in.
@@ -137,7 +138,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: object = None) -> None:
     ctx.rest = packed[5:]
 
 
-@torch.library.custom_op("lit_sft::multiply_packed", mutates_args=())
+# The number is to be raised whenever what it does is changed, here or in its backward: torch keeps
+# what it has compiled under the name.
+@torch.library.custom_op("lit_sft::multiply_packed_1", mutates_args=())
 def _multiply(
     x: Tensor,
     bias: Tensor | None,

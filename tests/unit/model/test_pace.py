@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch._inductor.config
 
-from lit_sft import SFTDataModule, SFTModule, Speed, WordProblems
+from lit_sft import GradientCheckpointing, SFTDataModule, SFTModule, Speed, WordProblems
 from lit_sft.data.protocol import SizedData
 from lit_sft.errors import InputError
 from lit_sft.model.fast.memory import find_layers
@@ -140,8 +140,22 @@ def test_a_pass_that_failed_is_gone_when_another_is_tried(tiny_base, tmp_path, c
     with torch.compiler.set_stance("force_eager"):  # to compile takes long
         module = train(tiny_base, tmp_path, speed=Speed(compile=True), callbacks=[failing])
     assert module.speed == Speed(compile=False)
-    assert "torch cannot compile them (there is none)" in caplog.text
+    assert "compiled, a first pass failed (there is none)" in caplog.text
     assert failing.held == [None] * len(failing.held)
+
+
+def test_compiled_layers_that_are_computed_again_stay_compiled(tiny_base, tmp_path, monkeypatch):
+    """What transformers does to compute them again is a part of a layer that is not compiled."""
+    ran: list[int] = []
+
+    def backend(graph, inputs, **options):
+        return lambda *given: ran.append(1) or graph(*given)
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda x, **more: compile_(x, backend=backend, **more))
+    recompute = GradientCheckpointing("all")
+    train(tiny_base, tmp_path, speed=Speed(compile=True), callbacks=[recompute])
+    assert ran
 
 
 @pytest.mark.slow
@@ -154,5 +168,5 @@ def test_layers_that_cannot_be_compiled_are_run_as_they_are(
     with torch._inductor.config.patch({"cpp.cxx": compiler, "force_disable_caches": True}):
         module = train(tiny_base, tmp_path, speed=Speed(compile=True))
     assert module.speed == Speed(compile=False)
-    assert "run as they are, which is slower: torch cannot compile them" in caplog.text
+    assert "run as they are, which is slower: compiled, a first pass failed" in caplog.text
     assert module.trainer.global_step == 1

@@ -16,8 +16,9 @@ from lit_sft.model.fast.flat_parameters import FlatParameters
 from lit_sft.model.fast.graphs import choose_size, fit
 from lit_sft.model.fast.kernels import make_fast
 from lit_sft.model.fast.layer_graphs import LayerGraphs
-from lit_sft.model.fast.memory import find_layers, recompute_layers
+from lit_sft.model.fast.memory import exchange_call, find_layers, recompute_layers
 from lit_sft.model.loss import decode, sum_supervised_loss
+from lit_sft.model.sharded.in_step import make_empty_pass
 from lit_sft.types import Example
 
 LONGEST = 16
@@ -54,6 +55,15 @@ class Setup:
             losses.append(loss.item())
         return losses, self.flat.gradient.clone(), torch.rand(3)
 
+    def count_runs(self, run, batch) -> list[int]:
+        """How often a step runs each layer: twice where it is computed again."""
+        ran = []
+        hooks = [x.register_forward_pre_hook(lambda x, _: ran.append(x)) for x in self.layers]
+        self.step(run, [batch])
+        for hook in hooks:
+            hook.remove()
+        return [ran.count(layer) for layer in self.layers]
+
 
 def make(*lengths):
     generator = torch.Generator().manual_seed(sum(lengths))
@@ -83,6 +93,33 @@ def test_the_same_bits_as_layers_that_transformers_computes_again(setup, kept):
     assert evaluated.shape[:2] == (1, 5)
 
 
+def test_layers_see_the_strides_of_any_tensor(setup):
+    """Each other kind of input would be compiled for itself, in the first step."""
+    seen = []
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 64)
+    setup.layers[1].register_forward_pre_hook(lambda _, args: seen.append(args[0].stride()))
+    setup.step(graphs, [make(16), make(16, 16)])
+    hidden = setup.model.config.hidden_size
+    assert set(seen) == {(n * hidden, hidden, 1) for n in (16, 32)}
+
+
+def test_the_pass_of_a_rank_without_rows_is_not_compiled(setup):
+    compiled = []
+
+    def backend(module, inputs):
+        compiled.append(module)
+        return module
+
+    for layer in setup.layers:
+        layer.gradient_checkpointing = False
+        exchange_call(layer, torch.compile(exchange_call(layer), backend=backend, dynamic=True))
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 64)
+    setup.step(graphs, [make_empty_pass(torch.device("cpu"))])
+    assert not compiled
+    setup.step(graphs, [make(16)])
+    assert compiled
+
+
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("kept", [(), (0,)])
 def test_a_layer_that_cannot_be_captured_leaves_those_before_it_as_they_have_run(
@@ -106,8 +143,7 @@ def test_a_layer_that_cannot_be_captured_leaves_those_before_it_as_they_have_run
     assert found[0] == plain[0]
     assert torch.equal(found[1], plain[1])
     assert torch.equal(found[2], plain[2])
-    for number, layer in enumerate(setup.layers):
-        assert layer.gradient_checkpointing == (number not in kept)
+    assert setup.count_runs(graphs, batches[0]) == [1 if x in kept else 2 for x in (0, 1)]
 
 
 def test_what_cannot_be_captured_runs_as_it_is(setup):
@@ -118,7 +154,7 @@ def test_what_cannot_be_captured_runs_as_it_is(setup):
         found = setup.step(graphs, batches)
     assert found[0] == plain[0]
     assert torch.equal(found[1], plain[1])
-    assert all(layer.gradient_checkpointing for layer in setup.layers)
+    assert setup.count_runs(graphs, batches[0]) == [2, 2]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it is said once
         setup.step(graphs, batches)

@@ -15,6 +15,7 @@ from lit_sft.model.fast.memory import (
     count_bytes_per_token,
     find_layers,
     find_quantized_layers,
+    recompute_from_outside,
     recompute_layers,
     recomputing,
 )
@@ -71,6 +72,8 @@ def test_recomputed_layers_keep_next_to_nothing(model):
     with recomputing(find_layers(model)):  # from outside, for a while
         assert count_bytes_per_token(model, CPU) < all_kept / 4
     assert count_bytes_per_token(model, CPU) == before
+    recompute_from_outside(find_layers(model))  # for good
+    assert count_bytes_per_token(model, CPU) < all_kept / 4
     width, inner = model.config.hidden_size, model.config.intermediate_size
     # At the least the three inner activations of the MLP, at the most some dozens of widths.
     assert 4 * 3 * inner < all_kept < 4 * (5 * inner + 60 * width)
