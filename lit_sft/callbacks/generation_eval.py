@@ -183,7 +183,8 @@ class GenerationEval(pl.Callback):
         tokenizer = run_data(trainer).tokenizer
         sampled = self._sampled if trainer.is_global_zero else []
         # On all ranks, as they may share the base.
-        pieces = weigh_pieces(pl_module.model, tokenizer, autocast, sampled)
+        scale = pl_module.logit_scale
+        pieces = weigh_pieces(pl_module.model, tokenizer, autocast, sampled, scale)
         if trainer.is_global_zero:
             keep_samples(trainer, answers[: self.samples])
             ranked = sorted(everyone, key=lambda told: told["row"])

@@ -1,26 +1,38 @@
-"""How likely a model held the tokens of an answer that it gave."""
+"""How likely a model held the tokens of answers that it gave."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @torch.no_grad()
-def weigh_tokens(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
-    """Return the probability of each token of an answer, given all before it.
+def weigh_tokens(
+    model: Any,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    scale: Callable[[Tensor], Tensor] = lambda logits: logits,
+) -> list[list[float]]:
+    """Return the probability of each token of some answers, given all before it.
+
+    They are run side by side, padded on the right, where no token looks.
 
     Args:
         model: A causal language model of transformers in eval mode, or a `peft.PeftModel`.
-        prompt: Token ids, one or more.
-        answer: Token ids that follow.
+        rows: Token ids of a prompt, one or more, and those of the answer that follows.
+        scale: What the model makes of its head's output, of any shape.
 
     Returns:
-        `[tokens]` of the answer, between 0 and 1.
+        `[rows][tokens]` of the answers, between 0 and 1.
     """
-    ids = torch.tensor([[*prompt, *answer]], device=next(model.parameters()).device)
-    output = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1)
-    logits = output.logits[0, :-1].float()
-    chosen = logits.gather(-1, ids[0, len(prompt) :, None])[:, 0]
-    weights: list[float] = (chosen - logits.logsumexp(-1)).exp().tolist()
-    return weights
+    device = next(model.parameters()).device
+    ids = [torch.tensor([*prompt, *answer], device=device) for prompt, answer in rows]
+    decoded = model.get_decoder()(input_ids=pad_sequence(ids, batch_first=True), use_cache=False)
+    found = []
+    for row, states, (prompt, answer) in zip(ids, decoded.last_hidden_state, rows, strict=True):
+        first, end = len(prompt), len(prompt) + len(answer)
+        logits = scale(model.get_output_embeddings()(states[first - 1 : end - 1]).float())
+        chosen = logits.gather(-1, row[first:, None])[:, 0]
+        found.append((chosen - logits.logsumexp(-1)).exp().tolist())
+    return found

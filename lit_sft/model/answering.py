@@ -16,6 +16,7 @@ from lit_sft.evaluation.generate import Generation, Tell, generate_greedy
 from lit_sft.evaluation.static_cache import UnfitModelError
 from lit_sft.evaluation.token_probabilities import weigh_tokens
 from lit_sft.model.fast.attention import use_attention
+from lit_sft.model.fast.cross_entropy import LogitScale
 from lit_sft.model.fast.memory import free_memory_bytes
 from lit_sft.model.sharded.in_step import is_sharded, keep_in_step
 from lit_sft.types import Prompt
@@ -77,29 +78,32 @@ def weigh_pieces(
     tokenizer: PreTrainedTokenizerBase,
     autocast: AbstractContextManager[None],
     answered: Sequence[tuple[Prompt, Generation]],
+    logit_scale: LogitScale,
 ) -> dict[int, list[tuple[str, float]]]:
     """Return the pieces of answers by row, with how likely each was; all is left as it was.
 
-    Where memory does not hold the logits of an answer, there is nothing.
+    Where memory does not hold them, there is nothing.
 
     Args:
         model: In whatever mode.
         tokenizer: As `load_tokenizer` returns it.
         autocast: The precision that it is trained in.
         answered: Prompts, and the answers to them.
+        logit_scale: What the model makes of its head's output.
     """
     use_attention(model, packed=False)
-    weighed: dict[int, list[tuple[str, float]]] = {}
+    split = [(*x, split_answer(tokenizer, list(x[1].token_ids))) for x in answered]
+    rows = [(prompt.input_ids, answer.token_ids) for prompt, answer, pieces in split if pieces]
+    likely: list[list[float]] = []
     stance = torch.compiler.set_stance("force_eager")
     in_step = keep_in_step(model)
     with suppress(torch.OutOfMemoryError), evaluating(model), autocast, stance, in_step:
-        for prompt, answer in answered:
-            pieces = split_answer(tokenizer, list(answer.token_ids))
-            if pieces:
-                likely = weigh_tokens(model, prompt.input_ids, answer.token_ids)
-                rounded = [round(p, 3) for p in likely]
-                weighed[prompt.row] = [*zip(pieces, rounded, strict=True)]
-    return weighed
+        likely = weigh_tokens(model, rows, logit_scale.apply) if rows else []
+    told = ((prompt.row, pieces) for prompt, _, pieces in split if pieces)
+    return {
+        row: [(piece, round(p, 3)) for piece, p in zip(pieces, of_row, strict=True)]
+        for (row, pieces), of_row in zip(told, likely, strict=False)
+    }
 
 
 @contextmanager
