@@ -5,12 +5,13 @@
 
 writes random weights of that shape, a file a layer, with as many processes as there are cores, and
 trains each arm for some steps of 16 rows a device through `lit-sft fit`. It prints tokens a second,
-memory by card, the first loss, and how long the last step's kernels did nothing but wait for other
-ranks. `--gradient` compares the gradients of one window, the same rows in every arm, with those of
-the first arm; arms for which there are cards run at the same time. `--tiny` is a dry run of all of
-it on a CPU. What stands behind `--` goes to `lit-sft fit`. The base is kept, and found by the next
-call with that shape. Calls at the same time, each with its own `CUDA_VISIBLE_DEVICES`, need a
-`--folder` each, where they begin `run-0`, `run-1` and so on anew.
+memory by card, the first loss, how long the last step's kernels did nothing but wait for other
+ranks, and how long there were none; `rank-0.json` of a run has the longest. `--gradient` compares
+the gradients of one window, the same rows in every arm, with those of the first arm; arms for which
+there are cards run at the same time. `--tiny` is a dry run of all of it on a CPU. What stands
+behind `--` goes to `lit-sft fit`. The base is kept, and found by the next call with that shape.
+Calls at the same time, each with its own `CUDA_VISIBLE_DEVICES`, need a `--folder` each, where they
+begin `run-0`, `run-1` and so on anew.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -117,8 +119,11 @@ def _activities() -> list[ProfilerActivity]:
     return [ProfilerActivity.CPU, *on_card]
 
 
-def read_waits(events: Any) -> dict[str, float]:
-    """Return the seconds that a step's communication took, and those that it alone took."""
+def read_waits(events: Any) -> dict[str, Any]:
+    """Return the seconds that a step's communication took, and those that it alone took.
+
+    Of a card, also those in which it did nothing at all, and its longest kernels.
+    """
     on_card = [x for x in events if x.device_type == DeviceType.CUDA and x.time_range.elapsed_us()]
     if not on_card:
         gathered = [x.time_range.elapsed_us() for x in events if x.name.startswith("gloo:")]
@@ -127,7 +132,16 @@ def read_waits(events: Any) -> dict[str, float]:
     whole = measure_union(x[:2] for x in spans)
     computing = measure_union(x[:2] for x in spans if not x[2])
     speaking = measure_union(x[:2] for x in spans if x[2])
-    return {"communication": speaking / 1e6, "alone": (whole - computing) / 1e6}
+    span = max(x[1] for x in spans) - min(x[0] for x in spans)
+    longest: Counter[str] = Counter()
+    for event in on_card:
+        longest[event.name[:80]] += event.time_range.elapsed_us()
+    return {
+        "communication": speaking / 1e6,
+        "alone": (whole - computing) / 1e6,
+        "idle": (span - whole) / 1e6,
+        "longest_ms": {name: microseconds / 1e3 for name, microseconds in longest.most_common(12)},
+    }
 
 
 def measure_union(spans: Any) -> float:
@@ -258,7 +272,8 @@ def describe(folder: Path, devices: int, strategy: str) -> str:
         *(devices, strategy, f"{statistics.median(steady):,.0f}", f"{most('peak_gib'):.2f}"),
         *(f"{most('reserved_gib'):.2f}", f"{most('base_gib'):.2f}", f"{most('load_peak_gib'):.2f}"),
         *(f"{loading:.1f}", f"{float(steps[0]['train/loss']):.6f}"),
-        *(f"{most('communication'):.3f}", f"{most('alone'):.3f}", " ".join(answers) or "-"),
+        *(f"{most('communication'):.3f}", f"{most('alone'):.3f}", f"{most('idle'):.3f}"),
+        " ".join(answers) or "-",
     ]
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -316,10 +331,10 @@ def main() -> None:
     print(f"base {shape}: {time.time() - started:.0f} s\n", flush=True)
     columns = (
         "devices | strategy | tokens/s | peak GiB | reserved | base GiB | peak of loading | "
-        "seconds to load | first loss | s in communication | s in it alone | s of answers"
+        "seconds to load | first loss | s in communication | s in it alone | s idle | s of answers"
     )
     if not options.gradient:
-        print(f"| {columns} |\n|{'---|' * 12}", flush=True)
+        print(f"| {columns} |\n|{'---|' * 13}", flush=True)
     folders = [options.folder / f"run-{number}" for number in range(len(options.arms))]
     for together in list_together(options.arms, not options.gradient):
         running = [start(base, rows, folders[n], arm, card, options) for n, arm, card in together]

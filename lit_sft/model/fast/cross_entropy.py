@@ -30,8 +30,9 @@ what is made of them in bfloat16. 2**25 took 9.8 ms for 1,900 states of Llama-3.
 where these take 7.5, and 2**24 took 14.3."""
 CHUNKS = 4
 """Into which the states of a smaller pass are cut; its head then takes less than its layers."""
-WAVE = 128
-"""States that fill the matrix units of a device; fewer at once read the head for nothing."""
+WAVE = 64
+"""States that a chunk has at the least: fewer at once read the head for nothing. To fill the matrix
+units takes more, and more logits, at the peak of a run that has little memory."""
 
 
 class LogitScale(NamedTuple):

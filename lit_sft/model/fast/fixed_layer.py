@@ -35,6 +35,8 @@ class FixedLayer:
         slope: Likewise: the gradient by what it gives, and then by what it is run on.
         trained: Its parameters that have a gradient to add to.
         keeps: Whether it keeps what its backward needs; otherwise it is computed again.
+        on_view: Whether it is run on a view, as FSDP runs a layer. What was compiled for the one is
+            compiled anew for the other.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class FixedLayer:
         slope: Tensor,
         trained: Sequence[nn.Parameter],
         keeps: bool = False,
+        on_view: bool = False,
     ) -> None:
         self._run_layer, self._trained, self._keeps = run, list(trained), keeps
+        self._on_view = on_view
         self._into, self._out, self._slope = into, out, slope
         self._kept: tuple[Tensor, Tensor] | None = None
 
@@ -114,7 +118,7 @@ class FixedLayer:
     def _run(self) -> tuple[Tensor, Tensor]:
         leaf = self._into.detach().requires_grad_()
         with torch.enable_grad():
-            out = self._run_layer(leaf)
+            out = self._run_layer(leaf.view_as(leaf) if self._on_view else leaf)
         if not isinstance(out, Tensor) or out.dtype != leaf.dtype:
             got = out.dtype if isinstance(out, Tensor) else type(out).__name__
             raise RuntimeError(f"a layer makes {got} of {leaf.dtype}")

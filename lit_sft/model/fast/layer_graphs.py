@@ -68,7 +68,8 @@ class LayerGraphs:
         self._anchor = torch.zeros((), requires_grad=True)  # a frozen embedding has no gradient
         self.is_capturing = True
         for index, layer in enumerate(self._layers):
-            layer.gradient_checkpointing = False
+            if layer.gradient_checkpointing:  # to set it would be news to what is compiled
+                layer.gradient_checkpointing = False
             run = exchange_call(layer)
             self._run_layers.append(run)
             exchange_call(layer, self._stand_for(index, run))
@@ -176,8 +177,8 @@ class LayerGraphs:
         run, memory = self._weights.bind(index, self._run_layers[index]), current.find_memory()
         slope = memory.find_slope(ends[0].shape[1])
         trained = [p for p in self._layers[index].parameters() if p.requires_grad]
-        keeps = index in self._kept
-        layer = FixedLayer(lambda x: run(x, *args, **kwargs), *ends, slope, trained, keeps)
+        keeps, on_view = index in self._kept, hasattr(self._layers[index], "unshard")
+        layer = FixedLayer(lambda x: run(x, *args, **kwargs), *ends, slope, trained, keeps, on_view)
         current.layers.append(layer)
         current.forwards.append(layer.capture_forward(memory.pool, current.dice))
         memory.pool = current.forwards[-1].pool()
