@@ -2,9 +2,9 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,15 +14,46 @@ it has come, and so has the loader."""
 
 
 @contextmanager
-def trying_out(device: torch.device) -> Iterator[None]:
-    """Run what is to be captured as it is first, where it will be captured."""
+def trying_out(device: torch.device, pool: Any = None) -> Iterator[None]:
+    """Run what is to be captured as it is first, where it will be captured.
+
+    Args:
+        device: Where it runs.
+        pool: The memory of graphs that were captured before, or None. Between two replays it is
+            free, and to try takes none besides.
+    """
     side = _capture_stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     try:
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(side), _allocating_in(pool, device):
             yield
     finally:
         torch.cuda.current_stream(device).wait_stream(side)
+
+
+class _Pool(NamedTuple):
+    """Stands for a `torch.cuda.MemPool`, whose graphs hold it."""
+
+    id: Any
+
+
+@contextmanager
+def _allocating_in(pool: Any, device: torch.device) -> Iterator[None]:
+    if pool is None:
+        yield
+        return
+    torch.cuda.empty_cache()  # meanwhile, torch gives nothing back to the device
+    in_pool: Any = torch.cuda.use_mem_pool  # of this thread: see `differentiate_here`
+    with in_pool(_Pool(pool), device):
+        yield
+
+
+def differentiate_here() -> AbstractContextManager[None]:
+    """Run backward passes in this thread.
+
+    Another thread has memory of its own, and for its products cuBLAS keeps 32 MiB more.
+    """
+    return torch.autograd.set_multithreading_enabled(False)
 
 
 @contextmanager

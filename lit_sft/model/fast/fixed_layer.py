@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from lit_sft.cuda import capturing, renew_random_state, trying_out
+from lit_sft.cuda import capturing, differentiate_here, renew_random_state, trying_out
 
 
 class Replayed(Protocol):
@@ -68,7 +68,7 @@ class FixedLayer:
             return _Plain(self.forward)
         before, slope = dice.read_all(), self._slope.clone()
         self._slope.zero_()
-        with _without_autocast_cache(device.type), trying_out(device):
+        with _without_autocast_cache(device.type), trying_out(device, pool):
             self.forward()
             self.backward()  # the gradients of a zero slope are zero
         self._slope.copy_(slope)
@@ -106,9 +106,10 @@ class FixedLayer:
         """Add to the gradients of its parameters, and write the slope."""
         leaf, out = self._kept or self._run()
         self._kept = None
-        of_input, *found = torch.autograd.grad(
-            out, [leaf, *self._trained], self._slope, materialize_grads=True
-        )
+        with differentiate_here():
+            of_input, *found = torch.autograd.grad(
+                out, [leaf, *self._trained], self._slope, materialize_grads=True
+            )
         self._slope.copy_(of_input)
         for parameter, gradient in zip(self._trained, found, strict=True):
             if parameter.grad is None:

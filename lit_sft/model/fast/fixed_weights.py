@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from lit_sft.model.fast.fixed_inputs import UnfitLayersError
@@ -42,8 +43,8 @@ class FixedWeights:
         kinds = [[(x.shape, x.dtype) for x in weights] for weights in (gathered, self._fixed)]
         if kinds[0] != kinds[1]:
             raise UnfitLayersError("its layers have weights of different shapes")
-        for own, given in zip(self._fixed, gathered, strict=True):
-            own.data.copy_(given)  # what was kept of `own` for a backward is not to be read before
+        if gathered:  # what was kept of ours for a backward is not to be read before
+            torch._foreach_copy_([own.data for own in self._fixed], gathered)
 
     def bind(self, index: int, run: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that runs a layer on this memory.

@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_sft.cuda import differentiate_here
 from lit_sft.data.batching import pack_batch, pad_batch
 from lit_sft.model.fast.embedding import fuse_token_rows
 from lit_sft.model.fast.lora import fuse_lora
@@ -158,4 +159,5 @@ def _take_pass(model: "PeftModel | PreTrainedModel", device: torch.device, packe
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         loss = sum_supervised_loss(model, move_data_to_device(batch, device))
-        torch.autograd.grad(loss, trained, allow_unused=True)
+        with differentiate_here():
+            torch.autograd.grad(loss, trained, allow_unused=True)
