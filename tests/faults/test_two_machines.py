@@ -17,6 +17,8 @@ def start(folder, base, *arguments, callbacks="", of_second=()) -> list[Run]:
     where = f"--rdzv_endpoint=127.0.0.1:{find_port()}"
     launcher = ("--nnodes=2", "--nproc_per_node=1")
     launcher += ("--rdzv_backend=c10d", "--rdzv_id=x", "--local_addr=127.0.0.1", where)
+    for name in ("first", "second"):
+        (folder / name / "out.txt").unlink(missing_ok=True)  # of those that were started before
     options = ("--trainer.accelerator", "cpu", "--trainer.default_root_dir", folder / "run")
     return [
         Run(
