@@ -17,7 +17,7 @@ from lit_sft.model.adapter import attach_lora
 from lit_sft.model.base_model import fingerprint_base, load_base
 from lit_sft.model.distributed import sum_gradients, take_from_first
 from lit_sft.model.fast.attention import use_attention
-from lit_sft.model.fast.kernels import make_fast
+from lit_sft.model.fast.kernels import make_fast, settle
 from lit_sft.model.fast.layer_graphs import LayerGraphs
 from lit_sft.model.fast.memory import count_bytes_per_token, find_layers, recompute_layers
 from lit_sft.model.loss import decode, sum_supervised_loss
@@ -93,6 +93,19 @@ def differentiate(way: Way, rows, per_pass: int, packed: bool, supervised: int):
     assert way.kept is None or build_graphs(way).is_capturing
     sum_gradients(trained)
     return torch.cat([parameter.grad.flatten() for parameter in trained])
+
+
+def see_inputs(way: Way):
+    """Whether layers get views, in the pass that is tried first and in one that is captured."""
+    seen: list[bool] = []
+    norm = find_layers(build(way))[1].input_layernorm
+    hook = norm.register_forward_pre_hook(lambda _, given: seen.append(given[0]._is_view()))
+    settle(build(way), CPU, packed=True)
+    tried = {*seen}
+    seen.clear()
+    build_graphs(way)(pack_batch([draw_row(0, 9)]))
+    hook.remove()
+    return tried, {*seen}
 
 
 def answer(way: Way, prompts):
@@ -214,6 +227,12 @@ def test_layers_that_read_what_is_gathered_from_fixed_memory(
 ):
     rows = lengths[: sum(counts)]
     compare(ranks, base, counts, rows, per_pass, packed=True, kept=kept, cached=cached)
+
+
+def test_captured_layers_are_run_on_what_they_were_compiled_for(ranks, base):
+    """For a view, a compiled layer is another than for what is none."""
+    for tried, captured in ranks.run(see_inputs, [(Way(base, True, kept=(0,)),)] * 2):
+        assert captured == tried
 
 
 def test_answers_are_those_of_one_process_with_different_numbers_of_them(ranks, base):

@@ -6,8 +6,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_sft import Lora
 from lit_sft.cli.failures import explain
+from lit_sft.data.batching import pad_batch
 from lit_sft.model.adapter import attach_lora
 from lit_sft.model.fast.kernels import is_deterministic, settle
+from lit_sft.model.fast.memory import exchange_call, find_layers
+from lit_sft.model.loss import sum_supervised_loss
+from lit_sft.types import Example
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +72,31 @@ def test_other_errors_are_no_reason_to_go_on(model):
     model.get_base_model().model.norm.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="another reason"):
         settle(model, torch.device("cpu"), packed=True)
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_what_is_compiled_in_the_try_is_enough_for_other_lengths(width):
+    """Two sides that are equal, such as of tokens and of a head, would be taken for one."""
+    config = LlamaConfig(
+        vocab_size=70, hidden_size=width, intermediate_size=width, head_dim=64,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    model = attach_lora(LlamaForCausalLM(config).requires_grad_(False), Lora(r=2), [1]).train()
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    model.enable_input_require_grads()
+    for layer in find_layers(model):
+        exchange_call(layer, torch.compile(exchange_call(layer), dynamic=True, backend=backend))
+    settle(model, torch.device("cpu"), packed=False)
+    once = len(compiled)
+    for length in (64, 40, 300):
+        row = Example([1] * length, [1] * length)
+        sum_supervised_loss(model, pad_batch([row], 0)).backward()
+    assert len(compiled) == once > 0
 
 
 def test_one_that_is_met_later_is_a_line_with_the_way_on():
