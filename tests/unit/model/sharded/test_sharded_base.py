@@ -23,6 +23,15 @@ def ranks(tmp_path_factory):
     group.close()
 
 
+@pytest.fixture
+def one_thread():
+    """As the ranks have: some processors sum otherwise with two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def describe(model, cached):
     """All that a base computes with, by name, whole; and what it gives."""
     found = {}
@@ -50,7 +59,7 @@ def load(base, quantization, dtype):
         ("LFM2", Quantization(), torch.float32),
     ],
 )
-def test_it_is_the_base(ranks, tmp_path, name, quantization, dtype):
+def test_it_is_the_base(ranks, one_thread, tmp_path, name, quantization, dtype):
     build(name, vocabulary=97).save_pretrained(tmp_path)
     wanted = load_base(str(tmp_path), quantization, dtype, CPU)
     cached = quantization.weight_cache == "bf16" and cache_weights(wanted, "bf16", dtype, CPU)
