@@ -73,6 +73,12 @@ def capturing(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> I
         torch.cuda.set_stream(before)  # torch leaves its own where a capture cannot be ended
 
 
+def count_unused_bytes(device: torch.device) -> int:
+    """Return what a device could still give to what is no graph, once all that is spare is back."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
+
+
 def renew_random_state(device: torch.device) -> None:
     """Give a device's generator another state: one that a capture has broken off stays in it."""
     generator = torch.cuda.default_generators[device.index or 0]

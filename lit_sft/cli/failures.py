@@ -22,7 +22,7 @@ from lit_sft.errors import (
     UploadError,
     find_origin,
 )
-from lit_sft.model.peers import PEERS, Failure
+from lit_sft.model.peers import PEERS, Failure, is_for_another
 from lit_sft.ranks import is_first_rank
 from lit_sft.signals import SIGNALS
 
@@ -41,8 +41,6 @@ NOT_TAKEN = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument 
 """Python's own words."""
 MOMENT = 1.0
 """Seconds between the end of a rank and what it has told of it, at most."""
-GONE_WORDS = (" by peer", "ncclRemoteError", "Broken pipe", "recvValue failed", "sendBytes failed")
-"""What gloo, NCCL and the store say where a rank has ended in the middle of a sum."""
 GO_ON = "what was saved before is whole; go on with --ckpt_path last"
 
 
@@ -129,12 +127,6 @@ def conclude(error: Exception, parent: int) -> int:
     if not is_told and ending and (is_first or not ends_all):
         print(text, file=sys.stderr)
     return status
-
-
-def is_for_another(error: Exception) -> bool:
-    """Return whether a rank has failed because another one is gone, in gloo's and NCCL's words."""
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(word in text for word in GONE_WORDS)
 
 
 def _find_failure() -> Failure | None:

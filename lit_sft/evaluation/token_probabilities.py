@@ -16,7 +16,8 @@ def weigh_tokens(
 ) -> list[list[float]]:
     """Return the probability of each token of some answers, given all before it.
 
-    They are run side by side, padded on the right, where no token looks.
+    They are run side by side, padded on the right, where no token looks; of a model whose positions
+    are scaled by the longest row, all get that scale.
 
     Args:
         model: A causal language model of transformers in eval mode, or a `peft.PeftModel`.
@@ -26,6 +27,8 @@ def weigh_tokens(
     Returns:
         `[rows][tokens]` of the answers, between 0 and 1.
     """
+    if not rows:
+        return []
     device = next(model.parameters()).device
     ids = [torch.tensor([*prompt, *answer], device=device) for prompt, answer in rows]
     decoded = model.get_decoder()(input_ids=pad_sequence(ids, batch_first=True), use_cache=False)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+WEIGHED_TOKENS = 2**12
+"""Of the answers whose tokens are weighed at once: enough for a device, and few beside a batch."""
 BATCH_TOKENS = 2**15
 """Of a batch of answers at the least, where memory allows it."""
 
@@ -82,7 +84,7 @@ def weigh_pieces(
 ) -> dict[int, list[tuple[str, float]]]:
     """Return the pieces of answers by row, with how likely each was; all is left as it was.
 
-    Where memory does not hold them, there is nothing.
+    Those that memory does not hold are left out.
 
     Args:
         model: In whatever mode.
@@ -95,10 +97,13 @@ def weigh_pieces(
     split = [(*x, split_answer(tokenizer, list(x[1].token_ids))) for x in answered]
     rows = [(prompt.input_ids, answer.token_ids) for prompt, answer, pieces in split if pieces]
     likely: list[list[float]] = []
+    longest = max((len(prompt) + len(answer) for prompt, answer in rows), default=1)
+    at_once = max(1, WEIGHED_TOKENS // longest)
     stance = torch.compiler.set_stance("force_eager")
     in_step = keep_in_step(model)
     with suppress(torch.OutOfMemoryError), evaluating(model), autocast, stance, in_step:
-        likely = weigh_tokens(model, rows, logit_scale.apply) if rows else []
+        for at in range(0, len(rows), at_once):
+            likely += weigh_tokens(model, rows[at : at + at_once], logit_scale.apply)
     told = ((prompt.row, pieces) for prompt, _, pieces in split if pieces)
     return {
         row: [(piece, round(p, 3)) for piece, p in zip(pieces, of_row, strict=True)]

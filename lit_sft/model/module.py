@@ -262,8 +262,8 @@ class SFTModule(pl.LightningModule):
 
     def on_fit_end(self) -> None:
         """Give back the memory of graphs, and let the layers be called as they are."""
-        if self._graphed is not None:
-            self._graphed = None
+        self._graphed = None
+        if self.speed.compile:
             run_uncompiled(self.model)
 
     on_train_epoch_start = _wait_for_loader

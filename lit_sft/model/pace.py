@@ -29,6 +29,7 @@ from lit_sft.model.fast.memory import (
     recomputing,
 )
 from lit_sft.model.loss import decode
+from lit_sft.model.peers import is_for_another
 from lit_sft.model.sharded.in_step import is_sharded
 
 if TYPE_CHECKING:
@@ -189,8 +190,10 @@ def _try_a_pass(module: "SFTModule", recomputed: Sequence[nn.Module]) -> None:
     try:
         _take_a_pass(module, recomputed)
     except RuntimeError as error:  # of which torch's own are subclasses
-        if not module.speed.compile or REFUSAL in str(error):
+        if not module.speed.compile or REFUSAL in str(error) or is_for_another(error):
             raise
+        if is_sharded(module.model) and isinstance(error, torch.OutOfMemoryError):
+            raise  # uncompiled, there would be no more room
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         if is_sharded(module.model):
             raise InputError(

@@ -31,6 +31,16 @@ GONE = (
 """What is said where a rank has ended that could not say why, such as one that was killed."""
 
 
+GONE_WORDS = (" by peer", "ncclRemoteError", "Broken pipe", "recvValue failed", "sendBytes failed")
+"""What gloo, NCCL and the store say where a rank has ended in the middle of a sum."""
+
+
+def is_for_another(error: Exception) -> bool:
+    """Return whether a rank has failed because another one is gone, in gloo's and NCCL's words."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(word in text for word in GONE_WORDS)
+
+
 class Failure(NamedTuple):
     """What has ended a rank."""
 

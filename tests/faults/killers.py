@@ -333,10 +333,13 @@ class FailAlone(pl.Callback):
 
 
 class FailInTriedPass(pl.Callback):
-    """Raises an error in the first pass that a rank takes with gradients; nothing is compiled."""
+    """Raises an error in the first pass that a rank takes with gradients; nothing is compiled.
 
-    def __init__(self, rank: int = 1) -> None:
-        self.rank, self.may_fail = rank, True
+    Or the rank ends there without a word, `killed`; or runs out of `memory`.
+    """
+
+    def __init__(self, kind: str = "error", rank: int = 1) -> None:
+        self.kind, self.rank, self.may_fail = kind, rank, True
 
     def on_fit_start(self, trainer, pl_module) -> None:
         torch.compiler.set_stance("force_eager")  # to compile takes long
@@ -344,7 +347,10 @@ class FailInTriedPass(pl.Callback):
         def fail(module, args) -> None:
             if self.may_fail and torch.is_grad_enabled():
                 self.may_fail = False
-                raise RuntimeError("only here")
+                if self.kind == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                kind = torch.OutOfMemoryError if self.kind == "memory" else RuntimeError
+                raise kind("only here")
 
         if trainer.global_rank == self.rank:
             find_layers(pl_module.model)[1].register_forward_pre_hook(fail)

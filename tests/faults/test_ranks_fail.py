@@ -68,6 +68,20 @@ def test_a_rank_alone_that_cannot_run_compiled_layers(tiny_base, tmp_path, strat
         assert told.endswith("set it to false")
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"), [("killed", "another rank of the run is gone"), ("memory", "To need less:")]
+)
+def test_what_ends_a_rank_in_its_first_compiled_pass_is_not_laid_to_compiling(
+    tiny_base, tmp_path, kind, said
+):
+    options = ("--trainer.strategy", "fsdp2", "--model.speed.compile", "true")
+    callbacks = f"    - {{class_path: killers.FailInTriedPass, init_args: {{kind: {kind}}}}}\n"
+    outcome = run_two(tmp_path, tiny_base, *options, callbacks=callbacks)
+    assert outcome.status not in (0, 2), outcome.stderr
+    assert said in outcome.stderr
+    assert "speed.compile" not in outcome.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["own", "torchrun"])
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import nn
 
 from lit_sft import Lora, Quantization
 from lit_sft.data.batching import pack_batch, pad_batch, share_out
+from lit_sft.errors import InputError
 from lit_sft.evaluation.generate import generate_greedy
 from lit_sft.model.adapter import attach_lora
 from lit_sft.model.base_model import fingerprint_base, load_base
@@ -106,6 +107,21 @@ def see_inputs(way: Way):
     build_graphs(way)(pack_batch([draw_row(0, 9)]))
     hook.remove()
     return tried, {*seen}
+
+
+def try_what_differs_each_time(way: Way) -> str:
+    def put(module, given):
+        torch.zeros(3).put_(torch.zeros(1, dtype=torch.int64), torch.ones(1))
+
+    build(way).get_decoder().norm.register_forward_pre_hook(put)
+    torch.use_deterministic_algorithms(True)
+    try:
+        settle(build(way), CPU, packed=True)
+    except InputError as error:
+        return str(error)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return ""
 
 
 def answer(way: Way, prompts):
@@ -227,6 +243,14 @@ def test_layers_that_read_what_is_gathered_from_fixed_memory(
 ):
     rows = lengths[: sum(counts)]
     compare(ranks, base, counts, rows, per_pass, packed=True, kept=kept, cached=cached)
+
+
+def test_an_operation_that_differs_each_time_is_named(ranks, base):
+    """One device goes on without determinism; these cannot leave the pass that found it."""
+    way = Way(base, True, cached=True, recomputed=2)
+    for told in ranks.run(try_what_differs_each_time, [(way,)] * 2):
+        assert told.startswith("trainer.deterministic: put_ has no deterministic form on cpu")
+        assert told.endswith("set it to false")
 
 
 def test_captured_layers_are_run_on_what_they_were_compiled_for(ranks, base):

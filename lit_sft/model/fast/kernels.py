@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.cuda import differentiate_here
 from lit_sft.data.batching import pack_batch, pad_batch
+from lit_sft.errors import InputError
 from lit_sft.model.fast.embedding import fuse_token_rows
 from lit_sft.model.fast.lora import fuse_lora
 from lit_sft.model.fast.memory import exchange_call, find_layers
@@ -129,8 +130,6 @@ def any_kernels() -> Iterator[None]:
 def settle(model: "PeftModel | PreTrainedModel", device: torch.device, packed: bool) -> None:
     """Take a small forward and backward, and give determinism up if an operation lacks it.
 
-    Ranks that share a base do not give it up: they cannot leave a pass and take another.
-
     Compiled layers see this shape first in every run, also in one that is resumed: what is
     generated for them depends on no window.
 
@@ -138,13 +137,21 @@ def settle(model: "PeftModel | PreTrainedModel", device: torch.device, packed: b
         model: In training mode; gradients and random states stay as they were.
         device: Where it is.
         packed: Whether training packs its rows.
+
+    Raises:
+        InputError: If an operation lacks it, and ranks share the base.
     """
     try:
         _take_pass(model, device, packed)
     except RuntimeError as error:
-        if REFUSAL not in str(error) or is_sharded(model):  # a pass of which is not left halfway
+        if REFUSAL not in str(error):
             raise
         operation = str(error).partition(f" {REFUSAL}")[0]
+        if is_sharded(model):
+            raise InputError(
+                f"trainer.deterministic: {operation} has no deterministic form on {device.type}, "
+                "and with fsdp2 a pass that has begun cannot be left for another: set it to false"
+            ) from error
         torch.use_deterministic_algorithms(True, warn_only=True)
         rank_zero_info(
             f"{operation} has no deterministic form on {device.type}: two runs, and a resumed one, "
@@ -153,7 +160,8 @@ def settle(model: "PeftModel | PreTrainedModel", device: torch.device, packed: b
 
 
 def _take_pass(model: "PeftModel | PreTrainedModel", device: torch.device, packed: bool) -> None:
-    ids = [1] * TRIED_TOKENS
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    ids = [1] * min(TRIED_TOKENS, positions or TRIED_TOKENS)
     rows = [Example(ids, ids)]
     batch = pack_batch(rows) if packed else pad_batch(rows, pad_token_id=0)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

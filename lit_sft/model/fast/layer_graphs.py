@@ -15,19 +15,18 @@ import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_sft.cuda import warn_of_no_graphs
+from lit_sft.cuda import count_unused_bytes, warn_of_no_graphs
 from lit_sft.model.fast.captured_pass import CapturedPass, PassMemory
 from lit_sft.model.fast.fixed_inputs import UnfitLayersError
 from lit_sft.model.fast.fixed_layer import Dice, FixedLayer, Replayed
 from lit_sft.model.fast.fixed_weights import FixedWeights
 from lit_sft.model.fast.graphs import SIZE_STEP, Decode, Size, choose_size, fit, make_empty, write
-from lit_sft.model.fast.memory import (
-    RESERVED_BYTES,
-    exchange_call,
-    free_memory_bytes,
-    recompute_from_outside,
-)
+from lit_sft.model.fast.memory import exchange_call, recompute_from_outside
+from lit_sft.model.figures import GIB
 from lit_sft.types import Batch
+
+HEAD_BYTES = GIB
+"""For the logits of a chunk, in float32 and rounded, behind layers that keep what they need."""
 
 
 class LayerGraphs:
@@ -77,6 +76,8 @@ class LayerGraphs:
     def __call__(self, batch: Batch) -> Tensor:
         """Return the last hidden states, `[1, tokens, hidden]`, with a gradient."""
         if "cu_seq_lens" not in batch:  # of a rank that has no rows
+            if not self.is_capturing:  # what is computed again has to be what it was
+                return self._decode(batch)
             with torch.compiler.set_stance("force_eager"):  # of a token there is nothing to compile
                 return self._decode(batch)
         tokens, size = batch["input_ids"].shape[1], choose_size(batch, self._step)
@@ -193,7 +194,7 @@ class LayerGraphs:
             memory.pool = captured[-1].pool()
         current.backwards = captured[::-1]
         device = current.batch["input_ids"].device
-        if self._kept and device.type == "cuda" and free_memory_bytes(device) < RESERVED_BYTES:
+        if self._kept and device.type == "cuda" and count_unused_bytes(device) < HEAD_BYTES:
             raise UnfitLayersError("what they keep leaves too little memory for the head")
 
     def run_backward(self, current: CapturedPass, index: int, slope: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
-from lit_sft.cli.failures import conclude, explain, is_for_another
+from lit_sft.cli.failures import conclude, explain
 from lit_sft.errors import InputError
-from lit_sft.model.peers import Failure
+from lit_sft.model.peers import Failure, is_for_another
 
 
 def test_a_port_that_is_taken_is_named():

@@ -154,8 +154,10 @@ def test_compiled_layers_that_are_computed_again_stay_compiled(tiny_base, tmp_pa
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda x, **more: compile_(x, backend=backend, **more))
     recompute = GradientCheckpointing("all")
-    train(tiny_base, tmp_path, speed=Speed(compile=True), callbacks=[recompute])
+    module = train(tiny_base, tmp_path, speed=Speed(compile=True), callbacks=[recompute])
     assert ran
+    for layer in find_layers(module.model):
+        assert layer._compiled_call_impl is None, "nothing is left behind the run"
 
 
 @pytest.mark.slow

@@ -74,6 +74,15 @@ def test_other_errors_are_no_reason_to_go_on(model):
         settle(model, torch.device("cpu"), packed=True)
 
 
+def test_a_model_of_few_positions_is_tried_with_those(model):
+    model.config.max_position_embeddings = 40
+    seen = []
+    embedding = model.get_input_embeddings()
+    embedding.register_forward_hook(lambda module, ids, output: seen.append(ids[0].shape))
+    settle(model, torch.device("cpu"), packed=True)
+    assert seen == [(1, 40)]
+
+
 @pytest.mark.parametrize("width", [64, 128])
 def test_what_is_compiled_in_the_try_is_enough_for_other_lengths(width):
     """Two sides that are equal, such as of tokens and of a head, would be taken for one."""

@@ -120,6 +120,19 @@ def test_the_pass_of_a_rank_without_rows_is_not_compiled(setup):
     assert compiled
 
 
+def test_a_rank_without_rows_goes_on_where_graphs_were_given_up(setup):
+    """What is computed again has to be compiled where what it stands for was."""
+    for layer in setup.layers:
+        layer.gradient_checkpointing = False
+        exchange_call(layer, torch.compile(exchange_call(layer), backend="aot_eager", dynamic=True))
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 16)  # less than the first has
+    with pytest.warns(UserWarning, match="there are no CUDA graphs"):
+        setup.step(graphs, [make(16, 9)])
+    losses, gradient, _ = setup.step(graphs, [make_empty_pass(torch.device("cpu"))])
+    assert losses == [0.0]
+    assert not gradient.any()
+
+
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("kept", [(), (0,)])
 def test_a_layer_that_cannot_be_captured_leaves_those_before_it_as_they_have_run(
