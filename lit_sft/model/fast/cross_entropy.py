@@ -30,9 +30,9 @@ what is made of them in bfloat16. 2**25 took 9.8 ms for 1,900 states of Llama-3.
 where these take 7.5, and 2**24 took 14.3."""
 CHUNKS = 4
 """Into which the states of a smaller pass are cut; its head then takes less than its layers."""
-WAVE = 64
-"""States that a chunk has at the least: fewer at once read the head for nothing. To fill the matrix
-units takes more, and more logits, at the peak of a run that has little memory."""
+WAVE = 128
+"""States that fill the matrix units of a device. A pass with fewer in a quarter is that of a run
+which has little memory: half of them at once, then, as logits are at its peak."""
 
 
 class LogitScale(NamedTuple):
@@ -137,7 +137,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
 
 def choose_chunk(states: int, vocabulary: int) -> int:
     """Return of how many states the logits are held at once, where no kernel does without any."""
-    return max(1, min(max(WAVE, -(-states // CHUNKS)), CHUNK_LOGITS // vocabulary))
+    quarter = -(-states // CHUNKS)
+    return max(1, min(quarter if quarter >= WAVE else WAVE // 2, CHUNK_LOGITS // vocabulary))
 
 
 def differentiate_by_attention(states: Tensor, targets: Tensor, head: TokenRows) -> Loss:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from lit_sft.model.fast.cross_entropy import (
     LogitScale,
+    choose_chunk,
     differentiate_by_attention,
     differentiate_by_chunks,
     fused_cross_entropy,
@@ -19,6 +20,20 @@ from lit_sft.model.fast.embedding import TokenRows
 
 PLAIN = LogitScale()
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+@pytest.mark.parametrize(
+    ("states", "vocabulary", "at_once"),
+    [
+        (1_900, 128_256, 475),  # a quarter
+        (8_192, 128_256, 1_046),  # as many as half a GiB holds
+        (376, 128_256, 64),  # of 512 tokens, which are all that there is room for
+        (5, 128_256, 64),
+        (8_192, 2**28, 1),
+    ],
+)
+def test_logits_take_what_the_layers_of_a_pass_can_spare(states, vocabulary, at_once):
+    assert choose_chunk(states, vocabulary) == at_once
 
 
 def make_head(vocabulary, width, token_ids, dtype):
