@@ -278,12 +278,12 @@ def describe(folder: Path, devices: int, strategy: str) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def describe_gradients(folders: list[Path], arms: list[str]) -> list[str]:
-    """Return how far the gradients of each arm are from those of the first, as shares."""
+def describe_gradients(first: Path, arms: dict[str, Path]) -> list[str]:
+    """Return how far the gradients of some arms are from those of the first, as shares."""
     lines = []
     for step in (0, 1):
-        wanted = read_gradient(folders[0], step)
-        for arm, folder in zip(arms, folders, strict=True):
+        wanted = read_gradient(first, step)
+        for arm, folder in arms.items():
             got = read_gradient(folder, step)
             if got is None or wanted is None:
                 why = f"failed: {find_reason(folder):.300}" if got is None else "the first failed"
@@ -333,18 +333,19 @@ def main() -> None:
         "devices | strategy | tokens/s | peak GiB | reserved | base GiB | peak of loading | "
         "seconds to load | first loss | s in communication | s in it alone | s idle | s of answers"
     )
-    if not options.gradient:
-        print(f"| {columns} |\n|{'---|' * 13}", flush=True)
+    if options.gradient:
+        columns = "step | arm | norm of the first arm | off by"
+    print(f"| {columns} |\n|{'---|' * len(columns.split(' | '))}", flush=True)
     folders = [options.folder / f"run-{number}" for number in range(len(options.arms))]
     for together in list_together(options.arms, not options.gradient):
         running = [start(base, rows, folders[n], arm, card, options) for n, arm, card in together]
         for process in running:
             process.wait()
-        if not options.gradient:
+        if options.gradient:
+            ended = {arm: folders[n] for n, arm, _ in together}
+            print("\n".join(describe_gradients(folders[0], ended)), flush=True)
+        else:
             print(describe(folders[together[0][0]], *read_arm(together[0][1])), flush=True)
-    if options.gradient:
-        print("| step | arm | norm of the first arm | off by |\n|---|---|---|---|")
-        print("\n".join(describe_gradients(folders, options.arms)))
 
 
 if __name__ == "__main__":
