@@ -202,8 +202,8 @@ def compare(
     for reference in references:
         logits = next_logits(model, reference.prompt.input_ids, reference.answer)
         width = min(logits.shape[-1], reference.log_probs.shape[-1])  # a head may be padded
-        own = log_softmax(logits[:KL_TOKENS, :width], -1)
-        theirs = log_softmax(reference.log_probs[:, :width], -1)
+        log_probs = log_softmax(logits[:KL_TOKENS], -1)  # as of the reference, to the bit
+        own, theirs = (log_softmax(x[:, :width], -1) for x in (log_probs, reference.log_probs))
         kls.append((theirs.exp() * (theirs - own)).sum(-1))
         pairs = zip(logits.argmax(-1).tolist(), reference.likeliest, strict=True)
         equal += sum(one == other for one, other in pairs)
