@@ -95,7 +95,8 @@ def weigh_pieces(
     """
     use_attention(model, packed=False)
     split = [(*x, split_answer(tokenizer, list(x[1].token_ids))) for x in answered]
-    rows = [(prompt.input_ids, answer.token_ids) for prompt, answer, pieces in split if pieces]
+    split = [x for x in split if x[2]]  # an answer may have no pieces
+    rows = [(prompt.input_ids, answer.token_ids) for prompt, answer, _ in split]
     likely: list[list[float]] = []
     longest = max((len(prompt) + len(answer) for prompt, answer in rows), default=1)
     at_once = max(1, WEIGHED_TOKENS // longest)
@@ -104,10 +105,9 @@ def weigh_pieces(
     with suppress(torch.OutOfMemoryError), evaluating(model), autocast, stance, in_step:
         for at in range(0, len(rows), at_once):
             likely += weigh_tokens(model, rows[at : at + at_once], logit_scale.apply)
-    told = ((prompt.row, pieces) for prompt, _, pieces in split if pieces)
     return {
-        row: [(piece, round(p, 3)) for piece, p in zip(pieces, of_row, strict=True)]
-        for (row, pieces), of_row in zip(told, likely, strict=False)
+        prompt.row: [(piece, round(p, 3)) for piece, p in zip(pieces, of_row, strict=True)]
+        for (prompt, _, pieces), of_row in zip(split, likely, strict=False)
     }
 
 

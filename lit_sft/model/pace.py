@@ -18,7 +18,7 @@ from lit_sft.model.device import compute_dtype
 from lit_sft.model.distributed import gather_over_ranks, max_over_ranks, say_once
 from lit_sft.model.fast.flat_parameters import FlatParameters
 from lit_sft.model.fast.graphs import GraphedDecoder
-from lit_sft.model.fast.kernels import REFUSAL, compile_layers, run_uncompiled, settle
+from lit_sft.model.fast.kernels import compile_layers, run_uncompiled, settle
 from lit_sft.model.fast.layer_graphs import LayerGraphs
 from lit_sft.model.fast.memory import (
     choose_count,
@@ -118,7 +118,7 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | L
             layer.gradient_checkpointing = False
         compile_layers(module.model)
     if module.speed.compile or is_on_cuda:
-        _try_a_pass(module, recomputed if module.speed.compile else ())
+        _try_a_pass(module, recomputed)
     _tell_if_changed(module)
     if not module.speed.compile:  # as it was, or because it failed
         for layer in recomputed:
@@ -181,21 +181,23 @@ def _try_a_pass(module: "SFTModule", recomputed: Sequence[nn.Module]) -> None:
 
     Args:
         module: As `settle_pace` takes it.
-        recomputed: Layers that are to keep no more than their input, and do not see to it.
+        recomputed: Layers that are to keep no more than their input; compiled, they do not see to
+            it themselves.
 
     Raises:
         InputError: If ranks share the base, which cannot leave a pass and take another.
     """
-    reason = ""
+    if not module.speed.compile:
+        _take_a_pass(module)
+        return
+    reason, shares = "", is_sharded(module.model)
     try:
         _take_a_pass(module, recomputed)
     except RuntimeError as error:  # of which torch's own are subclasses
-        if not module.speed.compile or REFUSAL in str(error) or is_for_another(error):
+        if is_for_another(error) or (shares and isinstance(error, torch.OutOfMemoryError)):
             raise
-        if is_sharded(module.model) and isinstance(error, torch.OutOfMemoryError):
-            raise  # uncompiled, there would be no more room
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        if is_sharded(module.model):
+        if shares:
             raise InputError(
                 f"{COMPILE}: a first pass with compiled layers failed ({reason}); with fsdp2 there "
                 "is no second try: set it to false"
@@ -213,7 +215,7 @@ def _try_a_pass(module: "SFTModule", recomputed: Sequence[nn.Module]) -> None:
     _take_a_pass(module, recomputed)
 
 
-def _take_a_pass(module: "SFTModule", recomputed: Sequence[nn.Module]) -> None:
+def _take_a_pass(module: "SFTModule", recomputed: Sequence[nn.Module] = ()) -> None:
     with module.trainer.precision_plugin.forward_context(), recomputing(recomputed):
         settle(module.model, module.device, _packs(module))
 

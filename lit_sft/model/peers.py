@@ -29,8 +29,6 @@ GONE = (
     "another rank of the run is gone; what was saved before is whole; go on with --ckpt_path last"
 )
 """What is said where a rank has ended that could not say why, such as one that was killed."""
-
-
 GONE_WORDS = (" by peer", "ncclRemoteError", "Broken pipe", "recvValue failed", "sendBytes failed")
 """What gloo, NCCL and the store say where a rank has ended in the middle of a sum."""
 

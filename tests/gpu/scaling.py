@@ -278,12 +278,12 @@ def describe(folder: Path, devices: int, strategy: str) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def describe_gradients(first: Path, arms: dict[str, Path]) -> list[str]:
+def describe_gradients(first: Path, arms: list[tuple[str, Path]]) -> list[str]:
     """Return how far the gradients of some arms are from those of the first, as shares."""
     lines = []
     for step in (0, 1):
         wanted = read_gradient(first, step)
-        for arm, folder in arms.items():
+        for arm, folder in arms:
             got = read_gradient(folder, step)
             if got is None or wanted is None:
                 why = f"failed: {find_reason(folder):.300}" if got is None else "the first failed"
@@ -342,7 +342,7 @@ def main() -> None:
         for process in running:
             process.wait()
         if options.gradient:
-            ended = {arm: folders[n] for n, arm, _ in together}
+            ended = [(arm, folders[n]) for n, arm, _ in together]
             print("\n".join(describe_gradients(folders[0], ended)), flush=True)
         else:
             print(describe(folders[together[0][0]], *read_arm(together[0][1])), flush=True)

@@ -177,14 +177,20 @@ def exchange_call(layer: nn.Module, call: Callable[..., Any] | None = None) -> C
     return was
 
 
-def recompute_from_outside(layers: Iterable[nn.Module]) -> None:
+def recompute_from_outside(
+    layers: Iterable[nn.Module],
+) -> list[tuple[nn.Module, Callable[..., Any]]]:
     """Let layers keep their input alone in training; what is compiled of them has no part in it.
 
     What transformers does is a part of their forward, which could then not be compiled.
+
+    Returns:
+        The layers, and what each was called by.
     """
-    for layer in layers:
-        call = exchange_call(layer)
+    calls = [(layer, exchange_call(layer)) for layer in layers]
+    for layer, call in calls:
         exchange_call(layer, partial(_keep_input, layer, call))
+    return calls
 
 
 def _keep_input(layer: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -196,10 +202,7 @@ def _keep_input(layer: nn.Module, call: Callable[..., Any], *args: Any, **kwargs
 @contextmanager
 def recomputing(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Let layers keep their input alone for a while, as `recompute_from_outside` does."""
-    calls = [(layer, exchange_call(layer)) for layer in layers]
-    for layer, call in calls:
-        exchange_call(layer, call)
-    recompute_from_outside(layer for layer, _ in calls)
+    calls = recompute_from_outside(layers)
     try:
         yield
     finally:

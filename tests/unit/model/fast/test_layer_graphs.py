@@ -55,6 +55,11 @@ class Setup:
             losses.append(loss.item())
         return losses, self.flat.gradient.clone(), torch.rand(3)
 
+    def compile(self, backend) -> None:
+        for layer in self.layers:
+            layer.gradient_checkpointing = False
+            exchange_call(layer, torch.compile(exchange_call(layer), backend=backend, dynamic=True))
+
     def count_runs(self, run, batch) -> list[int]:
         """How often a step runs each layer: twice where it is computed again."""
         ran = []
@@ -110,9 +115,7 @@ def test_the_pass_of_a_rank_without_rows_is_not_compiled(setup):
         compiled.append(module)
         return module
 
-    for layer in setup.layers:
-        layer.gradient_checkpointing = False
-        exchange_call(layer, torch.compile(exchange_call(layer), backend=backend, dynamic=True))
+    setup.compile(backend)
     graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 64)
     setup.step(graphs, [make_empty_pass(torch.device("cpu"))])
     assert not compiled
@@ -122,9 +125,7 @@ def test_the_pass_of_a_rank_without_rows_is_not_compiled(setup):
 
 def test_a_rank_without_rows_goes_on_where_graphs_were_given_up(setup):
     """What is computed again has to be compiled where what it stands for was."""
-    for layer in setup.layers:
-        layer.gradient_checkpointing = False
-        exchange_call(layer, torch.compile(exchange_call(layer), backend="aot_eager", dynamic=True))
+    setup.compile("aot_eager")
     graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 16)  # less than the first has
     with pytest.warns(UserWarning, match="there are no CUDA graphs"):
         setup.step(graphs, [make(16, 9)])
