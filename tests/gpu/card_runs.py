@@ -4,6 +4,8 @@ import csv
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,3 +116,9 @@ def run_whole(
     for given_up in ("may differ in the last bits", "no CUDA graphs", "a first pass failed"):
         assert given_up not in printed
     return read_result(folder)
+
+
+def run_together(runs: Iterable[Callable[[], Result]]) -> list[Result]:
+    """Return what some runs leave behind, most of whose time goes into imports and compilers."""
+    with ThreadPoolExecutor(4) as pool:
+        return [run.result() for run in [pool.submit(run) for run in runs]]

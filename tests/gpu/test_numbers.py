@@ -172,6 +172,21 @@ def test_the_fused_head_is_autograds(device):
     assert error(gradients[0][1], gradients[1][1]) < SINGLE
 
 
+def test_the_chunked_head_does_not_wait_for_the_card(device):
+    """Else the kernels behind it are launched one by one while the card has nothing to do."""
+    if device.type != "cuda":
+        pytest.skip("a CPU has nothing to wait for")
+    weight, hidden = (torch.randn(n, 192, device=device) for n in (VOCABULARY, 61))
+    targets = torch.randint(VOCABULARY, (61,), device=device)
+    head = TokenRows(weight, tuple(TRAINED_TOKENS), weight[: len(TRAINED_TOKENS)].clone())
+    differentiate_by_chunks(hidden, targets, head, 32)  # brings the ids to the card, once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        differentiate_by_chunks(hidden, targets, head, 32)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_fused_lora_is_pefts(device, dtype):
     batch = pack_batch(make_rows())
     loss, gradient = run(build(device, dtype=dtype, fused=False), batch, device, dtype)

@@ -1,8 +1,10 @@
 """Runs on several cards of one machine."""
 
+from functools import partial
+
 import pytest
 import torch
-from card_runs import KILLED_AT, Result, fit, read_result, run_whole, write_config
+from card_runs import KILLED_AT, Result, fit, read_result, run_together, run_whole, write_config
 from safetensors.torch import load
 
 from lit_sft.run.checkpoint_io import AtomicCheckpointIO
@@ -52,8 +54,11 @@ def assert_near(result: Result, wanted: Result, rel: float = 1e-4) -> None:
 @pytest.mark.parametrize("kernels", ["eager", "compiled"])
 def test_two_train_as_one_does_and_twice_the_same(make_base, device, cards, tmp_path, kernels):
     base = make_base("tiny" if device.type == "cpu" else "small")
-    one = run_whole(tmp_path / "one", base, device, kernels, *EXACT, *on(1, "auto"))
-    both = [run_whole(tmp_path / x, base, device, kernels, *EXACT, *on(2, "ddp")) for x in "ab"]
+    arms = {"one": on(1, "auto"), "a": on(2, "ddp"), "b": on(2, "ddp")}
+    one, *both = run_together(
+        partial(run_whole, tmp_path / name, base, device, kernels, *EXACT, *arm)
+        for name, arm in arms.items()
+    )
     assert both[0] == both[1]
     assert_near(both[0], one)
 
@@ -65,8 +70,8 @@ def test_a_base_that_they_share_is_the_one_that_each_holds(
     """Gathered on a card, codes have to be the bytes that they were: see `packed_linear`."""
     base = make_base("tiny" if device.type == "cpu" else "small")
     options = ("--trainer.precision", precision, "--model.quantization.weight_cache", "none")
-    ddp, fsdp2 = (
-        run_whole(tmp_path / x, base, device, "eager", *options, *on(2, x))
+    ddp, fsdp2 = run_together(
+        partial(run_whole, tmp_path / x, base, device, "eager", *options, *on(2, x))
         for x in ("ddp", "fsdp2")
     )
     assert fsdp2 == ddp
@@ -77,8 +82,8 @@ def test_captured_layers_read_what_is_gathered(make_base, device, cards, tmp_pat
     """Twice the same bytes, and the figures of layers that are run as they are."""
     base = make_base("tiny" if device.type == "cpu" else "small")
     options = ("--model.lora.dropout", 0.0, *on(2, "fsdp2"))
-    first, second, eager = (
-        run_whole(tmp_path / name, base, device, kernels, *options, recomputed=recomputed)
+    first, second, eager = run_together(
+        partial(run_whole, tmp_path / name, base, device, kernels, *options, recomputed=recomputed)
         for name, kernels in (("a", "compiled"), ("b", "compiled"), ("c", "eager"))
     )
     assert first == second

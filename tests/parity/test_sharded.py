@@ -20,7 +20,12 @@ from lit_sft.model.distributed import sum_gradients, take_from_first
 from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.kernels import make_fast, settle
 from lit_sft.model.fast.layer_graphs import LayerGraphs
-from lit_sft.model.fast.memory import count_bytes_per_token, find_layers, recompute_layers
+from lit_sft.model.fast.memory import (
+    count_bytes_per_token,
+    exchange_call,
+    find_layers,
+    recompute_layers,
+)
 from lit_sft.model.loss import decode, sum_supervised_loss
 from lit_sft.model.probe import probe_model
 from lit_sft.model.sharded.in_step import fill_up, is_sharded, keep_in_step
@@ -107,6 +112,23 @@ def see_inputs(way: Way):
     build_graphs(way)(pack_batch([draw_row(0, 9)]))
     hook.remove()
     return tried, {*seen}
+
+
+def see_products(way: Way):
+    """What a compiler finds to be the weight of each 4-bit product of a layer."""
+    model, found = build(way), []
+
+    def record(graph, inputs):
+        nodes = [node for node in graph.graph.nodes if "multiply_packed" in str(node.target)]
+        found.extend(node.args[2].op for node in nodes)
+        return graph
+
+    layer = find_layers(model)[1]
+    run = exchange_call(layer)
+    exchange_call(layer, torch.compile(run, dynamic=True, backend=record))
+    settle(model, CPU, packed=True)
+    exchange_call(layer, run)
+    return found
 
 
 def try_what_differs_each_time(way: Way) -> str:
@@ -257,6 +279,15 @@ def test_captured_layers_are_run_on_what_they_were_compiled_for(ranks, base):
     """For a view, a compiled layer is another than for what is none."""
     for tried, captured in ranks.run(see_inputs, [(Way(base, True, kept=(0,)),)] * 2):
         assert captured == tried
+
+
+def test_a_compiler_sees_a_weight_as_it_is_gathered(ranks, base):
+    """It takes the numbers of a layer of FSDP for variables, and a piece from one on as unaligned.
+
+    What is computed with that, it then loads value by value.
+    """
+    for found in ranks.run(see_products, [(Way(base, True),)] * 2):
+        assert found == ["placeholder"] * 7
 
 
 def test_answers_are_those_of_one_process_with_different_numbers_of_them(ranks, base):

@@ -196,7 +196,7 @@ def differentiate_by_chunks(
             shares *= slope
         own_shares = shares[:, own_ids]
         of_rows += own_shares.T @ chunk.float()
-        shares[:, own_ids] = 0.0
+        shares[:, own_ids] = torch.zeros_like(own_shares)  # a number would be waited for
         of_hidden[at : at + size] = (
             shares.to(weight.dtype) @ weight + own_shares.to(own.dtype) @ own
         )
