@@ -18,7 +18,7 @@ from lit_sft.model.adapter import attach_lora
 from lit_sft.model.base_model import fingerprint_base, load_base
 from lit_sft.model.distributed import sum_gradients, take_from_first
 from lit_sft.model.fast.attention import use_attention
-from lit_sft.model.fast.kernels import make_fast, settle
+from lit_sft.model.fast.kernels import compile_layers, make_fast, settle
 from lit_sft.model.fast.layer_graphs import LayerGraphs
 from lit_sft.model.fast.memory import (
     count_bytes_per_token,
@@ -114,20 +114,24 @@ def see_inputs(way: Way):
     return tried, {*seen}
 
 
-def see_products(way: Way):
-    """What a compiler finds to be the weight of each 4-bit product of a layer."""
+def see_blocks(way: Way):
+    """What a compiler takes the block of each 4-bit weight of a layer to be."""
     model, found = build(way), []
 
     def record(graph, inputs):
         nodes = [node for node in graph.graph.nodes if "multiply_packed" in str(node.target)]
-        found.extend(node.args[2].op for node in nodes)
+        found.extend(str(node.args[7]) for node in nodes)
         return graph
 
-    layer = find_layers(model)[1]
-    run = exchange_call(layer)
-    exchange_call(layer, torch.compile(run, dynamic=True, backend=record))
+    layers = find_layers(model)
+    run = exchange_call(layers[1])
+    compile_layers(model)
+    for layer in layers:
+        exchange_call(layer)
+    exchange_call(layers[1], torch.compile(run, dynamic=True, backend=record))
     settle(model, CPU, packed=True)
-    exchange_call(layer, run)
+    exchange_call(layers[1], run)
+    model.disable_input_require_grads()
     return found
 
 
@@ -281,13 +285,10 @@ def test_captured_layers_are_run_on_what_they_were_compiled_for(ranks, base):
         assert captured == tried
 
 
-def test_a_compiler_sees_a_weight_as_it_is_gathered(ranks, base):
-    """It takes the numbers of a layer of FSDP for variables, and a piece from one on as unaligned.
-
-    What is computed with that, it then loads value by value.
-    """
-    for found in ranks.run(see_products, [(Way(base, True),)] * 2):
-        assert found == ["placeholder"] * 7
+def test_a_compiler_knows_the_numbers_of_a_layer(ranks, base):
+    """Of FSDP's it takes them for variables, and computes every place in memory by them."""
+    for found in ranks.run(see_blocks, [(Way(base, True),)] * 2):
+        assert found == ["64"] * 7
 
 
 def test_answers_are_those_of_one_process_with_different_numbers_of_them(ranks, base):

@@ -81,20 +81,17 @@ def pack(codes: Tensor, state: Any) -> Packed:
 
 
 def join(packed: Packed) -> Packed:
-    """Return a weight whose codes and scales are one tensor, float32 `[some, 1]`.
+    """Return a weight whose codes and scales are one tensor: float32 `[some, 1]`.
 
     FSDP takes its time in Python for each that it gathers, and in torch 2.11 takes no integers. Nor
     may it be bfloat16: FSDP gathers by `torch._foreach_copy_`, whose CUDA kernel converts that to
     float32 and back, and makes one NaN of all (pytorch#159333, bitsandbytes#1945): one of 1,400
     pairs of codes would be another. It has two dimensions, as the fingerprint of a base is made of
     the parameters that have one.
-
-    Args:
-        packed: With scales of its own.
     """
-    parts = [x.flatten().view(torch.uint8) for x in packed[:2] if x is not None]
-    whole = [functional.pad(part, (0, -part.numel() % ALIGNMENT)) for part in parts]
-    return packed._replace(codes=torch.cat(whole).view(torch.float32).view(-1, 1), scales=None)
+    both = [x.flatten().view(torch.uint8) for x in part(packed)]
+    padded = [functional.pad(x, (0, -x.numel() % ALIGNMENT)) for x in both]
+    return Packed(torch.cat(padded).view(torch.float32).view(-1, 1), None, *packed[2:])
 
 
 def part(packed: Packed) -> tuple[Tensor, Tensor]:
@@ -190,9 +187,7 @@ def _multiply(
     """Do the same as one operation, into which a compiler does not see.
 
     It would find that both passes dequantise one weight, do that once, and keep the result from the
-    one to the other: 5.2 GiB of a Llama-3.2-3B. Nor does it see where scales begin: numbers of a
-    layer of FSDP are variables to it, so that it would load all that comes of such a place, and of
-    what is computed with it, value by value: 20 of the 230 ms of an 8B's step on two H200.
+    one to the other: 5.2 GiB of a Llama-3.2-3B.
     """
     inner = scale_codes, outer_scales, offset
     packed = Packed(codes, scales, *inner, block, outer_block, kind, (shape[0], shape[1]))

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[3] / "lit_sft"
 ROOMS = ("model", "evaluation", "plan")
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 PRIVATE = {
+    "torch:_dynamo.config.skip_fsdp_guards": "lit_sft.model.fast.kernels._see_numbers_of_layers",
     "torch:_foreach_copy_": "lit_sft.model.fast.fixed_weights.take",
     "torch:_inductor.config.deterministic": "lit_sft.model.fast.kernels._inductor_has",
     "torch:nn.Module._call_impl": "lit_sft.model.fast.memory.exchange_call",
