@@ -139,22 +139,18 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | L
 
 
 def _settle_compiling(module: "SFTModule", layers: int) -> None:
-    is_on_cuda, steps = module.device.type == "cuda", module.total_steps() - module.global_step
-    if module.speed.compile == "auto" and is_sharded(module.model):
-        module.speed = replace(module.speed, compile=False)
-        if is_on_cuda:
-            say_once(
-                "fsdp2: layers run uncompiled and without CUDA graphs; model.speed.compile true "
-                "makes them between one gather and the next, twice as fast where it was timed"
-            )
-    if module.speed.compile == "auto":
-        pays = is_on_cuda and not _has_own_layers(module) and does_compiling_pay(layers, steps)
-        module.speed = replace(module.speed, compile=pays)
-        if pays:
-            say_once(
-                f"compiling the layers: up to {COMPILE_SECONDS:.0f} s now, for about "
-                f"{SAVED_SECONDS * layers * steps:,.0f} s less in {steps:,} steps"
-            )
+    if module.speed.compile != "auto":
+        return
+    # Launched one by one, kernels between one gather and the next are no faster for being compiled.
+    is_fit = _can_capture(module) if is_sharded(module.model) else not _has_own_layers(module)
+    steps = module.total_steps() - module.global_step
+    pays = module.device.type == "cuda" and is_fit and does_compiling_pay(layers, steps)
+    module.speed = replace(module.speed, compile=pays)
+    if pays:
+        say_once(
+            f"compiling the layers: up to {COMPILE_SECONDS:.0f} s now, for about "
+            f"{SAVED_SECONDS * layers * steps:,.0f} s less in {steps:,} steps"
+        )
 
 
 def _tell_if_changed(module: "SFTModule") -> None:

@@ -71,7 +71,7 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
     settings, accepted = describe_settings(module), module.accept_changes
     before = checkpoint.get("settings", {})
     changes = find_differences(before, settings)
-    # Left open, what is shared out is not compiled: with another strategy, that was no choice.
+    # Left open, it depends on the strategy whether layers are compiled: that was no choice.
     strategies = {before.get("trainer.strategy"), settings["trainer.strategy"]}
     is_forced = FSDP2 in strategies and len(strategies) == 2
     if is_forced:
@@ -93,7 +93,9 @@ def resume(checkpoint: Mapping[str, Any], module: "SFTModule") -> None:
     names = checkpoint.get("optimizer_parameters", list(checkpoint["state_dict"]))
     require_same_order(names, list(trained))
     for name, change in changes.items():
-        rank_zero_info(f"{name} {change}")
+        is_other = is_forced and name == "trainer.strategy"
+        otherwise = "; layers that are compiled round otherwise" if is_other else ""
+        rank_zero_info(f"{name} {change}{otherwise}")
     module.nonfinite.load_state_dict(checkpoint["nonfinite"])
 
 

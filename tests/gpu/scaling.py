@@ -261,7 +261,7 @@ def describe(folder: Path, devices: int, strategy: str) -> str:
         rows = list(csv.DictReader(file))
     steps = [row for row in rows if row["train/loss"]]
     speeds = [float(row["train/tokens_per_second"]) for row in steps]
-    steady = speeds[2:-1] or speeds[-1:]  # not the first, nor the one that is profiled
+    steady = speeds[len(speeds) // 2 : -1] or speeds[-1:]  # passes of a new size take longer
     answers = [row["val/eval_seconds"] for row in rows if row.get("val/eval_seconds")]
 
     def most(name: str) -> float:
@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="3b")
     parser.add_argument("--arms", nargs="+", default=["1:auto", "2:ddp", "2:fsdp2"])
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/scaling"))
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--answers", type=int, default=0, help="rows to answer before and after")
     parser.add_argument("--gradient", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="a dry run on the CPU")

@@ -49,7 +49,8 @@ class Speed:
             Python it more than doubles the speed, after half a minute at the first start, and the
             passes of packed rows become CUDA graphs, see `lit_sft.model.fast.graphs`; numbers are
             rounded otherwise. Two such runs have the same bits, and so has a resumed one. `auto`
-            does it on a GPU where a run is long enough to repay it, but for the strategy `fsdp2`.
+            does it on a GPU where a run is long enough to repay it; with the strategy `fsdp2`,
+            where its passes become graphs, too.
     """
 
     compile: Literal["auto"] | bool = "auto"
