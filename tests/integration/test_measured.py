@@ -96,10 +96,12 @@ def test_predictions_have_verdicts_and_those_of_before_are_kept(graded_run):
         assert line["verdict"] in ("right", "wrong", "no answer")
         assert "####" in line["reference"]
     before = (graded_run / "predictions.jsonl").read_bytes()
+    earlier = {*graded_run.glob("predictions-*.jsonl")}  # of tests that came before
     outcome, of_val = predict(graded_run, "--data.predict_on", "val")
     assert len(of_val) == 4
     assert "kept the predictions of before as" in outcome.stdout
-    assert (graded_run / "predictions-1.jsonl").read_bytes() == before
+    (kept,) = {*graded_run.glob("predictions-*.jsonl")} - earlier
+    assert kept.read_bytes() == before
 
 
 def test_a_file_of_prompts_is_answered_with_answers_or_without(graded_run, tmp_path):
