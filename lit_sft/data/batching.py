@@ -89,3 +89,27 @@ def share_out(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         ):
             return [sorted(rows) for rows in passes]
     return [[row] for row in range(len(lengths))]
+
+
+def share_evenly(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Share rows out to ranks, as many to each but for one, and about as many tokens.
+
+    All wait for the rank that has the most. Of each round of as many rows as there are ranks, the
+    longest first, the longest goes to the rank that has the fewest tokens until then.
+
+    Args:
+        lengths: Tokens of each row.
+        ranks: How many.
+
+    Returns:
+        The positions of the rows of each rank, in order.
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    sizes = [0] * ranks
+    for start in range(0, len(lengths), ranks):
+        lightest_first = sorted(range(ranks), key=lambda rank: sizes[rank])
+        for row, rank in zip(longest_first[start : start + ranks], lightest_first, strict=False):
+            shares[rank].append(row)
+            sizes[rank] += lengths[row]
+    return [sorted(rows) for rows in shares]

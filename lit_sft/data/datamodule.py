@@ -21,7 +21,13 @@ from lit_sft.data.vocabulary import (
     require_embeddings,
     require_own_vocabulary,
 )
-from lit_sft.data.windows import PackedWindows, PaddedWindows, PromptLists, WindowSampler
+from lit_sft.data.windows import (
+    PackedWindows,
+    PaddedWindows,
+    PromptLists,
+    WindowSampler,
+    list_lengths,
+)
 from lit_sft.files import remove_leftovers
 from lit_sft.paths import default_cache_dir
 from lit_sft.tasks.base import list_chosen_graders
@@ -238,6 +244,7 @@ class SFTDataModule(DataOptions, pl.LightningDataModule):
             seed=self.seed if training else None,
             rank=rank,
             world_size=ranks,
+            lengths=list_lengths(rows) if ranks > 1 else None,
         )
         if training and trainer:
             # Workers read ahead at once, before Lightning sets the epoch of a resumed run.

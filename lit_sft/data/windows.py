@@ -4,13 +4,15 @@ import atexit
 import signal
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
-from lit_sft.data.batching import pack_batch, pad_batch, share_out
+from lit_sft.data.batching import pack_batch, pad_batch, share_evenly, share_out
+from lit_sft.data.encoded_rows import EncodedRows
 from lit_sft.signals import OWNED
 from lit_sft.types import Example, Prompt, Window
 
@@ -19,9 +21,9 @@ class WindowSampler(DistributedSampler[list[int]]):
     """The row numbers of one rank, a window at a time.
 
     An epoch is one permutation of all rows, a function of `seed` and the epoch alone, cut into
-    windows of `window_rows`. Each rank takes every `world_size`-th row of a window, so that the
-    window holds the same rows on any number of ranks. No row is repeated and none is left out: the
-    last window may be short, and on some ranks empty.
+    windows of `window_rows`, which hold the same rows on any number of ranks. Each rank takes as
+    many rows of a window, but for one, and about as many tokens, where their lengths are known. No
+    row is repeated and none is left out: the last window may be short, and on some ranks empty.
 
     It is a `DistributedSampler` so that Lightning does not share out the shares once more.
 
@@ -33,6 +35,7 @@ class WindowSampler(DistributedSampler[list[int]]):
         world_size: Number of processes.
         first_window: Where the first pass begins: a run that is resumed in the middle of an epoch
             needs no other memory of its position.
+        lengths: Tokens of each row; without them, each rank takes every `world_size`-th row.
     """
 
     def __init__(
@@ -43,11 +46,12 @@ class WindowSampler(DistributedSampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         first_window: int = 0,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         rows: Any = range(num_rows)
         super().__init__(rows, num_replicas=world_size, rank=rank)
         self.num_rows, self.window_rows, self.order_seed = num_rows, window_rows, seed
-        self.first_window = first_window
+        self.first_window, self.lengths = first_window, lengths
 
     def __len__(self) -> int:
         return -(-self.num_rows // self.window_rows)
@@ -56,8 +60,14 @@ class WindowSampler(DistributedSampler[list[int]]):
         order = self._order()
         begin, self.first_window = self.first_window * self.window_rows, 0
         for start in range(begin, self.num_rows, self.window_rows):
-            window = order[start : start + self.window_rows]
-            yield window[self.rank :: self.num_replicas].tolist()
+            yield self._share(order[start : start + self.window_rows].tolist())
+
+    def _share(self, window: list[int]) -> list[int]:
+        """Return this rank's rows of a window."""
+        if self.lengths is None:
+            return window[self.rank :: self.num_replicas]
+        lengths = [int(self.lengths[row]) for row in window]
+        return [window[place] for place in share_evenly(lengths, self.num_replicas)[self.rank]]
 
     def _order(self) -> Tensor:
         """Return int64 `[rows]`: 8 bytes a row, also of a stream, are what a full shuffle costs."""
@@ -65,6 +75,18 @@ class WindowSampler(DistributedSampler[list[int]]):
             return torch.arange(self.num_rows)
         generator = torch.Generator().manual_seed(self.order_seed * 1_000_003 + self.epoch)
         return torch.randperm(self.num_rows, generator=generator)
+
+
+def list_lengths(rows: object) -> Sequence[int] | None:
+    """Return the tokens of each row, int64 `[rows]`, or None of rows that are not encoded yet.
+
+    Args:
+        rows: Of a split, or a `Subset` of them.
+    """
+    if isinstance(rows, Subset):
+        whole: Any = list_lengths(rows.dataset)
+        return None if whole is None else cast(Sequence[int], whole[list(rows.indices)])
+    return cast(Sequence[int], np.diff(rows.offsets)) if isinstance(rows, EncodedRows) else None
 
 
 class PaddedWindows(Dataset[Window]):
