@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -265,3 +266,30 @@ def test_what_killed_runs_have_left_in_any_folder_of_the_cache_is_removed(tiny_b
     for place in places:
         stayed = {".x.index.00000000.0123abcd.tmp", "x.index"}
         assert {path.name for path in place.glob("*.*") if path.suffix != ".safetensors"} == stayed
+
+
+class Longer(Numbers):
+    """Some rows are much longer than others."""
+
+    def messages(self, row):
+        question, answer = super().messages(row)
+        return [question, answer | {"content": "1" * (1 + 7 * (row["n"] % 4))}]
+
+
+@pytest.mark.parametrize("batching", ["padding_free", "padded"])
+def test_no_rank_waits_long_for_another(tiny_base, batching):
+    """Dealt out as they come, ranks would differ by more than a row in many a window."""
+    tokens = []
+    for rank in (0, 1):
+        options = {"batch_size": 8, "accumulate_grad_batches": 1, "val_rows": 10}
+        data = SFTDataModule(Longer(), str(tiny_base), batching=batching, **options)
+        data.setup("fit")
+        data.trainer = SimpleNamespace(
+            world_size=2, global_rank=rank, global_step=0, limit_train_batches=1.0
+        )
+        windows = list(data.train_dataloader())
+        tokens.append([sum(batch["num_tokens"] for batch in window) for window in windows])
+    lengths = data.prepared["train"].encoded.lengths()
+    most = max(lengths) - min(lengths)
+    assert len(tokens[0]) == len(tokens[1]) == 3
+    assert all(abs(ours - theirs) <= most for ours, theirs in zip(*tokens, strict=True))
