@@ -4,9 +4,8 @@ import atexit
 import signal
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
@@ -66,7 +65,7 @@ class WindowSampler(DistributedSampler[list[int]]):
         """Return this rank's rows of a window."""
         if self.lengths is None:
             return window[self.rank :: self.num_replicas]
-        lengths = [int(self.lengths[row]) for row in window]
+        lengths = [self.lengths[row] for row in window]
         return [window[place] for place in share_evenly(lengths, self.num_replicas)[self.rank]]
 
     def _order(self) -> Tensor:
@@ -77,16 +76,16 @@ class WindowSampler(DistributedSampler[list[int]]):
         return torch.randperm(self.num_rows, generator=generator)
 
 
-def list_lengths(rows: object) -> Sequence[int] | None:
-    """Return the tokens of each row, int64 `[rows]`, or None of rows that are not encoded yet.
+def list_lengths(rows: object) -> list[int] | None:
+    """Return the tokens of each row, or None of rows that are not encoded yet.
 
     Args:
         rows: Of a split, or a `Subset` of them.
     """
     if isinstance(rows, Subset):
-        whole: Any = list_lengths(rows.dataset)
-        return None if whole is None else cast(Sequence[int], whole[list(rows.indices)])
-    return cast(Sequence[int], np.diff(rows.offsets)) if isinstance(rows, EncodedRows) else None
+        whole = list_lengths(rows.dataset)
+        return None if whole is None else [whole[row] for row in rows.indices]
+    return rows.lengths() if isinstance(rows, EncodedRows) else None
 
 
 class PaddedWindows(Dataset[Window]):

@@ -10,12 +10,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from preparation import prepare_here
 from speed import ROOT, require_data
 
-from lit_sft import GSM8K, load_tokenizer
-from lit_sft.data.encoded_rows import encode_rows
-from lit_sft.data.row_policy import RowPolicy
-from lit_sft.data.splits import read_conversations, read_split
 from lit_sft.data.windows import WindowSampler
 
 
@@ -44,9 +41,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared")
     data = parser.parse_args().data
     require_data(data)
-    tokenizer, task = load_tokenizer(str(data / "llama-3.2-3b")), GSM8K(str(data / "gsm8k"))
-    conversations = read_conversations(task, read_split(task, "train", val_rows=0))
-    lengths = encode_rows(tokenizer, conversations, RowPolicy(512)).lengths()
+    _, labels = prepare_here(data)
+    lengths = [len(row) for row in labels]
     print("| rows a rank | ranks | as they come | by their lengths |\n|---|---|---|---|")
     for rows in (16, 4, 2):
         for ranks in (2, 4, 8):

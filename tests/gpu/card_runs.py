@@ -121,4 +121,4 @@ def run_whole(
 def run_together(runs: Iterable[Callable[[], Result]]) -> list[Result]:
     """Return what some runs leave behind, most of whose time goes into imports and compilers."""
     with ThreadPoolExecutor(4) as pool:
-        return [run.result() for run in [pool.submit(run) for run in runs]]
+        return list(pool.map(lambda run: run(), runs))

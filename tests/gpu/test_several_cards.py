@@ -67,7 +67,7 @@ def test_two_train_as_one_does_and_twice_the_same(make_base, device, cards, tmp_
 def test_a_base_that_they_share_is_the_one_that_each_holds(
     make_base, device, cards, tmp_path, precision
 ):
-    """Gathered on a card, codes have to be the bytes that they were: see `packed_linear`."""
+    """Gathered on a card, codes have to be the bytes that they were: see `quantized.join`."""
     base = make_base("tiny" if device.type == "cpu" else "small")
     options = ("--trainer.precision", precision, "--model.quantization.weight_cache", "none")
     ddp, fsdp2 = run_together(

@@ -18,7 +18,7 @@ from lit_sft.model.adapter import attach_lora
 from lit_sft.model.base_model import fingerprint_base, load_base
 from lit_sft.model.distributed import sum_gradients, take_from_first
 from lit_sft.model.fast.attention import use_attention
-from lit_sft.model.fast.kernels import compile_layers, make_fast, settle
+from lit_sft.model.fast.kernels import compile_layers, make_fast, run_uncompiled, settle
 from lit_sft.model.fast.layer_graphs import LayerGraphs
 from lit_sft.model.fast.memory import (
     count_bytes_per_token,
@@ -126,8 +126,7 @@ def see_blocks(way: Way):
     layers = find_layers(model)
     run = exchange_call(layers[1])
     compile_layers(model)
-    for layer in layers:
-        exchange_call(layer)
+    run_uncompiled(model)
     exchange_call(layers[1], torch.compile(run, dynamic=True, backend=record))
     settle(model, CPU, packed=True)
     exchange_call(layers[1], run)

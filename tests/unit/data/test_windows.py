@@ -62,6 +62,6 @@ def test_without_a_seed_the_order_is_the_files():
 def test_lengths_are_those_of_encoded_rows_and_of_a_part_of_them():
     none = np.array([], dtype=np.int64)
     rows = EncodedRows(np.arange(6), np.ones(6, bool), np.array([0, 2, 5, 6]), none, none, none)
-    assert list(list_lengths(rows)) == [2, 3, 1]
-    assert list(list_lengths(Subset(rows, [2, 0]))) == [1, 2]
+    assert list_lengths(rows) == [2, 3, 1]
+    assert list_lengths(Subset(rows, [2, 0])) == [1, 2]
     assert list_lengths(Subset([[1], [2, 3]], [0])) is None
