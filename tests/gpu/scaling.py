@@ -7,11 +7,12 @@ writes random weights of that shape, a file a layer, with as many processes as t
 trains each arm for some steps of 16 rows a device through `lit-sft fit`. It prints tokens a second,
 memory by card, the first loss, how long the last step's kernels did nothing but wait for other
 ranks, and how long there were none; `rank-0.json` of a run has the longest. `--gradient` compares
-the gradients of one window, the same rows in every arm, with those of the first arm; arms for which
-there are cards run at the same time. `--tiny` is a dry run of all of it on a CPU. What stands
-behind `--` goes to `lit-sft fit`. The base is kept, and found by the next call with that shape.
-Calls at the same time, each with its own `CUDA_VISIBLE_DEVICES`, need a `--folder` each, where they
-begin `run-0`, `run-1` and so on anew.
+the gradients of one window, the same rows in every arm, with those of the first arm: each row is a
+pass of its own, which has the same shape in all of them. Arms for which there are cards run at the
+same time. `--tiny` is a dry run of all of it on a CPU. What stands behind `--` goes to `lit-sft
+fit`. The base is kept, and found by the next call with that shape. Calls at the same time, each
+with its own `CUDA_VISIBLE_DEVICES`, need a `--folder` each, where they begin `run-0`, `run-1` and
+so on anew.
 """
 
 import argparse
@@ -201,7 +202,8 @@ def start(
     shutil.rmtree(folder, ignore_errors=True)
     more = list(TINY if options.tiny else ("--data.batch_size", str(ROWS)))
     if options.gradient:
-        more += ["--trainer.max_steps", "2", "--data.batch_size", str(GRADIENT_ROWS // devices)]
+        more += ["--trainer.max_steps", "2", "--data.batching", "padded", "--data.batch_size", "1"]
+        more += ["--data.accumulate_grad_batches", str(GRADIENT_ROWS // devices)]
         more += ["--model.optimizer", "torch.optim.SGD", "--model.warmup_ratio", "0"]
         more += ["--model.lora.dropout", "0", "--model.max_grad_norm", "0"]
         more += ["--trainer.precision", "32-true", "--model.speed.compile", "false"]
