@@ -43,8 +43,10 @@ class FixedWeights:
         kinds = [[(x.shape, x.dtype) for x in weights] for weights in (gathered, self._fixed)]
         if kinds[0] != kinds[1]:
             raise UnfitLayersError("its layers have weights of different shapes")
-        if gathered:  # what was kept of ours for a backward is not to be read before
-            torch._foreach_copy_([own.data for own in self._fixed], gathered)
+        for own, given in zip(self._fixed, gathered, strict=True):
+            # One by one: `torch._foreach_copy_` came to a quarter of the rate of an H200's memory.
+            # Through `data`: what was kept of ours for a backward is not to be read before.
+            own.data.copy_(given)
 
     def bind(self, index: int, run: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that runs a layer on this memory.
