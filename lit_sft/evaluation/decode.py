@@ -35,8 +35,9 @@ ROWS_STEP = 16
 """Rows of a batch that has lost its finished ones are a multiple of it."""
 BLOCK = 16
 """Steps between two looks at which rows go on; a look waits for the device."""
-PREFILL_TOKENS = 2**15
-"""Prompt tokens that are read at once."""
+PREFILL_TOKENS = 2**13
+"""Prompt tokens that are read at once: enough for a card, and few enough that the longest prompt of
+some is not much longer than they are."""
 
 
 @dataclass
@@ -133,23 +134,12 @@ class _Batch:
 
     def read(self, prompts: Sequence[Sequence[int]]) -> None:
         """Fill the cache, and pick the first tokens."""
-        at_once = max(1, PREFILL_TOKENS // self.longest)
-        for first in range(0, len(prompts), at_once):
-            rows = slice(first, min(first + at_once, len(prompts)))
-            padding = self.state.padding[rows, None]
-            ids = torch.tensor(
-                [[self.pad_id] * (self.longest - len(x)) + list(x) for x in prompts[rows]],
-                device=self.device,
-            )
-            places = self.places[: self.longest]
-            is_before = places <= places[:, None]
-            is_word = (places >= padding)[:, None, :]
-            itself = torch.eye(self.longest, dtype=torch.bool, device=self.device)
-            self._use(rows, self.longest, is_reading=True)
-            logits = self._forward(
-                ids, (places - padding).clamp(min=0), (is_before & is_word | itself)[:, None]
-            )
-            self._pick(logits, rows)
+        first = 0
+        while first < len(prompts):
+            longest = max(map(len, prompts[first:]))
+            rows = slice(first, first + max(1, PREFILL_TOKENS // longest))
+            self._read(prompts[rows], slice(first, min(rows.stop, len(prompts))))
+            first = rows.stop
         self._advance()
         self.written = 1
 
@@ -195,6 +185,23 @@ class _Batch:
             ends = [place for place, token in enumerate(answer) if token in self.stop_ids]
             found.append(Generation(answer[: ends[0]] if ends else answer, finished=bool(ends)))
         return found
+
+    def _read(self, prompts: Sequence[Sequence[int]], rows: slice) -> None:
+        """Fill the cache of some rows, whose prompts end at the same place as all others."""
+        tokens = max(map(len, prompts))
+        ids = torch.tensor(
+            [[self.pad_id] * (tokens - len(x)) + list(x) for x in prompts], device=self.device
+        )
+        padding = self.state.padding[rows, None] - (self.longest - tokens)
+        places = self.places[:tokens]
+        is_before = places <= places[:, None]
+        is_word = (places >= padding)[:, None, :]
+        itself = torch.eye(tokens, dtype=torch.bool, device=self.device)
+        self._use(rows, self.longest, is_reading=True)
+        logits = self._forward(
+            ids, (places - padding).clamp(min=0), (is_before & is_word | itself)[:, None]
+        )
+        self._pick(logits, rows)
 
     def _take_answers(self) -> None:
         answers = self.state.answers[: len(self.rows), : self.written].tolist()

@@ -46,9 +46,9 @@ class Slots(CacheLayerMixin):
         keys: Any = self.keys
         values: Any = self.values
         keys, values = keys[self.rows], values[self.rows]
-        if self.is_reading:  # a prompt sees nothing else
-            keys[:, :, : key_states.shape[2]] = key_states
-            values[:, :, : value_states.shape[2]] = value_states
+        if self.is_reading:  # a prompt, which ends where all do, and sees nothing else
+            keys[:, :, self.seen - key_states.shape[2] : self.seen] = key_states
+            values[:, :, self.seen - value_states.shape[2] : self.seen] = value_states
             return key_states, value_states
         keys.index_copy_(2, self.place, key_states)
         values.index_copy_(2, self.place, value_states)

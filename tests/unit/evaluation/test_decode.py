@@ -51,6 +51,25 @@ def test_the_tokens_are_those_of_a_cache_that_grows(llama, count, stops):
     assert answers == expected
 
 
+@pytest.mark.parametrize("at_once", [1, 64, 200])
+def test_prompts_that_are_read_some_at_a_time(llama, monkeypatch, at_once):
+    monkeypatch.setattr("lit_sft.evaluation.decode.PREFILL_TOKENS", at_once)
+    prompts = draw_prompts(40)
+    expected = generate_greedy(llama, prompts, [7], 0, 30, max_batch_tokens=10**6)
+    assert decode(llama, prompts, [7], 0, 30) == expected
+
+
+def test_short_prompts_are_not_read_at_the_length_of_long_ones(llama, monkeypatch):
+    monkeypatch.setattr("lit_sft.evaluation.decode.PREFILL_TOKENS", 100)
+    prompts, read = [[5] * 100, *[[5] * 10] * 10], []
+    hook = llama.get_input_embeddings().register_forward_hook(
+        lambda module, ids, output: read.append(ids[0].numel())
+    )
+    decode(llama, prompts, [], 0, 1)
+    hook.remove()
+    assert read == [100, 100]
+
+
 def test_answers_that_outgrow_the_first_graphs(llama):
     prompts, new = draw_prompts(2), LENGTH_STEP + 2 * BLOCK
     expected = generate_greedy(llama, prompts, [], 0, new, max_batch_tokens=10**6)
