@@ -68,9 +68,15 @@ TINY = (
 class Measure(pl.Callback):
     """Writes what each rank took into the run's folder, and the gradient if that is asked for."""
 
-    def __init__(self, gradient: bool = False) -> None:
-        self.gradient = gradient
+    def __init__(self, gradient: bool = False, limit_gib: float | None = None) -> None:
+        self.gradient, self.limit_gib = gradient, limit_gib
         self.found: dict[str, Any] = {"began": time.time()}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.limit_gib and trainer.strategy.root_device.type == "cuda":
+            total = torch.cuda.get_device_properties(trainer.strategy.root_device).total_memory
+            share = self.limit_gib * 2**30 / total
+            torch.cuda.set_per_process_memory_fraction(share, trainer.strategy.root_device)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.found["loaded"] = time.time()
@@ -214,6 +220,8 @@ def start(
         more += ["--trainer.callbacks.eval_rows", str(options.answers)]
     own = ["--trainer.callbacks+", "scaling.Measure"]
     own += ["--trainer.callbacks.gradient", str(options.gradient).lower()]
+    if options.limit_gib:
+        own += ["--trainer.callbacks.limit_gib", str(options.limit_gib)]
     command = [
         *(sys.executable, "-m", "lit_sft", "fit", "--report", "false"),
         *("--model.base_model", str(base), "--data.task", "lit_sft.GSM8K"),
@@ -318,6 +326,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/scaling"))
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--answers", type=int, default=0, help="rows to answer before and after")
+    parser.add_argument("--limit_gib", type=float, help="memory of each device that may be used")
     parser.add_argument("--gradient", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="a dry run on the CPU")
     arguments = sys.argv[1:]

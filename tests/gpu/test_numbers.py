@@ -16,7 +16,7 @@ from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.cross_entropy import differentiate_by_chunks, fused_cross_entropy
 from lit_sft.model.fast.embedding import TokenRows
 from lit_sft.model.fast.lora import fuse_lora
-from lit_sft.model.fast.memory import recompute_layers
+from lit_sft.model.fast.memory import free_memory_bytes, recompute_layers
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.types import IGNORE_INDEX, Example
 
@@ -237,3 +237,19 @@ def test_answers_are_those_of_generate(device):
             finished = said[-1] in stop_ids
             assert answer == Generation(said[:-1] if finished else said, finished)
     assert sum(answer.finished for answer in answers) >= 3
+
+
+def test_no_more_memory_is_free_than_a_process_may_have(device):
+    if device.type != "cuda":
+        pytest.skip("a CPU has no such limit")
+    card = torch.device("cuda", torch.cuda.current_device())
+    total = torch.cuda.get_device_properties(card).total_memory
+    before = free_memory_bytes(card)
+    allowed = (torch.cuda.memory_allocated(card) + 2**30) / total
+    torch.cuda.set_per_process_memory_fraction(allowed, card)
+    try:
+        free = free_memory_bytes(card)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, card)
+    assert free == pytest.approx(2**30, rel=1e-6)
+    assert free < before

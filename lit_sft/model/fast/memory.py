@@ -42,11 +42,17 @@ USABLE = 0.85
 
 
 def free_memory_bytes(device: torch.device) -> float:
-    """Return the memory that a device could still give; on a CPU, the machine's."""
+    """Return the memory that a device could still give; on a CPU, the machine's.
+
+    Args:
+        device: Of a GPU, what `torch.cuda.set_per_process_memory_fraction` allows is a limit, too.
+    """
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + unused)
+        free, total = torch.cuda.mem_get_info(device)
+        allocated = torch.cuda.memory_allocated(device)
+        unused = torch.cuda.memory_reserved(device) - allocated
+        allowed = total * torch.cuda.get_per_process_memory_fraction(device)
+        return int(min(free + unused, allowed - allocated))
     return min(int(psutil.virtual_memory().available), _free_in_container())
 
 
