@@ -33,7 +33,7 @@ from lit_sft.model.figures import EvalLoss, StepClock, peak_memory_gib
 from lit_sft.model.loss import sum_supervised_loss
 from lit_sft.model.nonfinite import NonFiniteSteps
 from lit_sft.model.optim import build_optimizer, find_optimizer, group_parameters, is_flat
-from lit_sft.model.pace import settle_pace, widen_passes
+from lit_sft.model.pace import settle_pace, start_compilers, widen_passes
 from lit_sft.model.resume import fill_checkpoint, resume
 from lit_sft.model.schedule import Schedule, count_steps
 from lit_sft.model.sharded.choice import is_to_shard, require_shardable
@@ -192,6 +192,8 @@ class SFTModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Load the base and attach the adapter, once, and see that the loss here is its own."""
+        if self.trainer.state.fn == "fit":
+            start_compilers(self)
         if self._model is None:
             dtype, device = compute_dtype(self.trainer.precision), self.trainer.strategy.root_device
             shards = is_to_shard(self)

@@ -45,6 +45,21 @@ LARGEST_PASS = 2**14
 """Tokens with which the matrix products of any layer fill a device."""
 
 
+def start_compilers(module: "SFTModule") -> None:
+    """Let torch start the processes that compile kernels while the base is loaded.
+
+    They take seconds. Left to itself, torch starts them with the first kernel, and compiles one
+    after the other until they are there.
+
+    Args:
+        module: In `fit`. Where it turns out that compiling does not pay, they idle.
+    """
+    if module.speed.compile and module.trainer.strategy.root_device.type == "cuda":
+        from torch._inductor.async_compile import maybe_warm_pool
+
+        maybe_warm_pool()
+
+
 def widen_passes(module: "SFTModule") -> None:
     """Run as many tokens at once as memory allows, where the data module leaves it open.
 

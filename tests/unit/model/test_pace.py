@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch._inductor.async_compile
 import torch._inductor.config
 
 from lit_sft import GradientCheckpointing, SFTDataModule, SFTModule, Speed, WordProblems
 from lit_sft.data.protocol import SizedData
 from lit_sft.errors import InputError
 from lit_sft.model.fast.memory import find_layers
-from lit_sft.model.pace import LARGEST_PASS, choose_tokens, does_compiling_pay
+from lit_sft.model.pace import LARGEST_PASS, choose_tokens, does_compiling_pay, start_compilers
 
 GIB = 2**30
 
@@ -45,6 +46,19 @@ def test_compiling_has_to_repay_itself():
     assert does_compiling_pay(layers=28, steps=1_350)
     assert not does_compiling_pay(layers=28, steps=100)
     assert not does_compiling_pay(layers=4, steps=600)
+
+
+@pytest.mark.parametrize(
+    ("device", "compiles", "starts"),
+    [("cuda", "auto", 1), ("cuda", True, 1), ("cuda", False, 0), ("cpu", True, 0)],
+)
+def test_compilers_start_before_the_base_is_loaded(monkeypatch, device, compiles, starts):
+    calls = []
+    monkeypatch.setattr(torch._inductor.async_compile, "maybe_warm_pool", lambda: calls.append(1))
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    trainer = SimpleNamespace(strategy=strategy)
+    start_compilers(SimpleNamespace(trainer=trainer, speed=Speed(compile=compiles)))
+    assert len(calls) == starts
 
 
 def train(base, root, checkpoint=None, **options) -> SFTModule:
