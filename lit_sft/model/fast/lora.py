@@ -9,7 +9,8 @@ Layers of one input are one call: their halves A stand in one matrix, and they s
 input. Hu et al.'s own `loralib.MergedLinear` draws one mask for q, k and v, too; PEFT draws three.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -54,6 +55,28 @@ def is_plain_lora(layer: Any) -> bool:
 
     is_linear = isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear)
     return is_linear and not layer.lora_variant
+
+
+@contextmanager
+def rounded_updates(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Hold the halves of plain LoRA layers in what they are computed in.
+
+    They are float32, and would be rounded at each call: a sixth of the kernels of a decoding step.
+
+    Args:
+        model: That is not trained meanwhile.
+        dtype: Of the computation; None if it is that of the halves.
+    """
+    layers: Iterator[Any] = filter(is_plain_lora, model.modules() if dtype else ())
+    halves = [x for layer in layers for x in (*layer.lora_A.values(), *layer.lora_B.values())]
+    held = [half.weight for half in halves]
+    try:
+        for half, weight in zip(halves, held, strict=True):
+            half.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+        yield
+    finally:
+        for half, weight in zip(halves, held, strict=True):
+            half.weight = weight
 
 
 def read_update(layer: Any) -> Update | None:
