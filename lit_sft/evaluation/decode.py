@@ -137,8 +137,8 @@ class _Batch:
         first = 0
         while first < len(prompts):
             longest = max(map(len, prompts[first:]))
-            rows = slice(first, first + max(1, PREFILL_TOKENS // longest))
-            self._read(prompts[rows], slice(first, min(rows.stop, len(prompts))))
+            rows = slice(first, min(first + max(1, PREFILL_TOKENS // longest), len(prompts)))
+            self._read(prompts[rows], rows)
             first = rows.stop
         self._advance()
         self.written = 1

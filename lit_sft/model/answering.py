@@ -6,7 +6,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lit_sft.data.prompts import find_stop_ids, split_answer
@@ -68,7 +67,7 @@ def answer_greedily(
     if max_batch_tokens == "auto":
         max_batch_tokens = count_cached_tokens(config.get_text_config(), device)
     eager = torch.compiler.set_stance("force_eager")
-    with evaluating(model), autocast, eager, keep_in_step(model), _rounded(model, device):
+    with evaluating(model), autocast, eager, keep_in_step(model), rounded_updates(model):
         generate = partial(generate_greedy, model, prompts, stop_ids, pad_id, max_new_tokens)
         if device.type == "cuda":
             one_batch = None if is_sharded(model) else decode_batch  # a graph waits for no rank
@@ -111,12 +110,6 @@ def weigh_pieces(
         prompt.row: [(piece, round(p, 3)) for piece, p in zip(pieces, of_row, strict=True)]
         for (prompt, _, pieces), of_row in zip(split, likely, strict=False)
     }
-
-
-def _rounded(model: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-    """Round an adapter to what autocast computes in, which is on when this is called."""
-    is_on = torch.is_autocast_enabled(device.type)
-    return rounded_updates(model, torch.get_autocast_dtype(device.type) if is_on else None)
 
 
 @contextmanager

@@ -58,21 +58,23 @@ def is_plain_lora(layer: Any) -> bool:
 
 
 @contextmanager
-def rounded_updates(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Hold the halves of plain LoRA layers in what they are computed in.
+def rounded_updates(model: Any) -> Iterator[None]:
+    """Hold the halves of plain LoRA layers in what autocast computes in, where it is on.
 
     They are float32, and would be rounded at each call: a sixth of the kernels of a decoding step.
 
     Args:
-        model: That is not trained meanwhile.
-        dtype: Of the computation; None if it is that of the halves.
+        model: Of transformers or PEFT, that is not trained meanwhile.
     """
-    layers: Iterator[Any] = filter(is_plain_lora, model.modules() if dtype else ())
+    device = model.device.type
+    is_on = torch.is_autocast_enabled(device)
+    layers: Iterator[Any] = filter(is_plain_lora, model.modules() if is_on else ())
     halves = [x for layer in layers for x in (*layer.lora_A.values(), *layer.lora_B.values())]
     held = [half.weight for half in halves]
     try:
         for half, weight in zip(halves, held, strict=True):
-            half.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+            rounded = weight.detach().to(torch.get_autocast_dtype(device))
+            half.weight = nn.Parameter(rounded, requires_grad=False)
         yield
     finally:
         for half, weight in zip(halves, held, strict=True):

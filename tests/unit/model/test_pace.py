@@ -52,7 +52,7 @@ def test_compiling_has_to_repay_itself():
     ("device", "compiles", "starts"),
     [("cuda", "auto", 1), ("cuda", True, 1), ("cuda", False, 0), ("cpu", True, 0)],
 )
-def test_compilers_start_before_the_base_is_loaded(monkeypatch, device, compiles, starts):
+def test_compilers_start_where_layers_may_be_compiled(monkeypatch, device, compiles, starts):
     calls = []
     monkeypatch.setattr(torch._inductor.async_compile, "maybe_warm_pool", lambda: calls.append(1))
     strategy = SimpleNamespace(root_device=torch.device(device))
