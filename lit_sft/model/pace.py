@@ -145,11 +145,11 @@ def settle_pace(module: "SFTModule", flat: FlatParameters) -> GraphedDecoder | L
     run, data = partial(decode, module.model), _find_data(module)
     if is_sharded(module.model):
         kept = [number for number, layer in enumerate(layers) if layer not in recomputed]
-        return LayerGraphs(run, layers, data.max_length, data.max_tokens_per_pass, kept)
+        return LayerGraphs(run, layers, data.max_length, kept)
     if recomputed:
         if len(recomputed) < len(layers):
             say_once(f"all {len(layers)} layers are computed again, as CUDA graphs of their own")
-        return LayerGraphs(run, layers, data.max_length, data.max_tokens_per_pass)
+        return LayerGraphs(run, layers, data.max_length)
     return GraphedDecoder(run, flat.members, flat.gradient, data.max_length)
 
 

@@ -9,8 +9,6 @@ from lit_sft.model.fast.kernels import run_uncompiled
 from lit_sft.model.fast.layer_graphs import LayerGraphs
 from lit_sft.model.fast.memory import find_layers, recompute_layers
 
-MOST = 6 * LONGEST
-
 
 class ByLayers(Setup):
     """The small model of four layers, some of which are computed again."""
@@ -20,7 +18,7 @@ class ByLayers(Setup):
         super().__init__(base, device, compiled)
 
     def capture(self, run) -> LayerGraphs:
-        return LayerGraphs(run, find_layers(self.model), LONGEST, MOST, self.kept)
+        return LayerGraphs(run, find_layers(self.model), LONGEST, self.kept)
 
     def give_up(self) -> None:
         """Let transformers compute the layers again."""

@@ -76,7 +76,7 @@ def build(way: Way):
 @cache
 def build_graphs(way: Way):
     model = build(way)
-    return LayerGraphs(partial(decode, model), find_layers(model), LONGEST, 200, way.kept)
+    return LayerGraphs(partial(decode, model), find_layers(model), LONGEST, way.kept)
 
 
 def draw_row(number: int, length: int) -> Example:

@@ -13,16 +13,15 @@ class PassMemory:
     """What all passes use: the inputs of the layers, the gradient by one, and the graphs' own.
 
     Args:
-        like: Hidden states, `[1, some, hidden]`.
+        like: Hidden states of the longest, `[1, most, hidden]`.
         layers: How many there are.
-        most: Tokens.
     """
 
-    def __init__(self, like: Tensor, layers: int, most: int) -> None:
-        self._hidden = like.shape[2]
+    def __init__(self, like: Tensor, layers: int) -> None:
+        _, self.most, self._hidden = like.shape
 
         def make() -> Tensor:
-            return like.new_zeros(most * self._hidden)
+            return like.new_zeros(like.numel())
 
         self._inputs, self._slope = [make() for _ in range(layers + 1)], make()
         self.pool: Any = None
@@ -66,6 +65,12 @@ class CapturedPass:
         if self.memory is None:
             raise RuntimeError("no layer has been run")
         return self.memory
+
+    def end(self) -> None:
+        """Give back all that it holds; its backward has been run, and may still be referred to."""
+        self.forget_graphs()
+        self.layers.clear()
+        self.memory = None
 
     def forget_graphs(self) -> None:
         """Leave its layers to be run as they are."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lit_sft.cuda import capturing, differentiate_here, renew_random_state, trying_out
 
@@ -52,7 +53,7 @@ class FixedLayer:
         self._run_layer, self._trained, self._keeps = run, list(trained), keeps
         self._on_view = on_view
         self._into, self._out, self._slope = into, out, slope
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._kept: tuple[Tensor, GradientEdge] | None = None
 
     def capture_forward(self, pool: Any, dice: "Dice") -> Replayed:
         """Return the forward as a graph; on a CPU, which has none, as it is.
@@ -100,15 +101,20 @@ class FixedLayer:
         """Run the layer, as in training: what computes otherwise without gradients does not."""
         leaf, out = self._run()
         self._out.copy_(out.detach())
-        self._kept = (leaf, out) if self._keeps else None
+        # Its backward asks for where it comes from alone, and what it gave stands in `_out` now.
+        self._kept = (leaf, get_gradient_edge(out)) if self._keeps else None
 
     def backward(self) -> None:
         """Add to the gradients of its parameters, and write the slope."""
-        leaf, out = self._kept or self._run()
-        self._kept = None
+        if self._kept:
+            leaf, edge = self._kept
+            self._kept = None
+        else:
+            leaf, out = self._run()
+            edge = get_gradient_edge(out)
         with differentiate_here():
             of_input, *found = torch.autograd.grad(
-                out, [leaf, *self._trained], self._slope, materialize_grads=True
+                [edge], [leaf, *self._trained], [self._slope], materialize_grads=True
             )
         self._slope.copy_(of_input)
         for parameter, gradient in zip(self._trained, found, strict=True):

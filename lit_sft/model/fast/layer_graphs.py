@@ -42,7 +42,6 @@ class LayerGraphs:
             and `max_length`.
         layers: Those of the model, in order.
         max_length: Of a row, in tokens.
-        max_tokens: Of a pass.
         kept: The layers, by their numbers, that keep all that their backward needs; the others are
             computed again.
     """
@@ -52,13 +51,11 @@ class LayerGraphs:
         decode: Decode,
         layers: Sequence[GradientCheckpointingLayer],
         max_length: int,
-        max_tokens: int,
         kept: Collection[int] = (),
     ) -> None:
         self._decode, self._layers, self._max_length = decode, list(layers), max_length
         self._kept = frozenset(kept)
         self._step = min(SIZE_STEP, max_length)
-        self._most = -(-max_tokens // self._step) * self._step
         self._weights = FixedWeights(self._layers)
         self._run_layers: list[Callable[..., Any]] = []
         self._passes: dict[Size, CapturedPass] = {}
@@ -87,6 +84,12 @@ class LayerGraphs:
 
     def _run(self, size: Size, batch: Batch) -> Tensor:
         """Run a pass, capturing layer after layer on the way where its size is new."""
+        if self._memory and size.tokens > self._memory.most:
+            # Few passes are as long as the longest that may come: its memory would lie idle.
+            for shorter in self._passes.values():
+                shorter.end()
+            self._passes.clear()
+            self._memory = None
         if size not in self._passes:
             device = batch["input_ids"].device
             self._passes[size] = CapturedPass(
@@ -219,7 +222,7 @@ class LayerGraphs:
 
     def _find_memory(self, like: Tensor) -> PassMemory:
         if self._memory is None:
-            self._memory = PassMemory(like, len(self._layers), self._most)
+            self._memory = PassMemory(like, len(self._layers))
         return self._memory
 
 

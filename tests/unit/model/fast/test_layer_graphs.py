@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForCausalLM
 
 from lit_sft import Lora
@@ -81,12 +82,21 @@ def setup(tiny_base):
     return Setup(tiny_base)
 
 
+@pytest.fixture
+def no_memory(monkeypatch):
+    def fail(self, pool, dice):
+        raise torch.OutOfMemoryError("there is none")
+
+    monkeypatch.setattr(FixedLayer, "capture_forward", fail)
+
+
 @pytest.mark.parametrize("kept", [(), (0,), (1,), (0, 1)])
-def test_the_same_bits_as_layers_that_transformers_computes_again(setup, kept):
+@pytest.mark.parametrize("lengths", [[(16, 16), (10, 6), (16, 16)], [(10, 6), (16, 16), (10, 6)]])
+def test_the_same_bits_as_layers_that_transformers_computes_again(setup, kept, lengths):
     """The first time a size is captured on the way, the second time it is replayed."""
-    batches = [make(16, 16), make(10, 6), make(16, 16)]
+    batches = [make(*x) for x in lengths]
     plain = setup.step(setup.run_padded, batches)
-    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 32, kept)
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, kept)
     assert not any(layer.gradient_checkpointing for layer in setup.layers)
     for _ in range(2):
         losses, gradient, draws = setup.step(graphs, batches)
@@ -101,11 +111,48 @@ def test_the_same_bits_as_layers_that_transformers_computes_again(setup, kept):
 def test_layers_see_the_strides_of_any_tensor(setup):
     """Each other kind of input would be compiled for itself, in the first step."""
     seen = []
-    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 64)
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST)
     setup.layers[1].register_forward_pre_hook(lambda _, args: seen.append(args[0].stride()))
     setup.step(graphs, [make(16), make(16, 16)])
     hidden = setup.model.config.hidden_size
     assert set(seen) == {(n * hidden, hidden, 1) for n in (16, 32)}
+
+
+def test_memory_is_that_of_the_longest_pass_until_then(setup):
+    seen = []
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST)
+    setup.layers[1].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].untyped_storage().nbytes())
+    )
+    setup.step(graphs, [make(16), make(16, 16), make(16)])
+    a_row = LONGEST * setup.model.config.hidden_size * 4
+    assert seen == [a_row, a_row, *[2 * a_row] * 4]  # each is computed again in its backward
+
+
+def test_a_loss_that_is_still_referred_to_holds_no_memory_of_shorter_passes(setup):
+    seen = []
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST)
+    setup.layers[1].register_forward_pre_hook(
+        lambda _, args: seen.append(StorageWeakRef(args[0].untyped_storage()))
+    )
+    loss = graphs(make(16)).sum()
+    loss.backward()
+    graphs(make(16, 16)).sum().backward()
+    assert loss.grad_fn
+    assert [reference.expired() for reference in seen] == [True, True, False, False]
+
+
+def test_what_a_layer_gave_is_kept_once(setup):
+    """In a graph, its own memory would be held until the backward of all layers is captured."""
+    gave = []
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, kept=(0, 1))
+    for layer in setup.layers:
+        layer.register_forward_hook(
+            lambda _, given, out: gave.append(StorageWeakRef(out.untyped_storage()))
+        )
+    hidden = graphs(make(16))
+    assert [reference.expired() for reference in gave] == [True, True]
+    hidden.sum().backward()
 
 
 def test_the_pass_of_a_rank_without_rows_is_not_compiled(setup):
@@ -116,17 +163,17 @@ def test_the_pass_of_a_rank_without_rows_is_not_compiled(setup):
         return module
 
     setup.compile(backend)
-    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 64)
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST)
     setup.step(graphs, [make_empty_pass(torch.device("cpu"))])
     assert not compiled
     setup.step(graphs, [make(16)])
     assert compiled
 
 
-def test_a_rank_without_rows_goes_on_where_graphs_were_given_up(setup):
+def test_a_rank_without_rows_goes_on_where_graphs_were_given_up(setup, no_memory):
     """What is computed again has to be compiled where what it stands for was."""
     setup.compile("aot_eager")
-    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 16)  # less than the first has
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST)
     with pytest.warns(UserWarning, match="there are no CUDA graphs"):
         setup.step(graphs, [make(16, 9)])
     losses, gradient, _ = setup.step(graphs, [make_empty_pass(torch.device("cpu"))])
@@ -141,7 +188,7 @@ def test_a_layer_that_cannot_be_captured_leaves_those_before_it_as_they_have_run
 ):
     batches = [make(16, 9), make(9)]
     plain = setup.step(setup.run_padded, batches)
-    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 32, kept)
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, kept)
     captured = iter(range(len(setup.layers)))
 
     def fail(self, pool, dice):
@@ -160,10 +207,10 @@ def test_a_layer_that_cannot_be_captured_leaves_those_before_it_as_they_have_run
     assert setup.count_runs(graphs, batches[0]) == [1 if x in kept else 2 for x in (0, 1)]
 
 
-def test_what_cannot_be_captured_runs_as_it_is(setup):
+def test_what_cannot_be_captured_runs_as_it_is(setup, no_memory):
     batches = [make(16, 9), make(9)]
     plain = setup.step(setup.run_padded, batches)
-    graphs = LayerGraphs(setup.run, setup.layers, LONGEST, 16)  # less than the first has
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST)
     with pytest.warns(UserWarning, match="there are no CUDA graphs"):
         found = setup.step(graphs, batches)
     assert found[0] == plain[0]
@@ -255,7 +302,7 @@ def test_a_model_of_another_way_has_its_own_gradient(way, fits):
         return flat.gradient.clone()
 
     plain = differentiate(model)
-    graphs = LayerGraphs(model, model.parts, LONGEST, 16)
+    graphs = LayerGraphs(model, model.parts, LONGEST)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = [differentiate(graphs) for _ in range(2)]
