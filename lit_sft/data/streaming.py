@@ -35,8 +35,8 @@ from lit_sft.data.windows import (
     PaddedWindows,
     WindowLoader,
     WindowSampler,
-    leave_signals_to_the_trainer,
 )
+from lit_sft.data.workers import leave_signals_to_the_trainer
 from lit_sft.errors import InputError
 from lit_sft.tasks.base import ChatTask, NamedRow
 from lit_sft.types import Example, Window

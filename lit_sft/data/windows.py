@@ -1,8 +1,5 @@
 """Which rows an optimizer step sees, and how they reach the model."""
 
-import atexit
-import signal
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from lit_sft.data.batching import pack_batch, pad_batch, share_evenly, share_out
 from lit_sft.data.encoded_rows import EncodedRows
-from lit_sft.signals import OWNED
+from lit_sft.data.workers import end_at_exit, make_context
 from lit_sft.types import Example, Prompt, Window
 
 
@@ -172,29 +169,10 @@ class WindowLoader(DataLoader[Window]):
 
     def __iter__(self) -> Any:
         """Return the batches; their workers, if any, are gone before the process waits for them."""
-        batches = super().__iter__()
-        if self.num_workers:
-            _reading.add(batches)
+        if not self.num_workers:
+            return super().__iter__()
+        if self.multiprocessing_context is None:
+            self.multiprocessing_context = make_context()
+        batches: Any = super().__iter__()
+        end_at_exit(batches)
         return batches
-
-
-_reading: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-@atexit.register
-def _end_workers() -> None:
-    """End the workers of an iterator that a traceback has kept alive.
-
-    At its exit, a process sends its workers SIGTERM, which they ignore, and waits for them.
-    """
-    for batches in list(_reading):
-        batches._shutdown_workers()
-
-
-def leave_signals_to_the_trainer(worker_id: int) -> None:
-    """Let a loader worker outlive the signal that its whole process group is sent.
-
-    The trainer takes it, and still needs windows to come to an end; a worker goes with the trainer.
-    """
-    for number in OWNED:
-        signal.signal(number, signal.SIG_IGN)
