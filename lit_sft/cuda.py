@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,21 +13,20 @@ it has come, and so has the loader."""
 
 
 @contextmanager
-def trying_out(device: torch.device, pool: Any = None) -> Iterator[None]:
+def trying_out(side: Any, pool: Any = None) -> Iterator[None]:
     """Run what is to be captured as it is first, where it will be captured.
 
     Args:
-        device: Where it runs.
+        side: As `make_capture_stream` makes it.
         pool: The memory of graphs that were captured before, or None. Between two replays it is
             free, and to try takes none besides.
     """
-    side = _capture_stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
+    side.wait_stream(torch.cuda.current_stream(side.device))
     try:
-        with torch.cuda.stream(side), _allocating_in(pool, device):
+        with torch.cuda.stream(side), _allocating_in(pool, side.device):
             yield
     finally:
-        torch.cuda.current_stream(device).wait_stream(side)
+        torch.cuda.current_stream(side.device).wait_stream(side)
 
 
 class _Pool(NamedTuple):
@@ -57,17 +55,17 @@ def differentiate_here() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def capturing(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> Iterator[None]:
+def capturing(graph: torch.cuda.CUDAGraph, pool: Any, side: Any) -> Iterator[None]:
     """Capture what is run in this context, without running it.
 
     Args:
         graph: What is to be replayed.
         pool: The memory of graphs that were captured before, or None.
-        device: Where it runs.
+        side: As `make_capture_stream` makes it.
     """
-    before = torch.cuda.current_stream(device)
+    before = torch.cuda.current_stream(side.device)
     try:
-        with torch.cuda.graph(graph, pool, _capture_stream(device), OWN):
+        with torch.cuda.graph(graph, pool, side, OWN):
             yield
     finally:
         torch.cuda.set_stream(before)  # torch leaves its own where a capture cannot be ended
@@ -99,12 +97,13 @@ def warn_of_no_graphs(what: str, reason: str) -> None:
     )
 
 
-@cache
-def _capture_stream(device: torch.device) -> Any:
-    """Return the `torch.cuda.Stream` of a device that graphs are tried out and captured on.
+def make_capture_stream(device: torch.device) -> Any:
+    """Return a `torch.cuda.Stream` to try out and capture those graphs on that end together.
 
-    There is one: cuBLAS keeps 64 MiB to work in for every stream that it has ever been used on, by
-    the setting that gives the same bits twice.
+    cuBLAS keeps 64 MiB to work in for every stream that it has ever been used on, by the setting
+    that gives the same bits twice, so graphs share one where they can. From torch 2.12 on, the end
+    of a graph takes that memory from all others of its stream (pytorch/pytorch#193402): those of
+    answers, which end while training goes on, are captured on another than those of training.
     """
     make: Any = torch.cuda.Stream
     return make(device)

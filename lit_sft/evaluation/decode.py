@@ -13,13 +13,14 @@ likely to within the rounding of their dtype.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
-from lit_sft.cuda import capturing, trying_out
+from lit_sft.cuda import capturing, make_capture_stream, trying_out
 from lit_sft.evaluation.generate import (
     Ending,
     Generation,
@@ -38,6 +39,10 @@ BLOCK = 16
 PREFILL_TOKENS = 2**13
 """Prompt tokens that are read at once: enough for a card, and few enough that the longest prompt of
 some is not much longer than they are."""
+
+
+_find_stream = cache(make_capture_stream)
+"""The stream of a device that batches are captured on, one after the other."""
 
 
 @dataclass
@@ -257,12 +262,12 @@ class _Batch:
         held = list(vars(self.state).values())
         before = [x.clone() for x in held]
         self._use(rows, seen, is_reading=False)
-        with trying_out(self.device):
+        with trying_out(_find_stream(self.device)):
             self._step(rows, seen)
         for tensor, value in zip(held, before, strict=True):
             tensor.copy_(value)
         graph = torch.cuda.CUDAGraph()
-        with capturing(graph, self.pool, self.device):
+        with capturing(graph, self.pool, _find_stream(self.device)):
             self._step(rows, seen)
         self.pool = graph.pool()
         return graph

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from test_captured_passes import LENGTHS, LONGEST, Setup
+from test_captured_passes import LENGTHS, LONGEST, Setup, answer
 
 from lit_sft.model.fast.kernels import run_uncompiled
 from lit_sft.model.fast.layer_graphs import LayerGraphs
@@ -62,7 +62,8 @@ def test_against_transformers_own_recomputation(make_base, device, lengths, kept
         pytest.skip("a CPU has no CUDA graphs")
     setup = ByLayers(make_base("small"), device, compiled=False, kept=kept)
     batch = setup.make(lengths)
-    for other in (batch, setup.make([50, 60])):  # another size is captured in the same memory
+    # Another size is captured in the same memory; where it is longer, both are captured anew.
+    for other in (batch, setup.make([50, 60]), batch):
         setup.step(setup.graphed, other)
     loss, gradient = setup.step(setup.graphed, batch)
     assert setup.graphed.is_capturing
@@ -70,3 +71,15 @@ def test_against_transformers_own_recomputation(make_base, device, lengths, kept
     plain, of_plain = setup.step(setup.run_padded, batch)
     assert torch.equal(plain, loss)
     assert torch.equal(of_plain, gradient)
+
+
+def test_the_graphs_of_answers_take_nothing_along_when_they_end(setup):
+    batch = setup.make([40, 3, 90])
+    loss, gradient = setup.step(setup.graphed, batch)
+    answer(setup.model)
+    torch.cuda.empty_cache()
+    setup.step(setup.graphed, setup.make([30]))  # takes what is free
+    again, repeated = setup.step(setup.graphed, batch)
+    assert setup.graphed.is_capturing
+    assert torch.equal(again, loss)
+    assert torch.equal(repeated, gradient)

@@ -11,7 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from lit_sft import Lora
 from lit_sft.data.batching import pack_batch
+from lit_sft.evaluation.decode import decode_batch
+from lit_sft.evaluation.evaluating import evaluating
+from lit_sft.evaluation.generate import Ending
 from lit_sft.model.adapter import attach_lora
+from lit_sft.model.fast.attention import use_attention
 from lit_sft.model.fast.flat_parameters import FlatParameters
 from lit_sft.model.fast.graphs import GraphedDecoder, Size, fit
 from lit_sft.model.fast.kernels import compile_layers, make_fast
@@ -123,6 +127,25 @@ def test_gradients_of_several_passes_add_up(setup):
             hidden = setup.graphed(batch)
             sum_supervised_loss(setup.model, batch, hidden=hidden).backward()
     assert torch.equal(setup.flat.gradient, alone[0] + alone[1] + alone[2])
+
+
+def answer(model) -> None:
+    use_attention(model, packed=False)
+    eager = torch.compiler.set_stance("force_eager")  # as `answer_greedily` runs it
+    with evaluating(model), eager, torch.autocast("cuda", torch.bfloat16):
+        decode_batch(model, [[7, 8, 9]] * 16, Ending((1,), 0, 20))
+
+
+def test_the_graphs_of_answers_take_nothing_along_when_they_end(setup):
+    batch, other = setup.make([40, 3, 90]), setup.make([LONGEST] * 5)
+    loss, gradient = setup.step(setup.graphed, batch)
+    answer(setup.model)
+    torch.cuda.empty_cache()
+    setup.step(setup.graphed, other)  # takes what is free
+    again, repeated = setup.step(setup.graphed, batch)
+    assert setup.graphed.is_capturing
+    assert torch.equal(again, loss)
+    assert torch.equal(repeated, gradient)
 
 
 def test_what_cannot_be_captured_runs_as_it_is(setup):

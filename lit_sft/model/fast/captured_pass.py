@@ -13,7 +13,7 @@ class PassMemory:
     """What all passes use: the inputs of the layers, the gradient by one, and the graphs' own.
 
     Args:
-        like: Hidden states of the longest, `[1, most, hidden]`.
+        like: Hidden states of the longest of them, `[1, most, hidden]`.
         layers: How many there are.
     """
 
@@ -63,14 +63,14 @@ class CapturedPass:
     def find_memory(self) -> PassMemory:
         """Return that which its layers have run in."""
         if self.memory is None:
-            raise RuntimeError("no layer has been run")
+            raise RuntimeError("no layer has been run, or a longer pass was, before the backward")
         return self.memory
 
     def end(self) -> None:
-        """Give back all that it holds; its backward has been run, and may still be referred to."""
+        """Give back its graphs and memory: a loss whose backward has run may still refer to it."""
         self.forget_graphs()
         self.layers.clear()
-        self.memory = None
+        self.memory, self.others = None, FixedInputs()
 
     def forget_graphs(self) -> None:
         """Leave its layers to be run as they are."""

@@ -38,6 +38,7 @@ class FixedLayer:
         keeps: Whether it keeps what its backward needs; otherwise it is computed again.
         on_view: Whether it is run on a view, as FSDP runs a layer. What was compiled for the one is
             compiled anew for the other.
+        stream: To capture it on; None on a CPU.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class FixedLayer:
         trained: Sequence[nn.Parameter],
         keeps: bool = False,
         on_view: bool = False,
+        stream: Any = None,
     ) -> None:
         self._run_layer, self._trained, self._keeps = run, list(trained), keeps
-        self._on_view = on_view
+        self._on_view, self._stream = on_view, stream
         self._into, self._out, self._slope = into, out, slope
         self._kept: tuple[Tensor, GradientEdge] | None = None
 
@@ -64,12 +66,11 @@ class FixedLayer:
             pool: The memory of graphs that were captured before, or None.
             dice: Where dropout is drawn from.
         """
-        device = self._into.device
-        if device.type != "cuda":
+        if self._stream is None:
             return _Plain(self.forward)
         before, slope = dice.read_all(), self._slope.clone()
         self._slope.zero_()
-        with _without_autocast_cache(device.type), trying_out(device, pool):
+        with _without_autocast_cache("cuda"), trying_out(self._stream, pool):
             self.forward()
             self.backward()  # the gradients of a zero slope are zero
         self._slope.copy_(slope)
@@ -84,7 +85,7 @@ class FixedLayer:
             pool: As for `capture_forward`.
             dice: Likewise.
         """
-        if self._into.device.type != "cuda":
+        if self._stream is None:
             return _Plain(self.backward)
         before = dice.read_all()
         graph = self._capture(self.backward, pool)
@@ -92,8 +93,8 @@ class FixedLayer:
         return graph
 
     def _capture(self, work: Callable[[], None], pool: Any) -> Replayed:
-        device, graph = self._into.device, torch.cuda.CUDAGraph()
-        with _without_autocast_cache(device.type), capturing(graph, pool, device):
+        graph = torch.cuda.CUDAGraph()
+        with _without_autocast_cache("cuda"), capturing(graph, pool, self._stream):
             work()
         return graph
 

@@ -17,7 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_sft.cuda import capturing, renew_random_state, trying_out, warn_of_no_graphs
+from lit_sft.cuda import (
+    capturing,
+    make_capture_stream,
+    renew_random_state,
+    trying_out,
+    warn_of_no_graphs,
+)
 from lit_sft.types import Batch
 
 SIZE_STEP = 256
@@ -69,6 +75,7 @@ class GraphedDecoder:
         self._graphs: dict[Size, _Graphs] = {}
         self.is_capturing = True
         self._pool: Any = None
+        self._stream = make_capture_stream(gradient.device)
         self._anchor = torch.zeros((), device=gradient.device, requires_grad=True)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -103,16 +110,16 @@ class GraphedDecoder:
         device = self._anchor.device
         batch = make_empty(size, self._max_length, device)
         torch.clear_autocast_cache()  # a weight that was cast before would be cast no more
-        with trying_out(device):
+        with trying_out(self._stream):
             hidden = self._decode(batch)
             slope = torch.zeros_like(hidden)
             self._add_gradients(hidden, slope)
             del hidden
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with capturing(forward, self._pool, device):
+        with capturing(forward, self._pool, self._stream):
             hidden = self._decode(batch)
         self._pool = forward.pool()
-        with capturing(backward, self._pool, device):
+        with capturing(backward, self._pool, self._stream):
             self._add_gradients(hidden, slope)
         return _Graphs(forward, backward, batch, hidden.detach(), slope)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_sft.cuda import count_unused_bytes, warn_of_no_graphs
+from lit_sft.cuda import count_unused_bytes, make_capture_stream, warn_of_no_graphs
 from lit_sft.model.fast.captured_pass import CapturedPass, PassMemory
 from lit_sft.model.fast.fixed_inputs import UnfitLayersError
 from lit_sft.model.fast.fixed_layer import Dice, FixedLayer, Replayed
@@ -60,6 +60,7 @@ class LayerGraphs:
         self._run_layers: list[Callable[..., Any]] = []
         self._passes: dict[Size, CapturedPass] = {}
         self._memory: PassMemory | None = None
+        self._stream: Any = None
         self._current: CapturedPass | None = None
         self._anchor = torch.zeros((), requires_grad=True)  # a frozen embedding has no gradient
         self.is_capturing = True
@@ -85,11 +86,9 @@ class LayerGraphs:
     def _run(self, size: Size, batch: Batch) -> Tensor:
         """Run a pass, capturing layer after layer on the way where its size is new."""
         if self._memory and size.tokens > self._memory.most:
-            # Few passes are as long as the longest that may come: its memory would lie idle.
-            for shorter in self._passes.values():
-                shorter.end()
-            self._passes.clear()
-            self._memory = None
+            # Memory for the longest pass that may come would lie idle in nearly all of them. Graphs
+            # know where theirs is: with longer memory, all are captured anew.
+            self._end_all()
         if size not in self._passes:
             device = batch["input_ids"].device
             self._passes[size] = CapturedPass(
@@ -138,9 +137,8 @@ class LayerGraphs:
 
     def _give_up(self, current: CapturedPass, reason: str) -> None:
         self.is_capturing = False
-        self._passes.clear()
-        self._memory = None
         current.forget_graphs()
+        self._end_all(current)
         for layer, run in zip(self._layers, self._run_layers, strict=True):
             exchange_call(layer, run)
         recompute_from_outside(x for i, x in enumerate(self._layers) if i not in self._kept)
@@ -182,7 +180,10 @@ class LayerGraphs:
         slope = memory.find_slope(ends[0].shape[1])
         trained = [p for p in self._layers[index].parameters() if p.requires_grad]
         keeps, on_view = index in self._kept, hasattr(self._layers[index], "unshard")
-        layer = FixedLayer(lambda x: run(x, *args, **kwargs), *ends, slope, trained, keeps, on_view)
+        layer = FixedLayer(
+            *(lambda x: run(x, *args, **kwargs), *ends, slope),
+            *(trained, keeps, on_view, self._stream),
+        )
         current.layers.append(layer)
         current.forwards.append(layer.capture_forward(memory.pool, current.dice))
         memory.pool = current.forwards[-1].pool()
@@ -220,7 +221,20 @@ class LayerGraphs:
         current.dice.write(now)
         return own.clone()  # autograd may hold it while the layer before writes its own
 
+    def _end_all(self, but: CapturedPass | None = None) -> None:
+        if (
+            self._stream is not None
+        ):  # a replay is on no stream that its memory is known to be used on
+            torch.cuda.synchronize(self._stream.device)
+        for other in self._passes.values():
+            if other is not but:
+                other.end()
+        self._passes.clear()
+        self._memory = None
+
     def _find_memory(self, like: Tensor) -> PassMemory:
+        if like.is_cuda and self._stream is None:
+            self._stream = make_capture_stream(like.device)
         if self._memory is None:
             self._memory = PassMemory(like, len(self._layers))
         return self._memory

@@ -82,12 +82,13 @@ def setup(tiny_base):
     return Setup(tiny_base)
 
 
+def fail_to_capture(layer, pool, dice):
+    raise torch.OutOfMemoryError("there is none")
+
+
 @pytest.fixture
 def no_memory(monkeypatch):
-    def fail(self, pool, dice):
-        raise torch.OutOfMemoryError("there is none")
-
-    monkeypatch.setattr(FixedLayer, "capture_forward", fail)
+    monkeypatch.setattr(FixedLayer, "capture_forward", fail_to_capture)
 
 
 @pytest.mark.parametrize("kept", [(), (0,), (1,), (0, 1)])
@@ -142,6 +143,22 @@ def test_a_loss_that_is_still_referred_to_holds_no_memory_of_shorter_passes(setu
     assert [reference.expired() for reference in seen] == [True, True, False, False]
 
 
+def test_nor_does_it_where_graphs_are_given_up(setup, monkeypatch):
+    seen = []
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST)
+    hook = setup.layers[1].register_forward_pre_hook(
+        lambda _, args: seen.append(StorageWeakRef(args[0].untyped_storage()))
+    )
+    loss = graphs(make(16, 16)).sum()
+    loss.backward()
+    hook.remove()
+    monkeypatch.setattr(FixedLayer, "capture_forward", fail_to_capture)
+    with pytest.warns(UserWarning, match="there is none"):
+        graphs(make(16)).sum().backward()
+    assert loss.grad_fn
+    assert all(reference.expired() for reference in seen)
+
+
 def test_what_a_layer_gave_is_kept_once(setup):
     """In a graph, its own memory would be held until the backward of all layers is captured."""
     gave = []
@@ -183,13 +200,14 @@ def test_a_rank_without_rows_goes_on_where_graphs_were_given_up(setup, no_memory
 
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("kept", [(), (0,)])
+@pytest.mark.parametrize("before", [(), (16,)], ids=["first", "after a shorter pass"])
 def test_a_layer_that_cannot_be_captured_leaves_those_before_it_as_they_have_run(
-    setup, kept, index, monkeypatch
+    setup, kept, index, before, monkeypatch
 ):
-    batches = [make(16, 9), make(9)]
+    batches = [*map(make, before), make(16, 9), make(9)]
     plain = setup.step(setup.run_padded, batches)
     graphs = LayerGraphs(setup.run, setup.layers, LONGEST, kept)
-    captured = iter(range(len(setup.layers)))
+    captured = iter(range(-len(before) * len(setup.layers), len(setup.layers)))
 
     def fail(self, pool, dice):
         if next(captured) == index:
