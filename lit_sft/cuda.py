@@ -101,7 +101,7 @@ def make_capture_stream(device: torch.device) -> Any:
     """Return a `torch.cuda.Stream` to try out and capture those graphs on that end together.
 
     cuBLAS keeps 64 MiB to work in for every stream that it has ever been used on, by the setting
-    that gives the same bits twice, so graphs share one where they can. From torch 2.12 on, the end
+    that gives the same bits twice, so graphs share one where they can. After torch 2.11, the end
     of a graph takes that memory from all others of its stream (pytorch/pytorch#193402): those of
     answers, which end while training goes on, are captured on another than those of training.
     """

@@ -222,9 +222,8 @@ class LayerGraphs:
         return own.clone()  # autograd may hold it while the layer before writes its own
 
     def _end_all(self, but: CapturedPass | None = None) -> None:
-        if (
-            self._stream is not None
-        ):  # a replay is on no stream that its memory is known to be used on
+        if self._stream is not None:
+            # Replays are on another stream, which the allocator does not know of.
             torch.cuda.synchronize(self._stream.device)
         for other in self._passes.values():
             if other is not but:
