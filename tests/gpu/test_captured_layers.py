@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from test_captured_passes import LENGTHS, LONGEST, Setup, answer
+from test_captured_passes import LENGTHS, LONGEST, Setup, require_the_same_after_answers
 
 from lit_sft.model.fast.kernels import run_uncompiled
 from lit_sft.model.fast.layer_graphs import LayerGraphs
@@ -74,12 +74,4 @@ def test_against_transformers_own_recomputation(make_base, device, lengths, kept
 
 
 def test_the_graphs_of_answers_take_nothing_along_when_they_end(setup):
-    batch = setup.make([40, 3, 90])
-    loss, gradient = setup.step(setup.graphed, batch)
-    answer(setup.model)
-    torch.cuda.empty_cache()
-    setup.step(setup.graphed, setup.make([30]))  # takes what is free
-    again, repeated = setup.step(setup.graphed, batch)
-    assert setup.graphed.is_capturing
-    assert torch.equal(again, loss)
-    assert torch.equal(repeated, gradient)
+    require_the_same_after_answers(setup, setup.make([40, 3, 90]), setup.make([30]))

@@ -129,23 +129,23 @@ def test_gradients_of_several_passes_add_up(setup):
     assert torch.equal(setup.flat.gradient, alone[0] + alone[1] + alone[2])
 
 
-def answer(model) -> None:
-    use_attention(model, packed=False)
-    eager = torch.compiler.set_stance("force_eager")  # as `answer_greedily` runs it
-    with evaluating(model), eager, torch.autocast("cuda", torch.bfloat16):
-        decode_batch(model, [[7, 8, 9]] * 16, Ending((1,), 0, 20))
-
-
-def test_the_graphs_of_answers_take_nothing_along_when_they_end(setup):
-    batch, other = setup.make([40, 3, 90]), setup.make([LONGEST] * 5)
+def require_the_same_after_answers(setup, batch, other) -> None:
+    """Answer between two passes of a batch, and let another size take what that has left free."""
     loss, gradient = setup.step(setup.graphed, batch)
-    answer(setup.model)
+    use_attention(setup.model, packed=False)
+    eager = torch.compiler.set_stance("force_eager")  # as `answer_greedily` runs it
+    with evaluating(setup.model), eager, torch.autocast("cuda", torch.bfloat16):
+        decode_batch(setup.model, [[7, 8, 9]] * 16, Ending((1,), 0, 20))
     torch.cuda.empty_cache()
-    setup.step(setup.graphed, other)  # takes what is free
+    setup.step(setup.graphed, other)
     again, repeated = setup.step(setup.graphed, batch)
     assert setup.graphed.is_capturing
     assert torch.equal(again, loss)
     assert torch.equal(repeated, gradient)
+
+
+def test_the_graphs_of_answers_take_nothing_along_when_they_end(setup):
+    require_the_same_after_answers(setup, setup.make([40, 3, 90]), setup.make([LONGEST] * 5))
 
 
 def test_what_cannot_be_captured_runs_as_it_is(setup):

@@ -88,6 +88,8 @@ class LayerGraphs:
         if self._memory and size.tokens > self._memory.most:
             # Memory for the longest pass that may come would lie idle in nearly all of them. Graphs
             # know where theirs is: with longer memory, all are captured anew.
+            if self._stream is not None:  # replays are on another, which the allocator knows not of
+                torch.cuda.synchronize(self._stream.device)
             self._end_all()
         if size not in self._passes:
             device = batch["input_ids"].device
@@ -181,8 +183,7 @@ class LayerGraphs:
         trained = [p for p in self._layers[index].parameters() if p.requires_grad]
         keeps, on_view = index in self._kept, hasattr(self._layers[index], "unshard")
         layer = FixedLayer(
-            *(lambda x: run(x, *args, **kwargs), *ends, slope),
-            *(trained, keeps, on_view, self._stream),
+            lambda x: run(x, *args, **kwargs), *ends, slope, trained, keeps, on_view, self._stream
         )
         current.layers.append(layer)
         current.forwards.append(layer.capture_forward(memory.pool, current.dice))
@@ -222,9 +223,6 @@ class LayerGraphs:
         return own.clone()  # autograd may hold it while the layer before writes its own
 
     def _end_all(self, but: CapturedPass | None = None) -> None:
-        if self._stream is not None:
-            # Replays are on another stream, which the allocator does not know of.
-            torch.cuda.synchronize(self._stream.device)
         for other in self._passes.values():
             if other is not but:
                 other.end()

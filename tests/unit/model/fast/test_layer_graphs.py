@@ -130,12 +130,18 @@ def test_memory_is_that_of_the_longest_pass_until_then(setup):
     assert seen == [a_row, a_row, *[2 * a_row] * 4]  # each is computed again in its backward
 
 
-def test_a_loss_that_is_still_referred_to_holds_no_memory_of_shorter_passes(setup):
-    seen = []
-    graphs = LayerGraphs(setup.run, setup.layers, LONGEST)
-    setup.layers[1].register_forward_pre_hook(
+def watch_memory(layer):
+    """Return what will be references to the memory that a layer is run on, and the hook."""
+    seen: list[StorageWeakRef] = []
+    hook = layer.register_forward_pre_hook(
         lambda _, args: seen.append(StorageWeakRef(args[0].untyped_storage()))
     )
+    return seen, hook
+
+
+def test_a_loss_that_is_still_referred_to_holds_no_memory_of_shorter_passes(setup):
+    graphs = LayerGraphs(setup.run, setup.layers, LONGEST)
+    seen, _ = watch_memory(setup.layers[1])
     loss = graphs(make(16)).sum()
     loss.backward()
     graphs(make(16, 16)).sum().backward()
@@ -144,11 +150,8 @@ def test_a_loss_that_is_still_referred_to_holds_no_memory_of_shorter_passes(setu
 
 
 def test_nor_does_it_where_graphs_are_given_up(setup, monkeypatch):
-    seen = []
     graphs = LayerGraphs(setup.run, setup.layers, LONGEST)
-    hook = setup.layers[1].register_forward_pre_hook(
-        lambda _, args: seen.append(StorageWeakRef(args[0].untyped_storage()))
-    )
+    seen, hook = watch_memory(setup.layers[1])
     loss = graphs(make(16, 16)).sum()
     loss.backward()
     hook.remove()
